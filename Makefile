@@ -1,0 +1,85 @@
+# make            what there is to make
+# make test       needs nothing but Python >= 3.11 with pip; the rest it puts into .venv by itself
+#
+#   PYTHON=python3.12   the Python to make .venv with         VENV=.venv-3.12   where to make it
+#   ARGS="-k stream"    more arguments for the program run
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test test-long coverage check format bench build clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: $(STAMPS)/demo ## the image service: make photos, serve, download, resize them
+	@exec $(BIN)/python -m examples.image_service --out demo-output $(ARGS)
+
+test: $(STAMPS)/test ## all tests, with a fixed budget for the random ones
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+test-long: $(STAMPS)/test ## the same with many more random schedules
+	@ASYNCPOOL_TEST_BUDGET=long exec $(BIN)/python -m pytest $(ARGS)
+
+coverage: $(STAMPS)/test ## the tests, and which lines and branches they did not reach
+	@exec $(BIN)/python -m pytest --cov --cov-report=term-missing $(ARGS)
+
+# Types are checked as the oldest and as the newest Python sees them: some code is for one of the two only.
+check: export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
+check: $(STAMPS)/check ## ruff, mypy, pyright and the floors of the house
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.13
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --pythonpath $(BIN)/python --pythonversion 3.13
+	$(BIN)/lint-imports
+
+format: $(STAMPS)/check ## let ruff repair and format what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMPS)/bench ## the table of costs
+	@exec $(BIN)/python -m benchmarks $(ARGS)
+
+build: $(STAMPS)/venv ## wheel and sdist in dist/
+	@$(PIP) install build
+	$(BIN)/python -m build
+
+clean: ## remove what make made, .venv too
+	rm -rf .venv .venv-* dist demo-output .coverage* htmlcov .hypothesis .import_linter_cache
+	rm -rf .mypy_cache .pytest_cache .ruff_cache
+	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What a target needs is installed once, and again only when pyproject.toml changes.
+
+$(STAMPS)/demo: EXTRAS := examples
+$(STAMPS)/test: EXTRAS := examples,test
+$(STAMPS)/check: EXTRAS := check,examples,test
+$(STAMPS)/bench: EXTRAS := bench
+
+$(STAMPS)/demo $(STAMPS)/test $(STAMPS)/check $(STAMPS)/bench: pyproject.toml | $(STAMPS)/venv
+	@echo "Installing [$(EXTRAS)] into $(VENV) ..."
+	@$(PIP) install -e '.[$(EXTRAS)]'
+	@touch $@
+
+# Some systems ship venv without ensurepip: there, the pip of $(PYTHON) puts one in.
+$(STAMPS)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "asyncpool needs Python 3.11 or newer, and '$(PYTHON)' is not: name one with make PYTHON=..." >&2; \
+	    exit 1; }
+	@echo "Making $(VENV) with $$($(PYTHON) --version) ..."
+	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; \
+	then $(PYTHON) -m venv --clear $(VENV); \
+	else $(PYTHON) -m venv --clear --without-pip $(VENV) && \
+	    $(PYTHON) -m pip --python $(BIN)/python install --disable-pip-version-check -qq pip; fi
+	@mkdir -p $(STAMPS)
+	@touch $@

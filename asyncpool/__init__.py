@@ -1,0 +1,76 @@
+"""asyncpool: worker pools for asyncio that lose no job, do not hang, and are not slower than what you write by hand.
+
+`asyncpool.map`, `asyncpool.outcomes` and `WorkerPool` serve most; everything else is named below. What is promised
+stands in docs/semantics.md, and how it is built in docs/architecture.md.
+"""
+
+from asyncpool._job import CurrentJob, JobHandle, current_job
+from asyncpool.errors import (
+    ErrorFilter,
+    JobCancelled,
+    JobCrashed,
+    JobTimeout,
+    PoolClosed,
+    PoolDeadlock,
+    PoolError,
+    PoolNotStarted,
+    PoolReused,
+    PoolStateError,
+    QueueFull,
+    ResourceDied,
+    SourceCrashed,
+    StreamClosed,
+    WrongLoop,
+)
+from asyncpool.events import Event, Observer
+from asyncpool.offload import Offloaded, offload
+from asyncpool.oneline import map, outcomes
+from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, ShutdownReport, Succeeded, Unfinished
+from asyncpool.pool import WorkerPool
+from asyncpool.scaling import FixedSize
+from asyncpool.signals import drain_on_signal
+from asyncpool.sizing import recommended_workers
+from asyncpool.stats import Distribution, PoolStats
+from asyncpool.streams import Group, Stream
+
+__all__ = [
+    "CancelReason",
+    "Cancelled",
+    "CurrentJob",
+    "Distribution",
+    "ErrorFilter",
+    "Event",
+    "Failed",
+    "FixedSize",
+    "Group",
+    "JobCancelled",
+    "JobCrashed",
+    "JobHandle",
+    "JobTimeout",
+    "Observer",
+    "Offloaded",
+    "Outcome",
+    "PoolClosed",
+    "PoolDeadlock",
+    "PoolError",
+    "PoolNotStarted",
+    "PoolReused",
+    "PoolStateError",
+    "PoolStats",
+    "QueueFull",
+    "ResourceDied",
+    "ShutdownReport",
+    "SourceCrashed",
+    "Stream",
+    "StreamClosed",
+    "Succeeded",
+    "Unfinished",
+    "WorkerPool",
+    "WrongLoop",
+    "current_job",
+    "drain_on_signal",
+    "map",
+    "offload",
+    "outcomes",
+    "recommended_workers",
+]

@@ -1,0 +1,141 @@
+"""One attempt at a job: what surrounds the handler's call, and what its end means.
+
+Starting attempts, and what follows from their outcomes, is `_dispatch.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import sys
+import types
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import anyio
+
+from asyncpool._job import Job
+from asyncpool.errors import JobTimeout, PoolError
+from asyncpool.outcomes import Cancelled, CancelReason, Failed
+
+__all__ = ["call_handler", "inside_try", "judge", "within_deadline", "within_limiter"]
+
+
+@types.coroutine
+def inside_try() -> Generator[None, None, None]:
+    """Suspend once, so that a coroutine can be driven to this point before its task is made."""
+    yield
+
+
+def call_handler(handler: Callable[..., Awaitable[Any]], *args: Any) -> Awaitable[Any]:
+    """Call a handler and return its awaitable, or raise a TypeError that says how to run synchronous functions."""
+    awaitable = handler(*args)
+    if not inspect.isawaitable(awaitable):
+        raise TypeError(
+            f"the handler must return an awaitable, got {type(awaitable).__name__}: "
+            "make it an `async def`, or wrap a synchronous function in asyncpool.offload(...)"
+        )
+    return awaitable
+
+
+async def within_limiter(limiter: AbstractAsyncContextManager[Any], inner: Awaitable[Any]) -> Any:
+    """Await `inner` inside the limiter, entered and left in the job's own task."""
+    async with limiter:
+        return await inner
+    raise RuntimeError(f"the limiter {limiter!r} swallowed the job's exception")
+
+
+async def within_deadline(
+    seconds: float,
+    job: Job,
+    expire: Callable[[Job, PoolError], None],
+    handler: Callable[..., Awaitable[Any]],
+    *args: Any,
+) -> Any:
+    """Call the handler in a cancel scope whose deadline it can see, which calls `expire` once when it is over.
+
+    The scope only shows the deadline (`anyio.current_effective_deadline()`); the timer here enforces it and disarms the
+    scope. A scope that expired would cancel again at each turn of the loop, and a job that swallows that pins the CPU.
+    The timer is due one float before the scope's own, and armed before it, so that it always wins.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    scope = anyio.CancelScope(deadline=deadline)
+
+    def over() -> None:
+        scope.deadline = math.inf
+        expire(job, JobTimeout(seconds))
+
+    timer = loop.call_at(math.nextafter(deadline, -math.inf), over)
+    try:
+        with scope:
+            return await call_handler(handler, *args)
+        raise AssertionError("a scope that is never cancelled swallowed an exception")
+    finally:
+        timer.cancel()
+
+
+def judge(job: Job, error: BaseException, now: float, handler: object) -> Failed[Any] | Cancelled[Any]:
+    """Return the outcome of a running job whose attempt ended with `error` at loop time `now`.
+
+    A CancelledError is `Cancelled` only if we asked for it; else somebody cancelled a task that the job awaited, and
+    that is a failure as any other.
+    """
+    assert job.worker is not None
+    began = job.started_at
+    doom = job.doom
+    queued = (now if began is None else began) - job.accepted_at
+    ran = 0.0 if began is None else now - began
+    if doom is not None and isinstance(error, asyncio.CancelledError):
+        if isinstance(doom, CancelReason):
+            started = began is not None or job.attempts > 1
+            return Cancelled(job.input, doom, started, job.attempts, job.worker.number, queued, ran)
+        # Where the job was when its time was over: the line numbers are worth having.
+        error = doom.with_traceback(error.__traceback__)
+    # Without our own frames: they hold the job, and so its outcome, which holds this error: a cycle.
+    traceback = error.__traceback__ and error.__traceback__.tb_next
+    while traceback is not None and traceback.tb_frame.f_code in _OUR_CODE:
+        traceback = traceback.tb_next
+    error.__traceback__ = traceback
+    _clear_locals(error, getattr(handler, "__code__", None))
+    return Failed(job.input, error, job.attempts, job.worker.number, queued, ran)
+
+
+_OUR_CODE = {call_handler.__code__, within_limiter.__code__, within_deadline.__code__}
+_SUSPENDABLE = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
+# From 3.13 frame.clear() refuses a suspended frame. Before, it closes the coroutine, which may be a live one that only
+# shares the traceback (test_a_live_coroutine_in_the_traceback_of_a_failure_is_left_alone).
+_CLEARS_ONLY_DEAD_FRAMES = sys.version_info >= (3, 13)
+
+
+def _clear_locals(error: BaseException, handler_code: object) -> None:
+    """Drop the values that the frames of a failure hold, and keep its line numbers.
+
+    A failure that is kept would keep the payload of its job alive otherwise. Before 3.13 only frames that cannot be
+    suspended are cleared, and the handler's own, which has just ended.
+    """
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        error_or_none = todo.pop()
+        if error_or_none is None or id(error_or_none) in seen:
+            continue
+        seen.add(id(error_or_none))
+        todo += (error_or_none.__cause__, error_or_none.__context__)
+        if isinstance(error_or_none, BaseExceptionGroup):
+            todo += error_or_none.exceptions  # pyright: ignore[reportUnknownMemberType]  # of Any
+        traceback = error_or_none.__traceback__
+        handler_is_next = error_or_none is error
+        while traceback is not None:
+            frame = traceback.tb_frame
+            is_handler = handler_is_next and frame.f_code is handler_code
+            if is_handler:
+                handler_is_next = False
+            if _CLEARS_ONLY_DEAD_FRAMES or is_handler or not frame.f_code.co_flags & _SUSPENDABLE:
+                try:
+                    frame.clear()
+                except RuntimeError:
+                    pass  # it still runs: somebody above us, who raised an error that a job had raised before
+            traceback = traceback.tb_next

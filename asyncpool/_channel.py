@@ -1,0 +1,266 @@
+"""The way of outcomes from the workers to one reader: a bounded buffer, in order of completion or of submission.
+
+Who brings the jobs is `streams.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextvars import Context, copy_context
+from typing import Any, Generic, TypeVar
+
+from asyncpool._dispatch import Dispatcher
+from asyncpool._job import Job
+from asyncpool._queue import Line
+from asyncpool.errors import StreamClosed
+from asyncpool.outcomes import CancelReason, Failed, Outcome, Succeeded
+
+__all__ = ["Channel", "Cursor"]
+
+ItemT_co = TypeVar("ItemT_co", covariant=True)
+
+
+class Channel(Generic[ItemT_co]):
+    """Jobs that belong together, and the one reader of their outcomes.
+
+    The window bounds the jobs that are accepted and not yet read, so that a slow reader slows the intake, and never
+    a worker: a worker that delivers finds room always.
+
+    `raises` makes it a channel of values, which ends with the first job that did not succeed.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, *, ordered: bool, raises: bool, window: int | None, what: str) -> None:
+        self._dispatcher = dispatcher
+        self._is_ordered = ordered
+        self.ready: deque[Outcome[Any, Any]] = deque()  # what the reader may have
+        self._in_order: deque[Job] = deque()  # if ordered: the jobs whose outcomes are not yet ready, from the first
+        self.raises = raises
+        self._what = f"{what} of pool {dispatcher.name!r}"
+        self._window = window
+        self._live = 0  # accepted and not settled
+        self.line = Line(self._room)
+        self._context: Context = copy_context()
+        self._has_cursor = False
+        self._reader: asyncio.Future[None] | None = None
+        self._closers: list[asyncio.Future[None]] = []
+        self._intake_is_open = True
+        self._is_cut = False
+        self._is_failing = False
+        self._is_over = False  # the reader was told the end, or the error that was it
+        self._end: BaseException | None = None  # what the reader gets after the last outcome
+        self._failure: Outcome[Any, Any] | None = None  # what a channel of values ended with
+
+    @property
+    def window(self) -> int:
+        """How many jobs may be accepted and not read."""
+        return self._dispatcher.window if self._window is None else self._window
+
+    @property
+    def unread(self) -> int:
+        """How many jobs are accepted and not read."""
+        return (len(self._in_order) if self._is_ordered else self._live) + len(self.ready)
+
+    def _room(self) -> int:
+        return self.window - self.unread
+
+    # -- The side of the jobs ----------------------------------------------------------------------------------------
+
+    def _bring(self, input: Any) -> Job:
+        """Bring a job in; its place in the window is taken already. Raises what the pool's `accept` raises."""
+        self._live += 1
+        try:
+            job = self._dispatcher.accept(input, self, self._context.copy())
+        except BaseException:
+            self._live -= 1
+            raise
+        if self._is_ordered:
+            self._expect(job)
+        return job
+
+    def _expect(self, job: Job) -> None:
+        self._in_order.append(job)
+        if job.outcome is not None:  # it was refused, or the pool is closed
+            self._move_to_ready()
+            self._wake_reader()
+
+    def deliver(self, job: Job, outcome: Outcome[Any, Any], /) -> None:
+        """Take a job's outcome in. For the pool."""
+        self._live -= 1
+        if self._is_cut:
+            if isinstance(outcome, Failed):
+                self._dispatcher.count_unread((outcome,))
+            if not self._live:
+                self._wake_closers()
+            return
+        if self._is_ordered:
+            self._move_to_ready()
+        else:
+            self.ready.append(outcome)
+        if self.raises and not isinstance(outcome, Succeeded):
+            self._fail_from(job)
+        if self._reader is not None and self.ready:
+            self._wake_reader()
+
+    def _move_to_ready(self) -> None:
+        jobs = self._in_order
+        while jobs and (outcome := jobs[0].outcome) is not None:
+            jobs.popleft()
+            self.ready.append(outcome)
+
+    def _fail_from(self, failed: Job) -> None:
+        """End the channel with this job: take no more, and cancel those that would not be read."""
+        self._close_intake()
+        if self._is_failing and not self._is_ordered:
+            return  # all others are cancelled already
+        self._is_failing = True
+        self._dispatcher.cancel_where(
+            lambda job: job.sink is self and (not self._is_ordered or job.number > failed.number), CancelReason.STREAM
+        )
+
+    def _close_intake(self) -> None:
+        """Take no more jobs: the end comes when what was taken is read."""
+        self._intake_is_open = False
+        self._wake_reader()
+
+    def _wake_reader(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None and not reader.done():
+            reader.set_result(None)
+
+    # -- The side of the reader --------------------------------------------------------------------------------------
+
+    def __aiter__(self) -> Cursor[ItemT_co]:
+        if self._has_cursor:
+            raise StreamClosed(f"{self._what} is read by one reader, once")
+        if self._is_cut:
+            raise self._cut_error()
+        self._has_cursor = True
+        return Cursor(self)
+
+    async def wait_for_news(self) -> None:
+        """Wait until there may be an outcome that is ready, or raise the end. For the cursor.
+
+        Cancel-safe: nothing is taken, and no end is told, before the wait is over.
+        """
+        await self._begin()
+        if self._is_over:
+            raise StreamClosed(f"{self._what} has been read to its end")
+        if self._failure is not None:
+            await self._finish()
+            self._is_over = True
+            self._failure.unwrap()
+        if self._is_cut:
+            raise self._cut_error()
+        if not self._intake_is_open and not self.unread:
+            await self._finish()
+            self._is_over = True
+            raise StopAsyncIteration if self._end is None else self._end
+        if self._reader is not None:
+            raise StreamClosed(f"{self._what} is read by one reader, and another waits already")
+        self._reader = reader = self._dispatcher.loop.create_future()
+        try:
+            await self._dispatcher.wait(reader)
+        finally:
+            if self._reader is reader:
+                self._reader = None
+
+    def end_with(self, outcome: Outcome[Any, Any]) -> None:
+        """Make this outcome the last: the reader gets its error, and nothing after it. For the cursor."""
+        self._failure = outcome
+        self.cut()
+
+    async def _begin(self) -> None:
+        """Called before each wait of the reader, so also before the first."""
+
+    async def _finish(self) -> None:
+        """Called before the reader is told the end; again if it was cancelled."""
+
+    # -- Early ends --------------------------------------------------------------------------------------------------
+
+    def cut(self) -> None:
+        """End the channel at once: take no more, cancel what is queued or runs, count the failures that are unread."""
+        if self._is_cut or self._is_over:
+            return
+        self._is_cut = True
+        self._close_intake()
+        self.line.close(self._cut_error)
+        self._dispatcher.count_unread(self._take_failures())
+        self._dispatcher.cancel_where(lambda job: job.sink is self, CancelReason.STREAM)
+
+    def _take_failures(self) -> list[Failed[Any]]:
+        """Empty the buffer, and return the failures that were in it."""
+        outcomes = [*self.ready, *(job.outcome for job in self._in_order)]
+        self.ready.clear()
+        self._in_order.clear()
+        return [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+
+    def cut_soon(self) -> None:
+        """Ask for the cut, from any thread and while the collector runs."""
+        if not self._is_cut and not self._is_over:
+            try:
+                self._dispatcher.loop.call_soon_threadsafe(self.cut)
+            except RuntimeError:
+                pass  # the loop is closed: nothing runs any more that could be cancelled
+
+    def _cut_error(self) -> StreamClosed:
+        return StreamClosed(f"{self._what} was cut before its end")
+
+    async def aclose(self) -> None:
+        """Cancel what is queued or runs, and wait until it has ended. Does nothing after the end.
+
+        Cancel-safe: what was asked to end goes on ending.
+        """
+        self.cut()
+        while self._live:
+            future: asyncio.Future[None] = self._dispatcher.loop.create_future()
+            self._closers.append(future)
+            await future
+
+    def _wake_closers(self) -> None:
+        closers, self._closers = self._closers, []
+        for future in closers:
+            if not future.done():
+                future.set_result(None)
+
+    def __del__(self) -> None:
+        # Nobody reads what is in the buffer now. May run in any thread: it asks, and does nothing itself.
+        for failed in self._take_failures():
+            self._dispatcher.note_unread(failed)
+
+
+class Cursor(AsyncIterator[ItemT_co]):
+    """The front of a channel, whose death cuts it: so that leaving the loop does, wherever the stream is held."""
+
+    __slots__ = ("_channel",)
+
+    def __init__(self, channel: Channel[ItemT_co]) -> None:
+        self._channel = channel
+
+    def __aiter__(self) -> Cursor[ItemT_co]:
+        return self
+
+    async def __anext__(self) -> Any:  # ItemT_co: whoever makes the channel sees to it that its items are
+        """Return the next item. Cancel-safe: nothing is lost, and the stream stays open."""
+        channel = self._channel
+        while True:
+            if not channel.ready:
+                await channel.wait_for_news()
+                continue
+            outcome = channel.ready.popleft()
+            if channel.line.waiting:
+                channel.line.advance()
+            if not channel.raises:
+                return outcome
+            if isinstance(outcome, Succeeded):
+                return outcome.value
+            channel.end_with(outcome)
+
+    async def aclose(self) -> None:
+        """Cancel what is queued or runs, and wait until it has ended. Does nothing after the end."""
+        await self._channel.aclose()
+
+    def __del__(self) -> None:
+        # May run in any thread, whenever the collector likes: so it asks the loop, and does nothing itself.
+        self._channel.cut_soon()

@@ -1,0 +1,711 @@
+"""The hot path: accept a job, hand it to a worker, run it in a task of its own, settle it, take the next.
+
+Every decision here is a plain function on the loop's thread: between reading the state and changing it there is no
+`await`, so there is no interleaving to think about. When the pool starts, stops and scales is `pool.py`.
+
+What is always true (each checked after every step of a random schedule by tests/laws):
+
+* `submitted == queue.size + running + succeeded + failed + cancelled`;
+* an idle worker and a queued job exist side by side only while paused, or while the pump is scheduled;
+* `running` workers hold a job, and there are never more than there may be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import inspect
+import logging
+import operator
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from contextvars import Context, copy_context
+from types import CoroutineType
+from typing import Any, Protocol, cast
+from weakref import WeakSet
+
+from asyncpool._attempt import call_handler, inside_try, judge, within_deadline, within_limiter
+from asyncpool._deadlock import Waits
+from asyncpool._job import CURRENT_JOB, Job, Sink
+from asyncpool._queue import JobQueue, Line
+from asyncpool._worker import Keeper, Worker
+from asyncpool.errors import ErrorFilter, PoolClosed, PoolError, PoolNotStarted, ResourceDied, WrongLoop
+from asyncpool.events import JobAccepted, JobEnded, JobStarted, JobStuck, Observers, ResourceFailed
+from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, Succeeded, Unfinished
+from asyncpool.stats import Counters, Histogram, PoolStats, Throughput
+
+__all__ = ["Dispatcher", "Guest"]
+
+_log = logging.getLogger("asyncpool")
+
+# How long a running job may ignore its cancellation before it is called stuck, in seconds.
+STUCK_AFTER = 5.0
+# The pump gives the loop its turn after so many jobs, or so many seconds: eager jobs that never suspend would keep it.
+_PUMP_JOBS = 64
+_PUMP_SECONDS = 0.005
+# How often what was measured is sorted into the histograms: at most some thousand jobs end in that time.
+_TIDY_SECONDS = 0.01
+# From 3.12 a task can run its first step while it is made. On 3.11 it never does, so making one is harmless anywhere.
+_HAS_EAGER_TASKS = sys.version_info >= (3, 12)
+_Task: Any = asyncio.Task  # Any: the type checkers know of `eager_start` from 3.12 only
+
+
+class Guest(Protocol):
+    """A stream or group that brings jobs: it is told when the pool takes no more."""
+
+    @property
+    def feeder(self) -> asyncio.Task[None] | None:
+        """The task that pulls from the stream's source, for the pool to wait for."""
+        ...
+
+    def stop(self, error: PoolError, /) -> None:
+        """Bring no more jobs; whoever reads to the end gets the error."""
+        ...
+
+
+class Dispatcher:
+    """The queue, the workers, and the jobs on their way from one to the other."""
+
+    __slots__ = (
+        "__weakref__",
+        "_context",
+        "_dying",
+        "_enter_resource",
+        "_free_numbers",
+        "_handler",
+        "_has_factory",
+        "_has_handler",
+        "_is_direct",
+        "_is_eager",
+        "_is_plain",
+        "_is_pumping",
+        "_limiter",
+        "_queue_size",
+        "_record_queued",
+        "_record_running",
+        "_recycle_on",
+        "_reported_unread",
+        "_task_name",
+        "_tidy_at",
+        "_time",
+        "_timeout",
+        "abandoned",
+        "counters",
+        "guests",
+        "idle",
+        "is_open",
+        "is_paused",
+        "line",
+        "loop",
+        "most",
+        "name",
+        "observers",
+        "peak_running",
+        "queue",
+        "resource_errors",
+        "running",
+        "seconds_queued",
+        "seconds_running",
+        "throughput",
+        "unfinished",
+        "waits",
+        "wanted_workers",
+        "when_less",
+        "workers",
+    )
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        handler: Callable[..., Awaitable[Any]] | None,
+        most: Callable[[], int],
+        queue: JobQueue,
+        queue_size: int | None,
+        timeout: float | None,
+        limiter: AbstractAsyncContextManager[Any] | None,
+        resource: Callable[[], AbstractAsyncContextManager[Any]] | None,
+        recycle_on: ErrorFilter,
+        observers: Observers,
+    ) -> None:
+        self.name = name
+        # Jobs of a pool without a handler are called themselves.
+        self._handler: Callable[..., Any] = operator.call if handler is None else handler
+        self._has_handler = handler is not None
+        self._timeout = timeout
+        self._limiter = limiter
+        self._enter_resource = resource
+        self._recycle_on = recycle_on
+        self._is_plain = timeout is None and limiter is None and resource is None
+        self.observers = observers
+        self.most = most
+        self._queue_size = queue_size
+
+        self.queue = queue
+        self.workers: dict[int, Worker] = {}
+        self.idle: list[Worker] = []
+        self.running = 0
+        self.peak_running = 0
+        self.wanted_workers = 0
+        self.is_paused = False
+        self.is_open = False  # whether accepted jobs are run; else they are settled as cancelled at once
+        self._free_numbers: list[int] = []
+        self._is_pumping = False
+        # Running jobs that were cancelled: the timer until they are called stuck, then None.
+        self._dying: dict[Job, asyncio.TimerHandle | None] = {}
+
+        self.waits = Waits(self, running=lambda: self.running, most=most)
+        self.line = Line(self.room, self.waits.wait)
+        self.counters = Counters()
+        self.seconds_queued = Histogram()
+        self.seconds_running = Histogram()
+        self._record_queued = self.seconds_queued.record
+        self._record_running = self.seconds_running.record
+        self._reported_unread = 0
+        # What the pool hands back when it closes, with the jobs' numbers.
+        self.unfinished: list[tuple[int, Unfinished[Any]]] = []
+        self.abandoned: list[tuple[int, Unfinished[Any]]] = []
+        self.resource_errors: list[BaseException] = []
+        # Called whenever a job has ended or a worker is gone, while somebody waits for that.
+        self.when_less: Callable[[], None] | None = None
+        # The streams and groups that may still bring jobs.
+        self.guests: WeakSet[Guest] = WeakSet()
+
+    @property
+    def has_resource(self) -> bool:
+        """Whether each worker holds a resource."""
+        return self._enter_resource is not None
+
+    def open(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Bind to the running loop and begin to take jobs."""
+        self.loop = loop
+        # The standard loops read time.monotonic() in a Python method; the hot path calls the clock itself.
+        is_standard = type(loop).time is asyncio.BaseEventLoop.time
+        self._time = time.monotonic if is_standard else loop.time  # noqa: TID251  # it is the loop's clock
+        self.throughput = Throughput(loop.time())
+        self._tidy_at = loop.time()
+        self._context = copy_context()
+        factory = loop.get_task_factory()
+        # A task factory sees every task, as on any loop; but it may be an eager one, and may wrap the coroutine.
+        self._has_factory = factory is not None
+        self._is_eager = _HAS_EAGER_TASKS and factory is None
+        # Where making a task never runs the job, it may be made at once, by whoever made the room or brought the job.
+        self._is_direct = not self._has_factory and not self._is_eager
+        self._task_name = f"{self.name} job"
+        self.is_open = True
+
+    # -- Intake ------------------------------------------------------------------------------------------------------
+
+    @property
+    def queue_size(self) -> int:
+        """How many jobs may wait for a worker."""
+        return 10 * self.most() if self._queue_size is None else self._queue_size
+
+    @property
+    def window(self) -> int:
+        """How many jobs of one stream may be accepted and not delivered."""
+        return max(1, self.queue_size + self.most())
+
+    def room(self) -> int:
+        """How many jobs may be accepted now: what the queue holds, and what idle workers will take from it."""
+        return self.queue_size + (0 if self.is_paused else len(self.idle)) - self.queue.size
+
+    def accept(self, input: Any, sink: Sink | None, context: Context) -> Job:
+        """Take charge of an input, whether or not there is room: that was its submitter's to wait for.
+
+        Raises what the priority function raises; then nothing was accepted.
+        """
+        counters = self.counters
+        job = Job(input, counters.submitted + 1, self, sink, context, self._time())
+        self.queue.push(job)
+        counters.submitted += 1
+        if self.observers.any:
+            self.observers.emit(JobAccepted(pool=self.name, id=job.number, job=input))
+        if not self.is_open:
+            self.cancel(job, CancelReason.SHUTDOWN)
+        elif self.idle and not self._is_pumping:
+            self._wake()
+        return job
+
+    def refuse(self, input: Any, sink: Sink, context: Context, error: BaseException) -> Job:
+        """Take charge of an input that `accept` raised `error` for: it has failed. Return its job."""
+        self.counters.submitted += 1
+        job = Job(input, self.counters.submitted, self, sink, context, self._time())
+        self._settle(job, Failed(input, error))
+        return job
+
+    # -- From the queue to the workers -------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        """Let idle workers take what is queued."""
+        if self.is_paused:
+            return
+        if self._is_direct:
+            while self.idle and (job := self.queue.pop()) is not None:
+                self._begin(job, self.idle.pop())
+        elif not self._is_pumping:
+            # Never from here: an eager task would run handler code inside submit(), or inside a job that just ended.
+            self._is_pumping = True
+            self.loop.call_soon(self._pump, context=self._context)
+
+    def _pump(self) -> None:
+        """Start jobs on idle workers: the pool's own turn, the only place where an eager job may begin."""
+        idle, take, begin = self.idle, self.queue.pop, self._begin
+        stop_at = self._time() + _PUMP_SECONDS
+        try:
+            for _ in range(_PUMP_JOBS):
+                if not idle or self.is_paused or (job := take()) is None:
+                    break
+                begin(job, idle.pop())
+                if job.started_at is not None and job.started_at >= stop_at:
+                    break
+        finally:  # also when a job raised KeyboardInterrupt: the others go on if the program does
+            self._is_pumping = False
+            if self.idle and self.queue.size:
+                self._wake()
+
+    def _begin(self, job: Job, worker: Worker) -> None:
+        """Give a job to a worker and start the attempt's task."""
+        job.worker = worker
+        worker.job = job
+        job.attempts += 1
+        self.running += 1
+        if self.running > self.peak_running:
+            self.peak_running = self.running
+        if self.observers.any:
+            self.observers.emit(
+                JobStarted(pool=self.name, id=job.number, job=job.input, attempt=job.attempts, worker=worker.number)
+            )
+        attempt = self._attempt(job, worker)
+        context, job.context = job.context, None  # the task has it, and it has the job: kept, it would be a cycle
+        if self._is_eager:
+            task = _Task(attempt, loop=self.loop, name=self._task_name, context=context, eager_start=True)
+        elif self._is_direct:
+            # Into its `try` before there is a task: one that is cancelled before its first step never enters it, and
+            # the job would have no outcome (test_a_job_cancelled_before_its_first_step_has_an_outcome).
+            attempt.send(None)
+            task = _Task(attempt, loop=self.loop, name=self._task_name, context=context)
+        else:
+            task = self.loop.create_task(attempt, name=self._task_name, context=context)
+            task.add_done_callback(lambda task: self._never_began(job, worker, attempt))
+        if job.outcome is None:
+            job.task = task
+            if job.doom is not None:  # an eager job was cancelled in its first step, by what it called itself
+                task.cancel()
+
+    async def _attempt(self, job: Job, worker: Worker) -> None:
+        """Run one attempt at a job, in its own task and context. Whatever happens, the job has an outcome after it."""
+        interrupt: KeyboardInterrupt | None = None
+        try:
+            if self._is_direct:
+                await inside_try()
+            CURRENT_JOB.set(job)
+            if self._is_plain:
+                job.started_at = began = self._time()
+                awaitable: Any = self._handler(job.input)
+                kind = type(awaitable)
+                if kind is not CoroutineType and not inspect.isawaitable(awaitable):
+                    call_handler(lambda: awaitable)  # raises the TypeError
+                value: Any = await awaitable
+            else:
+                value = await self._surrounded(job, worker)
+                began = cast("float", job.started_at)
+            now = self._time()
+            outcome: Outcome[Any, Any] = Succeeded(
+                job.input, value, job.attempts, worker.number, began - job.accepted_at, now - began
+            )
+        except BaseException as error:
+            if self.loop.is_closed():  # the coroutine of an abandoned job is being collected: nobody is left to tell
+                raise
+            if isinstance(error, KeyboardInterrupt):
+                interrupt = error
+            now = self._time()
+            outcome = judge(job, error, now, self._handler if self._has_handler else job.input)
+        self._end(job, worker, outcome, now)
+        if interrupt is not None:
+            raise interrupt
+
+    async def _surrounded(self, job: Job, worker: Worker) -> Any:
+        """Call the handler with what was asked to surround it: the limiter outside, so that its wait is not timed."""
+        args = (job.input,) if self._enter_resource is None else (job.input, worker.resource)
+        inner = self._timed(job, args)
+        if self._limiter is None:
+            return await inner
+        try:
+            return await within_limiter(self._limiter, inner)
+        finally:
+            inner.close()  # if the limiter never let it begin
+
+    async def _timed(self, job: Job, args: tuple[Any, ...]) -> Any:
+        job.started_at = self._time()
+        if self._timeout is None:
+            return await call_handler(self._handler, *args)
+        return await within_deadline(self._timeout, job, self._doom, self._handler, *args)
+
+    def _never_began(self, job: Job, worker: Worker, attempt: Any) -> None:
+        """Settle a job whose task a factory made, and which was cancelled before its first step."""
+        if job.worker is worker and job.outcome is None:
+            attempt.close()
+            now = self._time()
+            self._end(job, worker, judge(job, asyncio.CancelledError(), now, None), now)
+
+    # -- The end of an attempt, and of a job -------------------------------------------------------------------------
+
+    def _end(self, job: Job, worker: Worker, outcome: Outcome[Any, Any], now: float) -> None:
+        """Settle a job whose task is about to end, and let its worker take the next."""
+        if self._dying:
+            timer = self._dying.pop(job, None)
+            if timer is not None:
+                timer.cancel()
+        if job.outcome is not None:
+            _log.warning(
+                "pool %r: job %d, abandoned when the pool closed, has ended: %r", self.name, job.number, outcome
+            )
+            return
+        if worker.keeper is not None and (job.doom is not None or self._spoils_resource(outcome)):
+            worker.stale = True
+        began = job.started_at
+        if began is not None:
+            self._record_queued(began - job.accepted_at)
+            self._record_running(now - began)
+        worker.job = job.task = None
+        self.running -= 1
+        self._settle(job, outcome)
+        if now >= self._tidy_at:
+            self._tidy(now)
+
+        if worker.leaving or worker.stale:
+            self._put_down(worker)
+        elif self._is_direct and not self.is_paused and (fresh := self.queue.pop()) is not None:
+            self._begin(fresh, worker)
+        else:
+            self.idle.append(worker)
+            if not self._is_pumping and self.queue.size:
+                self._wake()
+        if self.line.waiting:
+            self.line.advance()
+        if self.when_less is not None:
+            self.when_less()
+
+    def _tidy(self, now: float) -> None:
+        """What need not be done for each job, but soon."""
+        self._tidy_at = now + _TIDY_SECONDS
+        self.seconds_queued.fold()
+        self.seconds_running.fold()
+        if now >= self.throughput.due:
+            self.throughput.mark(now, self.counters.ended)
+
+    def _settle(self, job: Job, outcome: Outcome[Any, Any]) -> None:
+        """Give a job its one outcome, and whoever accepted it the news. The caller has moved it out of its place."""
+        job.outcome = outcome
+        counters = self.counters
+        if isinstance(outcome, Succeeded):
+            counters.succeeded += 1
+        elif isinstance(outcome, Failed):
+            counters.failed += 1
+        else:
+            counters.cancelled += 1
+            if outcome.reason in (CancelReason.SHUTDOWN, CancelReason.ABANDONED):
+                entry = (job.number, Unfinished(job=job.input, started=outcome.started))
+                self.unfinished.append(entry)
+                if outcome.reason is CancelReason.ABANDONED:
+                    self.abandoned.append(entry)
+        job.context = None
+        if self.observers.any:
+            self.observers.emit(JobEnded(pool=self.name, id=job.number, outcome=outcome))
+        if job.sink is not None:
+            job.sink.deliver(job, outcome)
+
+    def _handed_back(self, job: Job, reason: CancelReason) -> Cancelled[Any]:
+        """The outcome of a job that is cancelled by us and not by its own end."""
+        now = self._time()
+        began = job.started_at
+        return Cancelled(
+            job.input,
+            reason,
+            began is not None or job.attempts > 1,
+            job.attempts,
+            None if job.worker is None else job.worker.number,
+            (now if began is None else began) - job.accepted_at,
+            0.0 if began is None else now - began,
+        )
+
+    # -- Cancellation ------------------------------------------------------------------------------------------------
+
+    def cancel(self, job: Job, reason: CancelReason) -> bool:
+        """Settle a queued job as cancelled, ask a running one to end; False if it is settled already."""
+        if job.outcome is not None:
+            return False
+        if job.worker is not None:
+            self._doom(job, reason)
+            return True
+        self._settle(job, self._handed_back(job, reason))
+        self.queue.forget()
+        self.line.advance()
+        if self.when_less is not None:
+            self.when_less()
+        return True
+
+    def _doom(self, job: Job, why: CancelReason | PoolError) -> None:
+        """Cancel the task of a running job, once. A reason that is later wins over an error, and cancels nothing."""
+        if job.outcome is not None or isinstance(job.doom, CancelReason):
+            return
+        is_first = job.doom is None
+        if is_first or isinstance(why, CancelReason):
+            job.doom = why
+        if is_first:
+            if job.task is not None:
+                job.task.cancel()
+            self._dying[job] = self.loop.call_later(STUCK_AFTER, self._call_stuck, job)
+
+    def _call_stuck(self, job: Job) -> None:
+        worker = job.worker
+        assert worker is not None
+        self._dying[job] = None
+        _log.warning(
+            "pool %r: job %d ignores its cancellation for %g s and holds worker %d until it ends: %r",
+            self.name,
+            job.number,
+            STUCK_AFTER,
+            worker.number,
+            job.input,
+        )
+        if self.observers.any:
+            self.observers.emit(
+                JobStuck(pool=self.name, id=job.number, job=job.input, worker=worker.number, seconds=STUCK_AFTER)
+            )
+
+    def running_jobs(self) -> list[Job]:
+        """The jobs that hold a worker."""
+        return [worker.job for worker in self.workers.values() if worker.job is not None]
+
+    def queued_jobs(self) -> list[Job]:
+        """The jobs that wait for a worker, in the order of acceptance."""
+        return sorted(self.queue, key=lambda job: job.number)
+
+    def cancel_where(self, belongs: Callable[[Job], bool], reason: CancelReason) -> None:
+        """Cancel all jobs that belong; the queued ones first, so that no worker that is freed takes one of them."""
+        for job in self.queued_jobs() + self.running_jobs():
+            if belongs(job):
+                self.cancel(job, reason)
+
+    def retire_all(self) -> None:
+        """Let every worker go: at once, or when its job has ended."""
+        for worker in list(self.workers.values()):
+            worker.leaving = True
+            if worker.job is None:
+                self._put_down(worker)
+
+    def abandon_running(self) -> None:
+        """Settle what still runs, whatever its tasks do: the last resort when the pool closes."""
+        for job in self.running_jobs():
+            worker = job.worker
+            assert worker is not None
+            timer = self._dying.pop(job, None)
+            if timer is not None:
+                timer.cancel()
+            outcome = self._handed_back(job, CancelReason.ABANDONED)
+            worker.job = None
+            worker.leaving = True
+            self.running -= 1
+            self._settle(job, outcome)
+            self._put_down(worker)
+
+    # -- Workers -----------------------------------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Take no more jobs from the queue."""
+        self.is_paused = True
+
+    def resume(self) -> None:
+        """Take jobs from the queue again."""
+        self.is_paused = False
+        if self.queue.size:
+            self._wake()
+        self.line.advance()
+
+    def resize(self, wanted: int) -> None:
+        """Make new workers, or retire surplus ones: idle ones at once, busy ones after their job."""
+        self.wanted_workers = wanted
+        staying = [worker for worker in self.workers.values() if not worker.leaving]
+        if len(staying) < wanted:
+            for worker in self.workers.values():  # first call back who was to leave and is still busy
+                if len(staying) < wanted and worker.leaving and worker.job is not None:
+                    worker.leaving = False
+                    staying.append(worker)
+            for _ in range(wanted - len(staying)):
+                self.add_worker()
+        else:
+            # Who holds no job goes first, and of those who has no resource yet; then the youngest.
+            staying.sort(key=lambda worker: (worker.job is not None, worker in self.idle, -worker.number))
+            for worker in staying[: len(staying) - wanted]:
+                worker.leaving = True
+                if worker.job is None:
+                    self._put_down(worker)
+        if self.queue.size:
+            self._wake()
+        self.line.advance()
+        self.waits.check()
+
+    def add_worker(self, *, must_enter: bool = False) -> Worker:
+        """Make a worker; one with a resource takes jobs once that is entered."""
+        number = heapq.heappop(self._free_numbers) if self._free_numbers else len(self.workers) + 1
+        worker = self.workers[number] = Worker(number)
+        if self._enter_resource is None:
+            self.idle.append(worker)
+        else:
+            worker.keeper = Keeper(worker, self, self._enter_resource, must_enter=must_enter)
+        return worker
+
+    def dismiss(self, worker: Worker) -> None:
+        """Forget a worker that has left."""
+        if self.workers.pop(worker.number, None) is not None:
+            heapq.heappush(self._free_numbers, worker.number)
+        if self.when_less is not None:
+            self.when_less()
+
+    def _put_down(self, worker: Worker) -> None:
+        """Let go of a worker without a job that takes none now: its keeper does the rest, if it has one."""
+        if worker in self.idle:
+            self.idle.remove(worker)
+        if worker.keeper is not None:
+            if worker.leaving:
+                worker.keeper.leave()
+            else:
+                worker.keeper.ring()
+        elif worker.leaving:
+            self.dismiss(worker)
+            self.waits.check()
+
+    # -- Workers with a resource: what their keepers call ------------------------------------------------------------
+
+    def offer(self, worker: Worker) -> None:
+        """A worker's resource is entered: it takes jobs."""
+        if worker.leaving:
+            return
+        self.idle.append(worker)
+        if self.queue.size:
+            self._wake()
+        self.line.advance()
+
+    def withdraw(self, worker: Worker) -> BaseException | None:
+        """A worker's resource ends by itself: fail the job that runs on it, and return the failure to be."""
+        worker.stale = True
+        if worker in self.idle:
+            self.idle.remove(worker)
+        if worker.job is None or worker.job.doom is not None:
+            return None
+        died = ResourceDied(f"the resource of worker {worker.number} of pool {self.name!r} ended while the job ran")
+        self._doom(worker.job, died)
+        return died
+
+    def resource_failed(self, worker: Worker, error: BaseException, retry_in: float | None) -> None:
+        """A worker's resource could not be entered or left, or has died."""
+        if retry_in is None:
+            self.resource_errors.append(error)
+        _log.error(
+            "pool %r: the resource of worker %d failed%s",
+            self.name,
+            worker.number,
+            "" if not retry_in else f", next try in {retry_in:.2g} s",
+            exc_info=error,
+        )
+        if self.observers.any:
+            self.observers.emit(ResourceFailed(pool=self.name, worker=worker.number, error=error, retry_in=retry_in))
+
+    def _spoils_resource(self, outcome: Outcome[Any, Any]) -> bool:
+        if not isinstance(outcome, Failed):
+            return False
+        recycle_on: Any = self._recycle_on
+        if isinstance(recycle_on, (type, tuple)):
+            return isinstance(outcome.error, recycle_on)
+        try:
+            return bool(recycle_on(outcome.error))
+        except Exception:
+            _log.exception("pool %r: recycle_on raised; the resource is replaced to be safe", self.name)
+            return True
+
+    # -- What is known -----------------------------------------------------------------------------------------------
+
+    async def wait(self, future: asyncio.Future[Any]) -> None:
+        """Wait for something of this pool, which a job may only do while others can still run."""
+        await self.waits.wait(future)
+
+    def note_unread(self, failed: Failed[Any]) -> None:
+        """Count a failure that was delivered to nobody. From any thread, and while the collector runs."""
+        try:
+            self.loop.call_soon_threadsafe(self.count_unread, (failed,))
+        except RuntimeError:  # the loop is closed, and so is the pool: nobody is left to race with
+            self.count_unread((failed,))
+
+    def count_unread(self, failures: Sequence[Failed[Any]]) -> None:
+        """Count failures that were delivered to nobody; log the 1st, 2nd, 4th, 8th ... of them."""
+        for failed in failures:
+            self.counters.unread_failures += 1
+            count = self.counters.unread_failures
+            if count & (count - 1) == 0:
+                _log.error(
+                    "pool %r: a job failed and nobody read its outcome (number %d of such): %r",
+                    self.name,
+                    count,
+                    failed.job,
+                    exc_info=failed.error,
+                )
+
+    def stats(self) -> PoolStats:
+        """Return a snapshot."""
+        counters = self.counters
+        return PoolStats(
+            name=self.name,
+            submitted=counters.submitted,
+            queued=self.queue.size,
+            delayed=0,
+            running=self.running,
+            succeeded=counters.succeeded,
+            failed=counters.failed,
+            cancelled=counters.cancelled,
+            workers=len(self.idle) + self.running,
+            most_workers=self.most(),
+            peak_running=self.peak_running,
+            stuck=sum(timer is None for timer in self._dying.values()),
+            unread_failures=counters.unread_failures,
+            seconds_queued=self.seconds_queued.snapshot(),
+            seconds_running=self.seconds_running.snapshot(),
+            throughput=self.throughput.rate(self._time(), counters.ended) if self.is_bound else 0.0,
+        )
+
+    # -- What callers get wrong --------------------------------------------------------------------------------------
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the pool was ever started."""
+        return hasattr(self, "loop")
+
+    def check_started(self) -> None:
+        """Raise unless the pool was started, on the loop that runs here."""
+        if not self.is_bound:
+            raise PoolNotStarted(
+                f"pool {self.name!r} is not started: use `async with pool:`, or `await pool.start()` first"
+            )
+        self.check_loop()
+
+    def check_loop(self) -> None:
+        """Raise unless the pool's loop runs in this thread."""
+        running = asyncio._get_running_loop()
+        if running is not self.loop:
+            raise WrongLoop(
+                f"pool {self.name!r} belongs to another {'thread' if running is None else 'event loop'}: from other "
+                "threads call it with anyio.from_thread.run(pool.run, job), or asyncio.run_coroutine_threadsafe()"
+            )
+
+    def check_open(self) -> None:
+        """Raise unless the pool takes jobs from here now."""
+        self.check_started()
+        if not self.is_open:
+            raise self.closed_error()
+
+    def closed_error(self) -> PoolClosed:
+        """The error of whoever comes too late."""
+        return PoolClosed(f"pool {self.name!r} is closed and takes no more jobs")

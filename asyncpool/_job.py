@@ -1,0 +1,211 @@
+"""A job in flight, the handle that its submitter holds, and `current_job()` for the handler that runs it.
+
+A job is data: who starts, cancels and settles it is `_dispatch.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from contextvars import Context, ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from asyncpool.errors import PoolDeadlock, PoolError
+from asyncpool.outcomes import CancelReason, Failed, Outcome
+
+if TYPE_CHECKING:
+    from asyncpool._worker import Worker
+
+__all__ = ["CURRENT_JOB", "CurrentJob", "Job", "JobHandle", "JobOwner", "Sink", "current_job"]
+
+JobT = TypeVar("JobT")
+ValueT = TypeVar("ValueT")
+
+
+class Sink(Protocol):
+    """Whoever is told of a job's outcome: exactly once, on the loop, and it must not raise."""
+
+    def deliver(self, job: Job, outcome: Outcome[Any, Any], /) -> None: ...
+
+
+class JobOwner(Protocol):
+    """What a job and its handle need of the pool they belong to."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+    def cancel(self, job: Job, reason: CancelReason) -> bool: ...
+    async def wait(self, future: asyncio.Future[Any]) -> None: ...
+    def note_unread(self, failed: Failed[Any]) -> None: ...
+
+
+class Job:
+    """One accepted input on its way to its outcome.
+
+    It is settled once `outcome` is set; until then it runs if `worker` is set, and else it is queued. Context and task
+    are dropped as soon as they can be: they know the job, and a job that kept them would be a reference cycle, and
+    collecting those costs more than running a small job.
+    """
+
+    __slots__ = (
+        "accepted_at",
+        "attempts",
+        "context",
+        "doom",
+        "input",
+        "number",
+        "outcome",
+        "owner",
+        "sink",
+        "started_at",
+        "task",
+        "worker",
+    )
+
+    def __init__(
+        self, input: Any, number: int, owner: JobOwner, sink: Sink | None, context: Context, accepted_at: float
+    ) -> None:
+        self.input = input
+        self.number = number
+        self.owner = owner
+        self.sink = sink
+        self.context: Context | None = context
+        self.accepted_at = accepted_at
+        self.attempts = 0
+        # When the handler began in the last attempt. None: not yet, so that the job had no effects.
+        self.started_at: float | None = None
+        self.worker: Worker | None = None
+        self.task: asyncio.Task[None] | None = None
+        # Why we cancelled its task, and so what a CancelledError of its means: None, and it is the job's own failure.
+        # Set once per attempt together with the one task.cancel(); only a CancelReason may replace an error here.
+        self.doom: CancelReason | PoolError | None = None
+        self.outcome: Outcome[Any, Any] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it holds a worker."""
+        return self.worker is not None and self.outcome is None
+
+    def __repr__(self) -> str:
+        state = "ended" if self.outcome is not None else "running" if self.worker is not None else "queued"
+        return f"<Job {self.number} {state}: {self.input!r:.80}>"
+
+
+CURRENT_JOB: ContextVar[Job] = ContextVar("asyncpool.current_job")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurrentJob:
+    """What a handler may want to know of the job that it runs."""
+
+    pool: str
+    """The name of the pool."""
+    id: int
+    """The job's number in its pool, counted from 1 in the order of acceptance."""
+    attempt: int
+    """Which attempt this is, counted from 1."""
+    worker: int
+    """The number of the worker, counted from 1. Two jobs that run at the same time never have the same."""
+
+
+def current_job() -> CurrentJob:
+    """Return the job that the calling code runs for, also in tasks that a handler spawned while the job runs.
+
+    Raises:
+        LookupError: The caller is not inside a running job.
+    """
+    job = CURRENT_JOB.get(None)
+    if job is None or job.worker is None or job.outcome is not None:
+        raise LookupError("current_job() is for handlers: no job is running here")
+    return CurrentJob(pool=job.owner.name, id=job.number, attempt=job.attempts, worker=job.worker.number)
+
+
+class JobHandle(Generic[JobT, ValueT]):
+    """A submitted job: `await` it for its value.
+
+    Any number of tasks may wait, and each may be cancelled: that does not cancel the job. A failure that nobody read
+    until the handle is dropped is counted in `stats.unread_failures` and logged.
+    """
+
+    __slots__ = ("__weakref__", "_job", "_read", "_waiters")
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._read = False
+        self._waiters: list[asyncio.Future[None]] = []
+
+    @property
+    def job(self) -> JobT:
+        """The input, as it was submitted."""
+        job: JobT = self._job.input
+        return job
+
+    @property
+    def id(self) -> int:
+        """The job's number in its pool, counted from 1 in the order of acceptance."""
+        return self._job.number
+
+    def done(self) -> bool:
+        """Whether the job has its outcome."""
+        return self._job.outcome is not None
+
+    def cancel(self) -> bool:
+        """Ask for the job's cancellation; return False if it is done already.
+
+        A queued job is settled at once, and frees its place. A running one is settled when its task ends: until then
+        it holds its worker, and if it returns a value in spite of the cancellation, it has succeeded.
+        """
+        return self._job.owner.cancel(self._job, CancelReason.HANDLE)
+
+    async def outcome(self) -> Outcome[JobT, ValueT]:
+        """Wait until the job is done and return how it ended. Never raises for the job.
+
+        Cancel-safe: the job goes on, and may be awaited again.
+
+        Raises:
+            PoolDeadlock: Every worker runs a job that waits for this pool, and this wait was the newest.
+        """
+        await self._wait()
+        self._read = True
+        outcome: Outcome[JobT, ValueT] | None = self._job.outcome
+        assert outcome is not None
+        return outcome
+
+    def __await__(self) -> Generator[Any, None, ValueT]:
+        return self._value().__await__()
+
+    async def _value(self) -> ValueT:
+        return (await self.outcome()).unwrap()
+
+    async def _wait(self) -> None:
+        job = self._job
+        if job.outcome is not None:
+            return
+        if CURRENT_JOB.get(None) is job:
+            raise PoolDeadlock(f"job {job.number} of pool {job.owner.name!r} waits for itself")
+        future: asyncio.Future[None] = job.owner.loop.create_future()
+        self._waiters.append(future)
+        try:
+            await job.owner.wait(future)
+        finally:
+            if job.outcome is None:
+                self._waiters.remove(future)
+
+    def deliver(self, job: Job, outcome: Outcome[Any, Any], /) -> None:
+        """Wake all who wait. For the pool, not for users."""
+        job.sink = None  # we know the job: kept, it would be a cycle
+        waiters, self._waiters = self._waiters, []
+        for future in waiters:
+            if not future.done():
+                future.set_result(None)
+
+    def __del__(self) -> None:
+        # May run in any thread, whenever the collector likes: so it asks the loop, and does nothing itself.
+        job = self._job
+        if not self._read and isinstance(job.outcome, Failed):
+            job.owner.note_unread(job.outcome)
+
+    def __repr__(self) -> str:
+        return f"<JobHandle of {self._job!r}>"

@@ -1,0 +1,231 @@
+"""How a job can end: `Succeeded`, `Failed` or `Cancelled`; and how a pool ended: `ShutdownReport`.
+
+When a job ends, and as which of them, is decided in `_dispatch.py`; who gets the outcome, by whoever accepted the job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from types import TracebackType
+from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
+
+from asyncpool.errors import JobCancelled, JobCrashed, is_safe_to_raise
+
+__all__ = ["CancelReason", "Cancelled", "Failed", "Outcome", "ShutdownReport", "Succeeded", "Unfinished"]
+
+JobT_co = TypeVar("JobT_co", covariant=True)
+ValueT_co = TypeVar("ValueT_co", covariant=True)
+
+
+class CancelReason(StrEnum):
+    """Who cancelled a job."""
+
+    HANDLE = "handle"
+    """`JobHandle.cancel()`, or the caller of `run()` was cancelled."""
+    STREAM = "stream"
+    """The stream or group it belonged to was cut, or an earlier job of the same `map()` failed."""
+    SHUTDOWN = "shutdown"
+    """The pool was closed or cancelled before the job was done."""
+    ABANDONED = "abandoned"
+    """The pool closed, and the job ignored its cancellation for the whole grace period. Its task still runs."""
+
+
+class _Ended(Generic[JobT_co]):
+    """What all outcomes have.
+
+    Read-only by properties over slots: a frozen dataclass of the same fields costs three times as much to make, and
+    one is made for each job.
+    """
+
+    __slots__ = ("_attempts", "_job", "_seconds_queued", "_seconds_running", "_worker")
+
+    def __init__(
+        self, job: JobT_co, attempts: int, worker: int | None, seconds_queued: float, seconds_running: float
+    ) -> None:
+        self._job = job
+        self._attempts = attempts
+        self._worker = worker
+        self._seconds_queued = seconds_queued
+        self._seconds_running = seconds_running
+
+    @property
+    def job(self) -> JobT_co:
+        """The input, as it was submitted."""
+        return self._job
+
+    @property
+    def attempts(self) -> int:
+        """How many attempts began; 0 if a worker never took the job."""
+        return self._attempts
+
+    @property
+    def worker(self) -> int | None:
+        """The number of the worker that ran the last attempt; None if none did."""
+        return self._worker
+
+    @property
+    def seconds_queued(self) -> float:
+        """Seconds from acceptance until the handler began (waiting for the limiter included), or until the end."""
+        return self._seconds_queued
+
+    @property
+    def seconds_running(self) -> float:
+        """Seconds that the handler ran in the last attempt; 0.0 if it never began."""
+        return self._seconds_running
+
+
+class Succeeded(_Ended[JobT_co], Generic[JobT_co, ValueT_co]):
+    """The handler returned `value`. Matches as `Succeeded(job, value)`."""
+
+    __match_args__ = ("job", "value")
+    __slots__ = ("_value",)
+
+    # Written out and not through super(), and called by position: both cost at each job.
+    def __init__(
+        self,
+        job: JobT_co,
+        value: ValueT_co,
+        attempts: int,
+        worker: int | None,
+        seconds_queued: float,
+        seconds_running: float,
+    ) -> None:
+        self._job = job
+        self._value = value
+        self._attempts = attempts
+        self._worker = worker
+        self._seconds_queued = seconds_queued
+        self._seconds_running = seconds_running
+
+    @property
+    def value(self) -> ValueT_co:
+        """What the handler returned."""
+        return self._value
+
+    def unwrap(self) -> ValueT_co:
+        """Return the value."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"Succeeded({self._job!r}, {self._value!r})"
+
+
+class Failed(_Ended[JobT_co]):
+    """The handler raised `error`. Matches as `Failed(job, error)`."""
+
+    __match_args__ = ("job", "error")
+    __slots__ = ("_error", "_traceback")
+
+    def __init__(
+        self,
+        job: JobT_co,
+        error: BaseException,
+        attempts: int = 0,
+        worker: int | None = None,
+        seconds_queued: float = 0.0,
+        seconds_running: float = 0.0,
+    ) -> None:
+        super().__init__(job, attempts, worker, seconds_queued, seconds_running)
+        self._error = error
+        self._traceback: TracebackType | None = error.__traceback__
+
+    @property
+    def error(self) -> BaseException:
+        """What the handler raised, or a `JobTimeout`. Its traceback has the line numbers, and no values of locals."""
+        return self._error
+
+    def unwrap(self) -> NoReturn:
+        """Raise the job's own error; as a `JobCrashed` if it would harm an innocent caller."""
+        # The traceback is set back at each raise, or every reader would add his frames to the one object (bpo-45924).
+        error = self._error.with_traceback(self._traceback)
+        if is_safe_to_raise(error):
+            raise error
+        raise JobCrashed(error)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A traceback cannot be pickled: the error travels without it.
+        state = {"_" + name: getattr(self, name) for name in _FAILED_FIELDS} | {"_traceback": None}
+        return _restore_failed, (state,)
+
+    def __repr__(self) -> str:
+        return f"Failed({self._job!r}, {self._error!r})"
+
+
+_FAILED_FIELDS = ("job", "error", "attempts", "worker", "seconds_queued", "seconds_running")
+
+
+def _restore_failed(state: dict[str, Any]) -> Failed[Any]:
+    failed: Failed[Any] = Failed.__new__(Failed)  # pyright: ignore[reportUnknownVariableType]  # of Any
+    for name, value in state.items():
+        setattr(failed, name, value)
+    return failed
+
+
+class Cancelled(_Ended[JobT_co]):
+    """The job was cancelled by its owner or by the pool's end. Matches as `Cancelled(job, reason)`."""
+
+    __match_args__ = ("job", "reason")
+    __slots__ = ("_reason", "_started")
+
+    def __init__(
+        self,
+        job: JobT_co,
+        reason: CancelReason,
+        started: bool,
+        attempts: int,
+        worker: int | None,
+        seconds_queued: float,
+        seconds_running: float,
+    ) -> None:
+        super().__init__(job, attempts, worker, seconds_queued, seconds_running)
+        self._reason = reason
+        self._started = started
+
+    @property
+    def reason(self) -> CancelReason:
+        """Who cancelled it."""
+        return self._reason
+
+    @property
+    def started(self) -> bool:
+        """Whether the handler had begun, in any attempt: then the job may have had effects."""
+        return self._started
+
+    def unwrap(self) -> NoReturn:
+        """Raise `JobCancelled`."""
+        raise JobCancelled(self._reason.value)
+
+    def __repr__(self) -> str:
+        return f"Cancelled({self._job!r}, {self._reason.value!r}, started={self._started})"
+
+
+Outcome: TypeAlias = Succeeded[JobT_co, ValueT_co] | Failed[JobT_co] | Cancelled[JobT_co]
+"""The closed union of the ways in which a job ends."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfinished(Generic[JobT_co]):
+    """An input that the pool hands back when it closes, because the job was not done."""
+
+    job: JobT_co
+    """The input, as it was submitted."""
+    started: bool
+    """Whether the handler had begun: then the job may have had effects, though it did not end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShutdownReport(Generic[JobT_co]):
+    """What a pool left undone when it closed. Empty, and false, if everything was done and everything was left well."""
+
+    unfinished: Sequence[Unfinished[JobT_co]] = ()
+    """The inputs that were accepted and not done, in the order of submission; without those that their owner
+    cancelled. What is abandoned is among them."""
+    abandoned: Sequence[Unfinished[JobT_co]] = ()
+    """Those of `unfinished` whose tasks ignored their cancellation: they may still run."""
+    errors: Sequence[BaseException] = ()
+    """What resources raised when they were left, and a `TimeoutError` for each that could not be left in time."""
+
+    def __bool__(self) -> bool:
+        return bool(self.unfinished or self.abandoned or self.errors)

@@ -1,0 +1,465 @@
+"""`WorkerPool`: the public face of a pool, and its life from start to the report of what it left.
+
+What a call does in which state (the same table stands in docs/semantics.md, and tests/test_states.py walks it):
+
+    state      submit, run, map ...   close                      cancel      pause, resume, resize   stats
+    NEW        PoolNotStarted         -> CLOSED, empty report    the same    kept for the start      zeros
+    STARTING   accepted, queued       start() raises PoolClosed  the same    done                    live
+    OPEN       accepted               -> DRAINING                -> STOPPING done                    live
+    DRAINING   PoolClosed             may shorten it             -> STOPPING PoolClosed              live
+    STOPPING   PoolClosed             may shorten it             nothing     PoolClosed              live
+    CLOSED     PoolClosed             the report, at once        nothing     PoolClosed              last
+
+Jobs on their way are `_dispatch.py`; streams are `streams.py`; this module decides when the way opens and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from contextvars import copy_context
+from types import TracebackType
+from typing import Any, Generic, Literal, Self, TypeVar, cast, overload
+
+import anyio
+
+from asyncpool._checks import check_count, check_seconds
+from asyncpool._dispatch import Dispatcher
+from asyncpool._job import CURRENT_JOB, JobHandle
+from asyncpool._life import Life, State
+from asyncpool._queue import JobQueue, PriorityJobQueue
+from asyncpool.errors import ErrorFilter, PoolDeadlock, QueueFull
+from asyncpool.events import Observer, Observers, PoolPaused, PoolResized, PoolResumed
+from asyncpool.outcomes import Outcome, ShutdownReport
+from asyncpool.scaling import FixedSize
+from asyncpool.stats import PoolStats
+from asyncpool.streams import Group, Stream
+
+__all__ = ["WorkerPool"]
+
+JobT = TypeVar("JobT")
+ValueT = TypeVar("ValueT")
+ResourceT = TypeVar("ResourceT")
+
+
+class WorkerPool(Generic[JobT, ValueT]):
+    """Runs jobs on a bounded number of workers, in one event loop.
+
+        async with WorkerPool(fetch, workers=20) as pool:
+            async for page in pool.map(urls):
+                ...
+
+    Each job runs in a task of its own, with a copy of its submitter's context. The constructor needs no event loop; a
+    pool is started once, on one loop, and used from its thread.
+
+    Args:
+        handler: `handler(job)`, or `handler(job, resource)` with a resource: an async function, or anything callable
+            that returns an awaitable. None: the jobs are zero-argument async callables themselves.
+        workers: How many jobs run at the same time; at least 1.
+        queue_size: How many accepted jobs may wait for a worker. 0: none, a job is accepted when a worker is idle.
+            None: 10 times the workers.
+        timeout: Seconds that one attempt at a job may take. The handler sees the deadline
+            (`anyio.current_effective_deadline()`) and is cancelled once when it is over.
+        limiter: An async context manager that any number of jobs may be in (an aiolimiter, a semaphore): each job
+            enters it before its handler begins, and holds its worker while it waits there.
+        resource: Makes an async context manager for each worker (a connection, a session). It is entered and left in
+            one task, and replaced after a cancelled or timed-out job, and after an error that matches `recycle_on`.
+        recycle_on: Which errors of a job replace its worker's resource: a type, a tuple of types, or a predicate.
+        priority: Smaller keys first, in the order of acceptance among equals. Strict: a steady flow of jobs with
+            smaller keys starves the others.
+        observers: Called with each event (see `asyncpool.events`), on the loop, between two steps of the pool. They
+            must not block. One that raises is dropped and logged.
+        name: For logs, statistics and task names.
+
+    Raises:
+        TypeError: An argument is not of its type; `handler` is not callable, or a generator function.
+        ValueError: A number is out of range.
+    """
+
+    @overload
+    def __init__(
+        self: WorkerPool[Callable[[], Awaitable[Any]], Any],
+        handler: None = None,
+        *,
+        workers: int | FixedSize,
+        queue_size: int | None = None,
+        timeout: float | None = None,
+        limiter: AbstractAsyncContextManager[Any] | None = None,
+        priority: Callable[[Callable[[], Awaitable[Any]]], Any] | None = None,
+        observers: Sequence[Observer] = (),
+        name: str = "pool",
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        handler: Callable[[JobT], Awaitable[ValueT]],
+        *,
+        workers: int | FixedSize,
+        queue_size: int | None = None,
+        timeout: float | None = None,
+        limiter: AbstractAsyncContextManager[Any] | None = None,
+        priority: Callable[[JobT], Any] | None = None,
+        observers: Sequence[Observer] = (),
+        name: str = "pool",
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        handler: Callable[[JobT, ResourceT], Awaitable[ValueT]],
+        *,
+        workers: int | FixedSize,
+        queue_size: int | None = None,
+        timeout: float | None = None,
+        limiter: AbstractAsyncContextManager[Any] | None = None,
+        resource: Callable[[], AbstractAsyncContextManager[ResourceT]],
+        recycle_on: ErrorFilter = OSError,
+        priority: Callable[[JobT], Any] | None = None,
+        observers: Sequence[Observer] = (),
+        name: str = "pool",
+    ) -> None: ...
+
+    def __init__(
+        self,
+        handler: Callable[..., Awaitable[Any]] | None = None,
+        *,
+        workers: int | FixedSize,
+        queue_size: int | None = None,
+        timeout: float | None = None,
+        limiter: AbstractAsyncContextManager[Any] | None = None,
+        resource: Callable[[], AbstractAsyncContextManager[Any]] | None = None,
+        recycle_on: ErrorFilter = OSError,
+        priority: Callable[[Any], Any] | None = None,
+        observers: Sequence[Observer] = (),
+        name: str = "pool",
+    ) -> None:
+        _check_handler(handler)
+        if resource is not None:
+            _check_callable("resource", resource)
+            if handler is None:
+                raise TypeError("resource needs a handler(job, resource): jobs that are called themselves take none")
+        if priority is not None:
+            _check_callable("priority", priority)
+        if limiter is not None and not isinstance(limiter, AbstractAsyncContextManager):
+            raise TypeError(f"limiter must be an async context manager, got {limiter!r}")
+        _check_filter("recycle_on", recycle_on)
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a str, got {name!r}")
+        self._size = workers if isinstance(workers, FixedSize) else FixedSize(workers)
+        self._dispatcher = Dispatcher(
+            name=name,
+            handler=handler,
+            most=lambda: self._size.most,
+            queue=JobQueue() if priority is None else PriorityJobQueue(priority),
+            queue_size=None if queue_size is None else check_count("queue_size", queue_size, least=0),
+            timeout=None if timeout is None else check_seconds("timeout", timeout, positive=True),
+            limiter=limiter,
+            resource=resource,
+            recycle_on=recycle_on,
+            observers=Observers(observers),
+        )
+        self._dispatcher.wanted_workers = self._size.first
+        self._life = Life(self._dispatcher)
+
+    # -- Life --------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open the pool; `async with pool:` does this and closes it at the end.
+
+        Waits for the first worker's resource, if there is one; the others follow in the background. Cancelled
+        meanwhile, the pool is closed.
+
+        Raises:
+            PoolReused: The pool was started before.
+            PoolClosed: The pool was closed while it waited.
+            Exception: What the resource raised when it was entered; the pool is closed then.
+        """
+        await self._life.start()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close(drain_timeout=None if kind is None else 0.0)
+
+    async def close(self, *, drain_timeout: float | None = None, grace: float = 5.0) -> ShutdownReport[JobT]:
+        """End the pool and wait for its end. From any task of the pool's loop, any number of times.
+
+        1. Stop the intake (`submit` raises `PoolClosed`, streams pull no more), and lift a `pause()`.
+        2. Let queued and running jobs finish, for up to `drain_timeout` seconds (None: as long as it takes).
+        3. Settle what is queued as cancelled, then cancel what runs, and wait up to `grace` seconds for it to end, the
+           resources included.
+        4. Abandon and name what ignores its cancellation.
+
+        Cancelled while waiting, it goes to step 3 and waits on; cancelled again, to step 4; then it raises
+        `CancelledError`. A later call can only bring the steps forward, and gets the same report.
+
+        Returns:
+            The inputs that were not done, in the order of submission. Also kept as `pool.report`.
+
+        Raises:
+            PoolDeadlock: The caller is a job of this pool, which would wait for itself.
+            TypeError, ValueError: `drain_timeout` or `grace` is not a number of seconds >= 0.
+        """
+        self._request_stop(drain_timeout, grace, "close")
+        report: ShutdownReport[JobT] = await self._life.wait_closed()
+        return report
+
+    def drain(self, *, drain_timeout: float | None = None, grace: float = 5.0) -> None:
+        """Ask for `close()` and return at once: for signal handlers, and for jobs that find that the work is done.
+
+        Raises:
+            TypeError, ValueError: `drain_timeout` or `grace` is not a number of seconds >= 0.
+        """
+        self._request_stop(drain_timeout, grace, None)
+
+    def cancel(self) -> None:
+        """Ask for step 3 of `close()` and return at once. Does nothing once the pool is closed."""
+        if self._dispatcher.is_bound and self._life.report is None:
+            self._dispatcher.check_loop()
+        self._life.cancel()
+
+    def _request_stop(self, drain_timeout: float | None, grace: float, waits_in: str | None) -> None:
+        if drain_timeout is not None:
+            drain_timeout = check_seconds("drain_timeout", drain_timeout)
+        grace = check_seconds("grace", grace)
+        if self._life.report is None and self._dispatcher.is_bound:
+            self._dispatcher.check_loop()
+            if waits_in is not None:
+                self._check_not_in_job(waits_in)
+        self._life.stop(drain_timeout=drain_timeout, grace=grace)
+
+    async def join(self) -> None:
+        """Wait until nothing is queued, delayed or running, for one moment. The pool stays open.
+
+        Jobs that streams have not pulled yet are not waited for. Cancel-safe.
+
+        Raises:
+            PoolDeadlock: The caller is a job of this pool, which would wait for itself.
+        """
+        self._dispatcher.check_started()
+        self._check_not_in_job("join")
+        await self._life.watch(self._life.is_drained)
+
+    def pause(self) -> None:
+        """Let workers finish their jobs and take no more until `resume()`. The queue fills, then submitters wait.
+
+        Raises:
+            PoolClosed: The pool is closing.
+        """
+        self._check_not_closing()
+        if not self._dispatcher.is_paused:
+            self._dispatcher.pause()
+            if self._dispatcher.observers.any:
+                self._dispatcher.observers.emit(PoolPaused(pool=self.name))
+
+    def resume(self) -> None:
+        """Let workers take jobs again.
+
+        Raises:
+            PoolClosed: The pool is closing; that has lifted the pause.
+        """
+        self._check_not_closing()
+        if self._dispatcher.is_paused:
+            self._dispatcher.is_paused = False
+            if self._dispatcher.observers.any:
+                self._dispatcher.observers.emit(PoolResumed(pool=self.name))
+            if self._dispatcher.is_bound:
+                self._dispatcher.resume()
+
+    def resize(self, workers: int | FixedSize) -> None:
+        """Change the number of workers, now: new ones begin at once, surplus ones retire after their job.
+
+        Raises:
+            TypeError, ValueError: `workers` is not an int >= 1.
+            PoolClosed: The pool is closing.
+        """
+        size = workers if isinstance(workers, FixedSize) else FixedSize(workers)
+        self._check_not_closing()
+        old = self._dispatcher.wanted_workers
+        self._size = size
+        self._dispatcher.wanted_workers = size.first
+        if self._life.state is State.OPEN:
+            self._dispatcher.resize(size.first)
+        if old != size.first and self._dispatcher.observers.any:
+            self._dispatcher.observers.emit(PoolResized(pool=self.name, old=old, new=size.first))
+
+    # -- Intake ------------------------------------------------------------------------------------------------------
+
+    async def submit(self, job: JobT) -> JobHandle[JobT, ValueT]:
+        """Hand a job to the pool, and return its handle.
+
+        Waits while the pool is full, first come first served over all who wait. Cancel-safe: cancelled while
+        waiting, the job was not submitted. Never runs the handler itself.
+
+        Raises:
+            PoolNotStarted, PoolClosed, WrongLoop: The pool takes no jobs from here, or not now.
+            PoolDeadlock: All workers run jobs that wait for this pool, and this wait was the newest.
+            Exception: What `priority` raised; then the job was not submitted.
+        """
+        dispatcher = self._dispatcher
+        dispatcher.check_open()
+        if not dispatcher.line.is_free():
+            await dispatcher.line.turn()
+        return self._accept(job)
+
+    def submit_nowait(self, job: JobT) -> JobHandle[JobT, ValueT]:
+        """Hand a job to the pool if there is room now and nobody has been waiting for it, and return its handle.
+
+        Raises:
+            QueueFull: There is no room, or others wait for it.
+            PoolNotStarted, PoolClosed, WrongLoop: The pool takes no jobs from here, or not now.
+            Exception: What `priority` raised; then the job was not submitted.
+        """
+        dispatcher = self._dispatcher
+        dispatcher.check_open()
+        if not dispatcher.line.is_free():
+            raise QueueFull(
+                f"pool {self.name!r} is full: {dispatcher.queue.size} jobs are queued (queue_size is "
+                f"{dispatcher.queue_size}), {dispatcher.running} run, {len(dispatcher.line.waiting)} submitters wait"
+            )
+        return self._accept(job)
+
+    async def run(self, job: JobT, *, if_full: Literal["wait", "raise"] = "wait") -> ValueT:
+        """Submit a job, wait for it and return its value, or raise its error.
+
+        If the caller is cancelled, so is the job, and the cancellation waits until it has ended.
+
+        Raises:
+            QueueFull: `if_full` is "raise", and there is no room or others wait for it.
+            JobCancelled: The job was cancelled, for instance because the pool was closed.
+            JobCrashed: The job ended with something that must not be raised to an innocent caller.
+            PoolDeadlock: All workers run jobs that wait for this pool, and this wait was the newest.
+            PoolNotStarted, PoolClosed, WrongLoop: The pool takes no jobs from here, or not now.
+            Exception: The job's own.
+        """
+        if if_full not in ("wait", "raise"):
+            raise ValueError(f'if_full must be "wait" or "raise", got {if_full!r}')
+        handle = await self.submit(job) if if_full == "wait" else self.submit_nowait(job)
+        try:
+            return await handle
+        except asyncio.CancelledError:  # of the caller: a handle never raises one for its job
+            if handle.cancel():
+                with anyio.CancelScope(shield=True):
+                    await handle._wait()  # pyright: ignore[reportPrivateUsage] -- waits and reads nothing: a failure that nobody gets is to be counted
+            raise
+        except PoolDeadlock:
+            handle.cancel()
+            raise
+
+    def map(self, jobs: Iterable[JobT] | AsyncIterable[JobT], *, ordered: bool = True) -> Stream[ValueT]:
+        """Return a stream of the jobs' values: in the order of the jobs, or as they complete.
+
+        Lazy in, streaming out: jobs are pulled as there is room, and at most `queue_size` + `workers` are accepted and
+        not yet delivered. The first failure in the order of the jobs is raised after the values before it. As soon as
+        a job fails, the stream pulls no more and cancels the jobs after it (all others, if not `ordered`); the pool
+        lives on. Leaving the loop early cancels the stream; `async with` also waits for that.
+
+        An error of the source is raised after what was accepted has been delivered; so is `PoolClosed`, if the pool
+        closes before the source is exhausted.
+        """
+        return Stream(self._dispatcher, jobs, ordered=ordered, raises=True)
+
+    def outcomes(
+        self, jobs: Iterable[JobT] | AsyncIterable[JobT], *, ordered: bool = False
+    ) -> Stream[Outcome[JobT, ValueT]]:
+        """Return a stream of the jobs' outcomes, `Succeeded`, `Failed` or `Cancelled`: as they complete, or in order.
+
+        Never raises for a job; for the rest as `map`.
+        """
+        return Stream(self._dispatcher, jobs, ordered=ordered, raises=False)
+
+    def group(self, *, ordered: bool = False, window: int | None = None) -> Group[JobT, ValueT]:
+        """Return a results channel: submit to it from anywhere, and one reader iterates its outcomes.
+
+        Args:
+            ordered: Whether outcomes come in the order of submission, or as jobs complete.
+            window: How many jobs may be submitted and not read; None: `queue_size` + `workers`.
+
+        Raises:
+            PoolNotStarted, PoolClosed, WrongLoop: The pool takes no jobs from here, or not now.
+            TypeError, ValueError: `window` is not an int >= 1.
+        """
+        self._dispatcher.check_open()
+        return Group(self._dispatcher, ordered=ordered, window=window)
+
+    def _accept(self, job: JobT) -> JobHandle[JobT, ValueT]:
+        dispatcher = self._dispatcher
+        try:
+            accepted = dispatcher.accept(job, None, copy_context())
+        except BaseException:
+            dispatcher.line.advance()  # the place goes to the next
+            raise
+        handle: JobHandle[JobT, ValueT] = JobHandle(accepted)
+        accepted.sink = handle  # in time: accepting runs nothing
+        return handle
+
+    # -- What is known -----------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The pool's name."""
+        return self._dispatcher.name
+
+    @property
+    def stats(self) -> PoolStats:
+        """A snapshot of what the pool counts; its first law holds at every moment."""
+        return self._dispatcher.stats()
+
+    @property
+    def report(self) -> ShutdownReport[JobT] | None:
+        """What `close()` returned; None until the pool is closed."""
+        return self._life.report
+
+    def __repr__(self) -> str:
+        dispatcher = self._dispatcher
+        return (
+            f"<WorkerPool {self.name!r} {self._life.state.value}{', paused' if dispatcher.is_paused else ''}: "
+            f"{dispatcher.running} of {dispatcher.wanted_workers} workers busy, {dispatcher.queue.size} jobs queued>"
+        )
+
+    # -- Checks ------------------------------------------------------------------------------------------------------
+
+    def _check_not_in_job(self, what: str) -> None:
+        job = CURRENT_JOB.get(None)
+        if job is not None and job.owner is self._dispatcher and job.is_running:
+            raise PoolDeadlock(
+                f"{what}() waits for the jobs of pool {self.name!r}, and is called from job {job.number} of it"
+            )
+
+    def _check_not_closing(self) -> None:
+        if self._life.state in (State.DRAINING, State.STOPPING, State.CLOSED):
+            raise self._dispatcher.closed_error()
+        if self._dispatcher.is_bound:
+            self._dispatcher.check_loop()
+
+
+def _check_callable(name: str, value: object) -> None:
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, got {value!r}")
+
+
+def _check_handler(handler: object) -> None:
+    if handler is None:
+        return
+    if not callable(handler):
+        hint = " (a coroutine: pass the function, do not call it)" if inspect.iscoroutine(handler) else ""
+        raise TypeError(f"handler must be callable, got {handler!r}{hint}")
+    call = handler if inspect.isroutine(handler) else getattr(type(handler), "__call__", handler)  # noqa: B004 -- to look at it
+    for function in (handler, call):
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(f"handler must return one awaitable, got the generator function {handler!r}")
+
+
+def _check_filter(name: str, value: object) -> None:
+    kinds = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
+    if all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+        return
+    if isinstance(value, (type, tuple)) or not callable(value):
+        raise TypeError(f"{name} must be an exception type, a tuple of them, or a predicate, got {value!r}")

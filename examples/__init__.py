@@ -1,0 +1,1 @@
+"""Programs that show what asyncpool is for, each doing its work for real."""
