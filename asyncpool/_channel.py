@@ -6,18 +6,20 @@ Who brings the jobs is `streams.py`.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator
-from contextvars import Context, copy_context
 from typing import Any, Generic, TypeVar
 
 from asyncpool._dispatch import Dispatcher
 from asyncpool._job import Job
 from asyncpool._queue import Line
-from asyncpool.errors import StreamClosed
+from asyncpool.errors import PoolClosed, StreamClosed
 from asyncpool.outcomes import CancelReason, Failed, Outcome, Succeeded
 
 __all__ = ["Channel", "Cursor"]
+
+_log = logging.getLogger("asyncpool")
 
 ItemT_co = TypeVar("ItemT_co", covariant=True)
 
@@ -41,13 +43,12 @@ class Channel(Generic[ItemT_co]):
         self._window = window
         self._live = 0  # accepted and not settled
         self.line = Line(self._room)
-        self._context: Context = copy_context()
         self._has_cursor = False
         self._reader: asyncio.Future[None] | None = None
         self._closers: list[asyncio.Future[None]] = []
         self._intake_is_open = True
         self._is_cut = False
-        self._is_failing = False
+        self._failed_at: int | None = None  # of a channel of values: the number of the first job that failed
         self._is_over = False  # the reader was told the end, or the error that was it
         self._end: BaseException | None = None  # what the reader gets after the last outcome
         self._failure: Outcome[Any, Any] | None = None  # what a channel of values ended with
@@ -66,18 +67,6 @@ class Channel(Generic[ItemT_co]):
         return self.window - self.unread
 
     # -- The side of the jobs ----------------------------------------------------------------------------------------
-
-    def _bring(self, input: Any) -> Job:
-        """Bring a job in; its place in the window is taken already. Raises what the pool's `accept` raises."""
-        self._live += 1
-        try:
-            job = self._dispatcher.accept(input, self, self._context.copy())
-        except BaseException:
-            self._live -= 1
-            raise
-        if self._is_ordered:
-            self._expect(job)
-        return job
 
     def _expect(self, job: Job) -> None:
         self._in_order.append(job)
@@ -111,10 +100,10 @@ class Channel(Generic[ItemT_co]):
 
     def _fail_from(self, failed: Job) -> None:
         """End the channel with this job: take no more, and cancel those that would not be read."""
+        if self._failed_at is not None and (not self._is_ordered or failed.number > self._failed_at):
+            return  # it is one of those that are cancelled already, or just now
+        self._failed_at = failed.number
         self._close_intake()
-        if self._is_failing and not self._is_ordered:
-            return  # all others are cancelled already
-        self._is_failing = True
         self._dispatcher.cancel_where(
             lambda job: job.sink is self and (not self._is_ordered or job.number > failed.number), CancelReason.STREAM
         )
@@ -184,6 +173,8 @@ class Channel(Generic[ItemT_co]):
         if self._is_cut or self._is_over:
             return
         self._is_cut = True
+        if self._end is not None and not isinstance(self._end, PoolClosed):
+            _log.error("%s was left before it could tell that its source raised", self._what, exc_info=self._end)
         self._close_intake()
         self.line.close(self._cut_error)
         self._dispatcher.count_unread(self._take_failures())
@@ -198,7 +189,9 @@ class Channel(Generic[ItemT_co]):
 
     def cut_soon(self) -> None:
         """Ask for the cut, from any thread and while the collector runs."""
-        if not self._is_cut and not self._is_over:
+        if isinstance(self._failure, Failed) and not self._is_over:  # the reader was cancelled before he was told
+            self._dispatcher.note_unread(self._failure)
+        if not self._is_cut and not self._is_over and self._dispatcher.is_bound:
             try:
                 self._dispatcher.loop.call_soon_threadsafe(self.cut)
             except RuntimeError:
@@ -241,20 +234,20 @@ class Cursor(AsyncIterator[ItemT_co]):
     def __aiter__(self) -> Cursor[ItemT_co]:
         return self
 
-    async def __anext__(self) -> Any:  # ItemT_co: whoever makes the channel sees to it that its items are
+    async def __anext__(self) -> ItemT_co:
         """Return the next item. Cancel-safe: nothing is lost, and the stream stays open."""
         channel = self._channel
         while True:
             if not channel.ready:
                 await channel.wait_for_news()
                 continue
-            outcome = channel.ready.popleft()
+            outcome: Any = channel.ready.popleft()
             if channel.line.waiting:
                 channel.line.advance()
             if not channel.raises:
-                return outcome
+                return outcome  # type: ignore[no-any-return]  # whoever makes a channel says what its items are
             if isinstance(outcome, Succeeded):
-                return outcome.value
+                return outcome.value  # type: ignore[no-any-return]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # the same
             channel.end_with(outcome)
 
     async def aclose(self) -> None:

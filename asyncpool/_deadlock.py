@@ -15,6 +15,10 @@ from asyncpool.errors import PoolDeadlock
 __all__ = ["Waits"]
 
 
+# A deadlock stays; so one that comes up without a new wait may be found a little later, in seconds.
+_RECHECK_AFTER = 0.1
+
+
 class Waits:
     """The waits of a pool's running jobs for this pool, in the order in which they began."""
 
@@ -43,6 +47,10 @@ class Waits:
             await future
         finally:
             self._pending.pop(future, None)
+            if job in self._pending.values() and len(self._pending) >= self._most():
+                # It counted as awake until now, and may only go back to another wait. Not at once: what has woken it
+                # may yet make it give up the other.
+                self._owner.loop.call_later(_RECHECK_AFTER, self.check)
 
     def check(self) -> None:
         """End the newest wait with `PoolDeadlock` if no job that runs can go on.

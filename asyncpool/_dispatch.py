@@ -87,6 +87,7 @@ class Dispatcher:
         "_record_running",
         "_recycle_on",
         "_reported_unread",
+        "_surplus",
         "_task_name",
         "_tidy_at",
         "_time",
@@ -95,6 +96,7 @@ class Dispatcher:
         "counters",
         "guests",
         "idle",
+        "is_ended",
         "is_open",
         "is_paused",
         "line",
@@ -108,6 +110,7 @@ class Dispatcher:
         "running",
         "seconds_queued",
         "seconds_running",
+        "supervisor",
         "throughput",
         "unfinished",
         "waits",
@@ -149,7 +152,10 @@ class Dispatcher:
         self.running = 0
         self.peak_running = 0
         self.wanted_workers = 0
+        self._surplus = 0  # how many busy workers are to retire after their job, whoever ends first
         self.is_paused = False
+        self.is_ended = False
+        self.supervisor: asyncio.Task[None] | None = None
         self.is_open = False  # whether accepted jobs are run; else they are settled as cancelled at once
         self._free_numbers: list[int] = []
         self._is_pumping = False
@@ -222,7 +228,7 @@ class Dispatcher:
         self.queue.push(job)
         counters.submitted += 1
         if self.observers.any:
-            self.observers.emit(JobAccepted(pool=self.name, id=job.number, job=input))
+            self._tell_accepted(job)
         if not self.is_open:
             self.cancel(job, CancelReason.SHUTDOWN)
         elif self.idle and not self._is_pumping:
@@ -233,8 +239,12 @@ class Dispatcher:
         """Take charge of an input that `accept` raised `error` for: it has failed. Return its job."""
         self.counters.submitted += 1
         job = Job(input, self.counters.submitted, self, sink, context, self._time())
-        self._settle(job, Failed(input, error))
+        self._settle(job, Failed(input, error), before_telling=lambda: self._tell_accepted(job))
         return job
+
+    def _tell_accepted(self, job: Job) -> None:
+        if self.observers.any:
+            self.observers.emit(JobAccepted(pool=self.name, id=job.number, job=job.input))
 
     # -- From the queue to the workers -------------------------------------------------------------------------------
 
@@ -305,7 +315,7 @@ class Dispatcher:
             if self._is_plain:
                 job.started_at = began = self._time()
                 awaitable: Any = self._handler(job.input)
-                kind = type(awaitable)
+                kind = type(awaitable)  # pyright: ignore[reportUnknownVariableType]  # of Any
                 if kind is not CoroutineType and not inspect.isawaitable(awaitable):
                     call_handler(lambda: awaitable)  # raises the TypeError
                 value: Any = await awaitable
@@ -321,6 +331,8 @@ class Dispatcher:
                 raise
             if isinstance(error, KeyboardInterrupt):
                 interrupt = error
+            elif job.doom is None and isinstance(error, asyncio.CancelledError) and self.is_torn_down():
+                job.doom = CancelReason.SHUTDOWN
             now = self._time()
             outcome = judge(job, error, now, self._handler if self._has_handler else job.input)
         self._end(job, worker, outcome, now)
@@ -349,6 +361,8 @@ class Dispatcher:
         if job.worker is worker and job.outcome is None:
             attempt.close()
             now = self._time()
+            if job.doom is None and self.is_torn_down():
+                job.doom = CancelReason.SHUTDOWN
             self._end(job, worker, judge(job, asyncio.CancelledError(), now, None), now)
 
     # -- The end of an attempt, and of a job -------------------------------------------------------------------------
@@ -376,6 +390,9 @@ class Dispatcher:
         if now >= self._tidy_at:
             self._tidy(now)
 
+        if self._surplus and not worker.leaving:
+            self._surplus -= 1
+            worker.leaving = True
         if worker.leaving or worker.stale:
             self._put_down(worker)
         elif self._is_direct and not self.is_paused and (fresh := self.queue.pop()) is not None:
@@ -397,7 +414,9 @@ class Dispatcher:
         if now >= self.throughput.due:
             self.throughput.mark(now, self.counters.ended)
 
-    def _settle(self, job: Job, outcome: Outcome[Any, Any]) -> None:
+    def _settle(
+        self, job: Job, outcome: Outcome[Any, Any], *, before_telling: Callable[[], None] | None = None
+    ) -> None:
         """Give a job its one outcome, and whoever accepted it the news. The caller has moved it out of its place."""
         job.outcome = outcome
         counters = self.counters
@@ -409,10 +428,13 @@ class Dispatcher:
             counters.cancelled += 1
             if outcome.reason in (CancelReason.SHUTDOWN, CancelReason.ABANDONED):
                 entry = (job.number, Unfinished(job=job.input, started=outcome.started))
-                self.unfinished.append(entry)
+                if not isinstance(job.doom, CancelReason) or job.doom is CancelReason.SHUTDOWN:
+                    self.unfinished.append(entry)  # else its owner has cancelled it, and does not want it back
                 if outcome.reason is CancelReason.ABANDONED:
                     self.abandoned.append(entry)
         job.context = None
+        if before_telling is not None:
+            before_telling()
         if self.observers.any:
             self.observers.emit(JobEnded(pool=self.name, id=job.number, outcome=outcome))
         if job.sink is not None:
@@ -441,8 +463,7 @@ class Dispatcher:
         if job.worker is not None:
             self._doom(job, reason)
             return True
-        self._settle(job, self._handed_back(job, reason))
-        self.queue.forget()
+        self._settle(job, self._handed_back(job, reason), before_telling=self.queue.forget)
         self.line.advance()
         if self.when_less is not None:
             self.when_less()
@@ -477,6 +498,14 @@ class Dispatcher:
                 JobStuck(pool=self.name, id=job.number, job=job.input, worker=worker.number, seconds=STUCK_AFTER)
             )
 
+    def is_torn_down(self) -> bool:
+        """Whether somebody cancels every task, as asyncio.run does at its end.
+
+        The supervisor is cancelled in the same turn as the jobs: so what cancelled them is the shutdown, and not a
+        failure of their own, and their inputs are to be handed back.
+        """
+        return self.supervisor is not None and self.supervisor.cancelling() > 0
+
     def running_jobs(self) -> list[Job]:
         """The jobs that hold a worker."""
         return [worker.job for worker in self.workers.values() if worker.job is not None]
@@ -493,6 +522,7 @@ class Dispatcher:
 
     def retire_all(self) -> None:
         """Let every worker go: at once, or when its job has ended."""
+        self._surplus = 0
         for worker in list(self.workers.values()):
             worker.leaving = True
             if worker.job is None:
@@ -527,23 +557,20 @@ class Dispatcher:
         self.line.advance()
 
     def resize(self, wanted: int) -> None:
-        """Make new workers, or retire surplus ones: idle ones at once, busy ones after their job."""
+        """Make new workers, or retire surplus ones: at once who has no job, then whoever ends his job first."""
         self.wanted_workers = wanted
         staying = [worker for worker in self.workers.values() if not worker.leaving]
-        if len(staying) < wanted:
-            for worker in self.workers.values():  # first call back who was to leave and is still busy
-                if len(staying) < wanted and worker.leaving and worker.job is not None:
-                    worker.leaving = False
-                    staying.append(worker)
-            for _ in range(wanted - len(staying)):
-                self.add_worker()
-        else:
-            # Who holds no job goes first, and of those who has no resource yet; then the youngest.
-            staying.sort(key=lambda worker: (worker.job is not None, worker in self.idle, -worker.number))
-            for worker in staying[: len(staying) - wanted]:
-                worker.leaving = True
-                if worker.job is None:
-                    self._put_down(worker)
+        for _ in range(wanted - len(staying)):
+            self.add_worker()
+        excess = max(0, len(staying) - wanted)
+        # Of those without a job first who has no resource yet, then the youngest.
+        idle = set(self.idle)
+        free = [worker for worker in staying if worker.job is None]
+        free.sort(key=lambda worker: (worker in idle, -worker.number))
+        for worker in free[:excess]:
+            worker.leaving = True
+            self._put_down(worker)
+        self._surplus = max(0, excess - len(free))
         if self.queue.size:
             self._wake()
         self.line.advance()
@@ -563,6 +590,7 @@ class Dispatcher:
         """Forget a worker that has left."""
         if self.workers.pop(worker.number, None) is not None:
             heapq.heappush(self._free_numbers, worker.number)
+            self.waits.check()
         if self.when_less is not None:
             self.when_less()
 
@@ -577,7 +605,6 @@ class Dispatcher:
                 worker.keeper.ring()
         elif worker.leaving:
             self.dismiss(worker)
-            self.waits.check()
 
     # -- Workers with a resource: what their keepers call ------------------------------------------------------------
 
@@ -596,6 +623,9 @@ class Dispatcher:
         if worker in self.idle:
             self.idle.remove(worker)
         if worker.job is None or worker.job.doom is not None:
+            return None
+        if self.is_torn_down():
+            self._doom(worker.job, CancelReason.SHUTDOWN)
             return None
         died = ResourceDied(f"the resource of worker {worker.number} of pool {self.name!r} ended while the job ran")
         self._doom(worker.job, died)
@@ -686,6 +716,8 @@ class Dispatcher:
     def check_started(self) -> None:
         """Raise unless the pool was started, on the loop that runs here."""
         if not self.is_bound:
+            if self.is_ended:
+                raise self.closed_error()
             raise PoolNotStarted(
                 f"pool {self.name!r} is not started: use `async with pool:`, or `await pool.start()` first"
             )

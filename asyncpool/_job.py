@@ -37,6 +37,7 @@ class JobOwner(Protocol):
     @property
     def loop(self) -> asyncio.AbstractEventLoop: ...
     def cancel(self, job: Job, reason: CancelReason) -> bool: ...
+    def check_loop(self) -> None: ...
     async def wait(self, future: asyncio.Future[Any]) -> None: ...
     def note_unread(self, failed: Failed[Any]) -> None: ...
 
@@ -157,6 +158,9 @@ class JobHandle(Generic[JobT, ValueT]):
         A queued job is settled at once, and frees its place. A running one is settled when its task ends: until then
         it holds its worker, and if it returns a value in spite of the cancellation, it has succeeded.
         """
+        if self._job.outcome is not None:
+            return False
+        self._job.owner.check_loop()
         return self._job.owner.cancel(self._job, CancelReason.HANDLE)
 
     async def outcome(self) -> Outcome[JobT, ValueT]:
@@ -167,7 +171,7 @@ class JobHandle(Generic[JobT, ValueT]):
         Raises:
             PoolDeadlock: Every worker runs a job that waits for this pool, and this wait was the newest.
         """
-        await self._wait()
+        await self.settled()
         self._read = True
         outcome: Outcome[JobT, ValueT] | None = self._job.outcome
         assert outcome is not None
@@ -179,16 +183,21 @@ class JobHandle(Generic[JobT, ValueT]):
     async def _value(self) -> ValueT:
         return (await self.outcome()).unwrap()
 
-    async def _wait(self) -> None:
+    async def settled(self, *, needs_worker: bool = True) -> None:
+        """Wait until the job is done, without reading its outcome. For the pool, not for users.
+
+        Without `needs_worker` the job is known to end by itself, so that the wait is no deadlock whoever waits.
+        """
         job = self._job
         if job.outcome is not None:
             return
+        job.owner.check_loop()
         if CURRENT_JOB.get(None) is job:
             raise PoolDeadlock(f"job {job.number} of pool {job.owner.name!r} waits for itself")
         future: asyncio.Future[None] = job.owner.loop.create_future()
         self._waiters.append(future)
         try:
-            await job.owner.wait(future)
+            await (job.owner.wait(future) if needs_worker else future)
         finally:
             if job.outcome is None:
                 self._waiters.remove(future)

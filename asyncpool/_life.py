@@ -73,6 +73,7 @@ class Life:
         self.state = State.STARTING
         self._supervisor = loop.create_task(self._supervise(), name=f"{dispatcher.name} supervisor")
         self._supervisor.add_done_callback(self._supervisor_is_done)
+        dispatcher.supervisor = self._supervisor
         if dispatcher.has_resource:
             await self._enter_first_resource()
         dispatcher.resize(dispatcher.wanted_workers)
@@ -101,6 +102,7 @@ class Life:
         if self.state is State.NEW:
             self.state = State.CLOSED
             self.report = ShutdownReport()
+            self._dispatcher.is_ended = True
         if self.state is State.CLOSED:
             return
         now = self._dispatcher.loop.time()
@@ -152,8 +154,9 @@ class Life:
         dispatcher.retire_all()
         await self._until(self._is_empty, lambda: self._grace_until, turns=_LAST_TURNS)
         # 4. Abandon and name what ignores its cancellation.
-        leftover = self._cancel_tasks()
         dispatcher.abandon_running()
+        await self._until(self._is_empty, lambda: -math.inf, turns=_LAST_TURNS)
+        leftover = self._cancel_tasks()
         await self._until(lambda: all(task.done() for task in leftover), lambda: -math.inf, turns=_LAST_TURNS)
         self._close([task for task in leftover if not task.done()])
 
@@ -192,6 +195,10 @@ class Life:
             errors=dispatcher.resource_errors,
         )
         self.state = State.CLOSED
+        dispatcher.is_ended = True
+        for worker in dispatcher.workers.values():  # abandoned, perhaps while start() waits for the first resource
+            if worker.keeper is not None:
+                worker.keeper.give_up_entering()
         name, report = dispatcher.name, self.report
         for entry in report.abandoned:
             _log.error("pool %r: abandoned a job that ignores its cancellation: %r", name, entry.job)
@@ -281,5 +288,8 @@ class Life:
                     self.abandon()
                 cancelled = error
         if cancelled is not None:
-            raise cancelled
+            try:
+                raise cancelled
+            finally:
+                del cancelled  # it knows this frame: kept, it would be a cycle that keeps the caller's frames too
         return self.report

@@ -62,6 +62,26 @@ class JobQueue:
         return (job for job in self._jobs if job.outcome is None)
 
 
+class _Entry:
+    """A job in the heap. Comparing never raises: a heap that fails half way through a sift loses entries."""
+
+    __slots__ = ("job", "key")
+
+    def __init__(self, key: Any, job: Job) -> None:
+        self.key = key
+        self.job = job
+
+    def __lt__(self, other: _Entry) -> bool:
+        try:
+            if self.key < other.key:
+                return True
+            if other.key < self.key:
+                return False
+        except Exception:
+            pass  # `push` refuses what does not compare with the first; others in doubt go by their age
+        return self.job.number < other.job.number
+
+
 class PriorityJobQueue(JobQueue):
     """Jobs by a key, smaller first; in the order of their acceptance among equals.
 
@@ -71,7 +91,7 @@ class PriorityJobQueue(JobQueue):
     __slots__ = ("_heap", "_key")
 
     def __init__(self, key: Callable[[Any], Any]) -> None:
-        self._heap: list[tuple[Any, int, Job]] = []
+        self._heap: list[_Entry] = []
         self._dead = 0
         self._key = key
         self.push = self._push
@@ -83,19 +103,14 @@ class PriorityJobQueue(JobQueue):
 
     def _push(self, job: Job) -> None:
         """Add a job; raises what the key function raises, or a TypeError if the key does not compare with others."""
-        entry = (self._key(job.input), job.number, job)
-        try:
-            heapq.heappush(self._heap, entry)
-        except BaseException:
-            # A comparison failed half way: the entry is in the list, and the heap's order is lost.
-            self._heap = [other for other in self._heap if other is not entry]
-            heapq.heapify(self._heap)
-            raise
+        key = self._key(job.input)
+        bool(key < (self._heap[0].key if self._heap else key))
+        heapq.heappush(self._heap, _Entry(key, job))
 
     def pop(self) -> Job | None:
         """Take the living job with the smallest key; None if there is none."""
         while self._heap:
-            job = heapq.heappop(self._heap)[2]
+            job = heapq.heappop(self._heap).job
             if job.outcome is None:
                 return job
             self._dead -= 1
@@ -105,12 +120,12 @@ class PriorityJobQueue(JobQueue):
         """Say that one queued job was just settled."""
         self._dead += 1
         if self._dead > len(self._heap) // 2 + 32:
-            self._heap = [entry for entry in self._heap if entry[2].outcome is None]
+            self._heap = [entry for entry in self._heap if entry.job.outcome is None]
             heapq.heapify(self._heap)
             self._dead = 0
 
     def __iter__(self) -> Iterator[Job]:
-        return (job for _, _, job in self._heap if job.outcome is None)
+        return (entry.job for entry in self._heap if entry.job.outcome is None)
 
 
 class Line:
@@ -140,10 +155,11 @@ class Line:
         """Whether there is room, and nobody before us who waits for it."""
         return not self.waiting and not self._promised and self._room() > 0
 
-    async def turn(self) -> None:
+    async def turn(self, company: set[asyncio.Future[None]] | None = None) -> None:
         """Wait until there is room and all who came before have theirs. The caller must use the place, or `advance()`.
 
-        Cancel-safe: a place that was granted meanwhile goes to the next.
+        While it waits, its future is in `company`, whose owner may turn it away by an exception. Cancel-safe: a place
+        that was granted meanwhile goes to the next.
 
         Raises:
             BaseException: What `close()` was given, if the line is closed.
@@ -154,6 +170,9 @@ class Line:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.waiting[future] = None
+        self.advance()  # there may be room beside what is promised to those who have not resumed yet
+        if company is not None:
+            company.add(future)
         try:
             await (future if self._wait is None else self._wait(future))
         except BaseException:
@@ -163,6 +182,9 @@ class Line:
                 self._promised -= 1
                 self.advance()
             raise
+        finally:
+            if company is not None:
+                company.discard(future)
         if self._closed is not None:  # closed between the grant and now
             raise self._closed()
         self._promised -= 1

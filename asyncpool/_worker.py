@@ -57,6 +57,7 @@ class WorkerHost(Protocol):
 
     @property
     def name(self) -> str: ...
+    def is_torn_down(self) -> bool: ...
     def offer(self, worker: Worker, /) -> None: ...
     def withdraw(self, worker: Worker, /) -> BaseException | None: ...
     def dismiss(self, worker: Worker, /) -> None: ...
@@ -84,6 +85,7 @@ class Keeper:
         self.entered: asyncio.Future[None] | None = self._loop.create_future() if must_enter else None
         self._is_entering = False
         self.task = self._loop.create_task(self._keep(), name=f"{host.name} worker {worker.number} resource")
+        self.task.add_done_callback(self._is_done)
 
     def ring(self) -> None:
         """Say that the worker's flags, or its job, have changed."""
@@ -96,60 +98,76 @@ class Keeper:
             self.task.cancel()
         self.ring()
 
+    def give_up_entering(self) -> None:
+        """Wake whoever waits for the first entry, which will not be."""
+        if self.entered is not None and not self.entered.done():
+            self.entered.set_exception(PoolClosed(f"pool {self._host.name!r} was closed while it started"))
+
+    def _is_done(self, task: asyncio.Task[None]) -> None:
+        """The end, also of a task that was cancelled before its first step."""
+        self._worker.leaving = True
+        self.give_up_entering()
+        self._host.dismiss(self._worker)
+
     async def _keep(self) -> None:
         worker = self._worker
-        failures = 0
-        try:
-            while not worker.leaving:
-                held = False
-                lost: BaseException | None = None
-                error: BaseException | None = None
-                try:
-                    self._is_entering = True
-                    async with self._enter() as worker.resource:
-                        self._is_entering = False
-                        held = True
-                        worker.stale = False
-                        if self.entered is not None and not self.entered.done():
-                            self.entered.set_result(None)
-                        self._host.offer(worker)
-                        try:
-                            await self._until(self._is_let_go)
-                            failures = 0
-                        except BaseException:
-                            # Not by us: the resource's own scope cancelled us, or somebody cancels every task.
-                            lost = self._host.withdraw(worker)
-                            failures += 1
-                            raise
-                except KeyboardInterrupt:
-                    raise
-                except BaseException as caught:
-                    error = caught
-                    if isinstance(caught, asyncio.CancelledError):
-                        self._forget_cancellation()
-                finally:
-                    self._is_entering = False
-                    worker.resource = None
-                if lost is not None:
-                    lost.__cause__ = error
-                if not held:
-                    failures += 1
-                    if worker.leaving and isinstance(error, asyncio.CancelledError):
-                        return  # given up, as leave() asked
-                    if self.entered is not None and not self.entered.done():
-                        worker.leaving = True
-                        self.entered.set_exception(_safe(error))
-                        return
-                pause = self._pause(failures) if failures else 0.0
-                if error is not None:
-                    self._host.resource_failed(worker, error, None if worker.leaving else pause)
-                # A job whose resource died under it may not have ended yet: it holds the worker until it does.
-                await self._until(lambda: worker.job is None)
+        failures = 0  # since the resource was last let go in peace
+        while not worker.leaving:
+            held, lost, error = await self._enter_and_hold()
+            failures = 0 if held and lost is None and error is None else failures + 1
+            if lost is not None:
+                lost.__cause__ = error
+            if isinstance(error, asyncio.CancelledError) and self._is_ending():
+                return  # given up, as leave() asked or whoever cancels every task
+            if not held and self.entered is not None and not self.entered.done():
+                self.entered.set_exception(_safe(error))
+                return
+            pause = self._pause(failures) if failures else 0.0
+            if error is not None:
+                self._host.resource_failed(worker, error, None if worker.leaving else pause)
+            # A job whose resource died under it may not have ended yet: it holds the worker until it does.
+            await self._surely(lambda: worker.job is None)
+            if pause:
                 await self._wait(pause)
+
+    async def _enter_and_hold(self) -> tuple[bool, BaseException | None, BaseException | None]:
+        """Enter the resource and hold it until it is let go. Never raises but KeyboardInterrupt.
+
+        Returns whether it was held, the failure of the job that it died under, and what it raised.
+        """
+        worker = self._worker
+        held = False
+        lost: BaseException | None = None
+        self._is_entering = True
+        try:
+            async with self._enter() as worker.resource:
+                self._is_entering = False
+                held = True
+                worker.stale = False
+                if self.entered is not None and not self.entered.done():
+                    self.entered.set_result(None)
+                self._host.offer(worker)
+                try:
+                    await self._until(self._is_let_go)
+                except BaseException:
+                    # Not by us: the resource's own scope cancelled us, or somebody cancels every task.
+                    lost = self._host.withdraw(worker)
+                    raise
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                self._forget_cancellation()
+            return held, lost, error
         finally:
-            if self.entered is not None and not self.entered.done():
-                self.entered.set_exception(PoolClosed(f"pool {self._host.name!r} was closed while it started"))
-            self._host.dismiss(worker)
+            self._is_entering = False
+            worker.resource = None
+        return held, lost, None
+
+    def _is_ending(self) -> bool:
+        if self._host.is_torn_down():
+            self._worker.leaving = True
+        return self._worker.leaving
 
     def _is_let_go(self) -> bool:
         return self._worker.job is None and (self._worker.leaving or self._worker.stale)
@@ -159,14 +177,22 @@ class Keeper:
 
     async def _wait(self, seconds: float) -> None:
         """Wait for some seconds, or until the worker shall leave."""
-        if not seconds:
-            return
         due = self._loop.time() + seconds
         timer = self._loop.call_at(due, self.ring)
         try:
-            await self._until(lambda: self._worker.leaving or self._loop.time() >= due)
+            await self._surely(lambda: self._worker.leaving or self._loop.time() >= due)
         finally:
             timer.cancel()
+
+    async def _surely(self, holds: Callable[[], bool]) -> None:
+        """Wait until something holds, whoever cancels us meanwhile: a stray cancel costs no worker."""
+        while not holds():
+            try:
+                await self._until(holds)
+            except asyncio.CancelledError:
+                self._forget_cancellation()
+                if self._is_ending():
+                    return
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         while not holds():

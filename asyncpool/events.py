@@ -161,7 +161,9 @@ class Observers:
         for observer in self._observers:
             try:
                 observer(event)
-            except Exception:
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
                 self._observers = tuple(other for other in self._observers if other is not observer)
                 self.any = bool(self._observers)
                 _log.exception("pool %r: observer %r raised and is dropped", event.pool, observer)

@@ -42,13 +42,13 @@ class Offloaded(Generic[P, ValueT]):
         catcher = _Catcher(self._executor)
         # Through the loop, though it adds nothing: a loop that keeps virtual time must know that a thread is at work.
         future = asyncio.get_running_loop().run_in_executor(catcher, call)
-        while True:
+        while not future.done():
             try:
                 await asyncio.wait([future])
-                return future.result()
             except asyncio.CancelledError:
                 if catcher.future is None or catcher.future.cancel():
                     raise
+        return future.result()
 
     def __repr__(self) -> str:
         return f"offload({self._fn!r})"
@@ -63,7 +63,10 @@ class _Call:
         self._kwargs = kwargs
 
     def __call__(self) -> Any:
-        return self._fn(*self._args, **self._kwargs)
+        try:
+            return self._fn(*self._args, **self._kwargs)
+        except StopIteration as error:  # a future cannot carry it; the same answer as a coroutine's (PEP 479)
+            raise RuntimeError("the offloaded function raised StopIteration") from error
 
 
 class _Catcher(Executor):

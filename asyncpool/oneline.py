@@ -110,7 +110,8 @@ def map(
     """Return a stream of the values of all jobs, through a pool of its own; see `WorkerPool.map`.
 
     The pool starts with the first step and is closed when the stream ends, is left or is cut: the error of a failed job
-    is raised once nothing runs any more. All other arguments are those of `WorkerPool`.
+    is raised once nothing runs any more. A first step that is cancelled while the pool starts (it enters a resource)
+    closes it: nothing was pulled then. All other arguments are those of `WorkerPool`.
     """
     pool: WorkerPool[Any, Any] = WorkerPool(handler, name=name, **options)
     return _StreamWithPool(pool, jobs, ordered=ordered, raises=True)

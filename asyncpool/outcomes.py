@@ -221,9 +221,10 @@ class ShutdownReport(Generic[JobT_co]):
 
     unfinished: Sequence[Unfinished[JobT_co]] = ()
     """The inputs that were accepted and not done, in the order of submission; without those that their owner
-    cancelled. What is abandoned is among them."""
+    cancelled."""
     abandoned: Sequence[Unfinished[JobT_co]] = ()
-    """Those of `unfinished` whose tasks ignored their cancellation: they may still run."""
+    """Jobs whose tasks ignored their cancellation: they may still run. They are among the unfinished, save those
+    that their owner had cancelled."""
     errors: Sequence[BaseException] = ()
     """What resources raised when they were left, and a `TimeoutError` for each that could not be left in time."""
 

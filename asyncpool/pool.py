@@ -347,7 +347,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         except asyncio.CancelledError:  # of the caller: a handle never raises one for its job
             if handle.cancel():
                 with anyio.CancelScope(shield=True):
-                    await handle._wait()  # pyright: ignore[reportPrivateUsage] -- waits and reads nothing: a failure that nobody gets is to be counted
+                    await handle.settled(needs_worker=False)  # not outcome(): a failure that nobody gets is counted
             raise
         except PoolDeadlock:
             handle.cancel()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Generator, Iterable, Iterator
+from contextvars import copy_context
 from itertools import islice
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -47,11 +48,12 @@ class Group(Channel[Outcome[JobT, ValueT_co]], Generic[JobT, ValueT_co]):
     """
 
     def __init__(self, dispatcher: Dispatcher, *, ordered: bool, window: int | None) -> None:
+        super().__init__(dispatcher, ordered=ordered, raises=False, window=window, what="the group")
         if window is not None:
             check_count("window", window, least=1)
-        super().__init__(dispatcher, ordered=ordered, raises=False, window=window, what="the group")
         self.feeder = None
         self._entering = 0
+        self._at_the_pool: set[asyncio.Future[None]] = set()  # who waits for the pool's room
         self.line = Line(self._room, self._wait_for_window)
         self._maker = asyncio.current_task()
         self._makers_wait: asyncio.Future[None] | None = None
@@ -72,24 +74,31 @@ class Group(Channel[Outcome[JobT, ValueT_co]], Generic[JobT, ValueT_co]):
         """
         self._dispatcher.check_started()
         await self.line.turn()
-        if self._end is not None:
-            raise self._dispatcher.closed_error()
-        if not self._intake_is_open:
-            raise self._intake_error()
         # The place in the window is taken before the wait for the pool's room: there others may come before us.
         self._entering += 1
         try:
-            await self._dispatcher.line.turn()
-            if self._is_cut or not self._intake_is_open:
-                self._dispatcher.line.advance()
+            await self._dispatcher.line.turn(self._at_the_pool)
+            if not self._intake_is_open:
                 raise self._intake_error()
             self._bring(job)
         except BaseException:
+            # Both places go to the next; a reader may have waited for this job only.
             self._entering -= 1
             self.line.advance()
+            self._dispatcher.line.advance()
             self._wake_reader()
             raise
         self._entering -= 1
+
+    def _bring(self, input: Any) -> None:
+        self._live += 1
+        try:
+            job = self._dispatcher.accept(input, self, copy_context())
+        except BaseException:
+            self._live -= 1
+            raise
+        if self._is_ordered:
+            self._expect(job)
 
     @property
     def unread(self) -> int:
@@ -102,15 +111,20 @@ class Group(Channel[Outcome[JobT, ValueT_co]], Generic[JobT, ValueT_co]):
         Whoever waits in `submit` gets `StreamClosed`. Leaving the `async with` block without an exception does this.
         """
         self._close_intake()
-        self.line.close(self._intake_error)
         self._dispatcher.guests.discard(self)
+
+    def _close_intake(self) -> None:
+        super()._close_intake()
+        self.line.close(self._intake_error)
+        for future in self._at_the_pool:
+            if not future.done():
+                future.set_exception(self._intake_error())
 
     def stop(self, error: PoolError, /) -> None:
         """Bring no more jobs, because the pool closes. For the pool."""
         if self._intake_is_open:
             self._end = error
         self.close_intake()
-        self.line.close(self._dispatcher.closed_error)
 
     def cut(self) -> None:
         """End the group at once: cancel what is queued or runs. `aclose()` also waits for that."""
@@ -164,6 +178,8 @@ class Group(Channel[Outcome[JobT, ValueT_co]], Generic[JobT, ValueT_co]):
         )
 
     def _intake_error(self) -> BaseException:
+        if self._end is not None:
+            return self._dispatcher.closed_error()
         return self._cut_error() if self._is_cut else StreamClosed(f"{self._what} takes no more jobs")
 
 
@@ -182,13 +198,15 @@ class Stream(Channel[ItemT_co]):
         ordered: bool,
         raises: bool,
     ) -> None:
+        super().__init__(dispatcher, ordered=ordered, raises=raises, window=None, what="the stream")
         if not isinstance(source, (Iterable, AsyncIterable)):
             raise TypeError(f"jobs must be an iterable or an async iterable, got {source!r:.80}")
-        super().__init__(dispatcher, ordered=ordered, raises=raises, window=None, what="the stream")
         self._source = source
+        self._context = copy_context()
         self.feeder: asyncio.Task[None] | None = None
         self._is_interruptible = False
         self._is_stopped = False
+        self._cancel_is_due = False
 
     def __await__(self) -> Generator[Any, None, list[ItemT_co]]:
         """Read the whole stream into a list; cancelled while waiting, the stream is cut."""
@@ -211,11 +229,6 @@ class Stream(Channel[ItemT_co]):
         await super().aclose()
         if self.feeder is not None:
             await asyncio.wait([self.feeder])
-
-    def cut(self) -> None:
-        """End the stream at once: pull no more, and cancel what is queued or runs. `aclose()` also waits for that."""
-        super().cut()
-        self._stop_feeding()
 
     def stop(self, error: PoolError, /) -> None:
         """Pull no more, because the pool closes. For the pool."""
@@ -247,6 +260,7 @@ class Stream(Channel[ItemT_co]):
         if self._is_interruptible:
             assert self.feeder is not None
             self._is_interruptible = False
+            self._cancel_is_due = True
             self.feeder.cancel()
 
     async def _feed(self) -> None:
@@ -267,12 +281,19 @@ class Stream(Channel[ItemT_co]):
         except KeyboardInterrupt:
             raise
         except BaseException as caught:
-            if not (self._is_stopped and isinstance(caught, asyncio.CancelledError)):
+            if self._is_stopped and isinstance(caught, asyncio.CancelledError):
+                self._cancel_is_due = False
+            else:
                 error = caught
         finally:
             self._dispatcher.line.advance()  # if it has its turn and does not use it
             self._is_stopped = True
         if not is_exhausted and iterator is not None:
+            if self._cancel_is_due:  # the source itself made us stop, and then gave an item: it is still to come
+                try:
+                    await asyncio.sleep(0)
+                except asyncio.CancelledError:
+                    pass
             try:
                 await self._close_source(iterator)
             except BaseException as caught:
@@ -290,7 +311,9 @@ class Stream(Channel[ItemT_co]):
 
     def _end_feeding(self, error: BaseException | None) -> None:
         if error is not None:
-            if self._is_cut or self._is_failing or self._end is not None:  # the reader has another end already
+            if (
+                self._is_cut or self._failed_at is not None or self._end is not None
+            ):  # the reader has another end already
                 _log.error("%s: its source raised while it was closed", self._what, exc_info=error)
             else:
                 self._end = error if is_safe_to_raise(error) else SourceCrashed(error)
@@ -350,9 +373,10 @@ class Stream(Channel[ItemT_co]):
             job = self._dispatcher.accept(input, self, self._context.copy())
         except Exception as error:  # of the priority function, or of comparing its keys
             job = self._dispatcher.refuse(input, self, self._context, error)
+            self._dispatcher.line.advance()  # its place goes to the next
         if self._is_ordered:
             self._expect(job)
-        if self._is_cut or self._is_failing:
+        if self._is_cut or self._failed_at is not None:
             self._dispatcher.cancel(job, CancelReason.STREAM)
         return job
 

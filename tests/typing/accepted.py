@@ -1,0 +1,140 @@
+"""Programs that must type-check, with the types that they must have."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, assert_never, assert_type
+
+import asyncpool
+from asyncpool import (
+    Cancelled,
+    CancelReason,
+    Failed,
+    JobHandle,
+    Outcome,
+    ShutdownReport,
+    Stream,
+    Succeeded,
+    WorkerPool,
+    offload,
+)
+from asyncpool.events import JobEnded, PoolStarted
+
+
+class Connection: ...
+
+
+@asynccontextmanager
+async def connect() -> AsyncGenerator[Connection, None]:
+    yield Connection()
+
+
+async def length(job: str) -> int:
+    return len(job)
+
+
+async def stored(job: str, connection: Connection) -> bool:
+    return bool(job and connection)
+
+
+async def scaled(factor: int, job: str) -> float:
+    return factor * len(job)
+
+
+def blocking_length(job: str) -> int:
+    return len(job)
+
+
+async def a_pool_knows_its_jobs_and_values() -> None:
+    async with WorkerPool(length, workers=2, timeout=1, priority=len) as pool:
+        assert_type(pool, WorkerPool[str, int])
+        handle = await pool.submit("a")
+        assert_type(handle, JobHandle[str, int])
+        assert_type(pool.submit_nowait("a"), JobHandle[str, int])
+        assert_type(await handle, int)
+        assert_type(await handle.outcome(), Outcome[str, int])
+        assert_type(handle.job, str)
+        assert_type(await pool.run("a", if_full="raise"), int)
+        assert_type(pool.map(["a"]), Stream[int])
+        assert_type(await pool.map(["a"]), list[int])
+        async for value in pool.map(iter("ab"), ordered=False):
+            assert_type(value, int)
+        async for outcome in pool.outcomes(["a"]):
+            assert_type(outcome, Outcome[str, int])
+        assert_type(await pool.close(grace=1), ShutdownReport[str])
+
+
+async def a_pool_with_a_resource() -> None:
+    async with WorkerPool(stored, workers=2, resource=connect, recycle_on=(OSError, EOFError)) as pool:
+        assert_type(pool, WorkerPool[str, bool])
+
+
+async def a_pool_of_callables() -> None:
+    async with WorkerPool(workers=2) as pool:
+        assert_type(await pool.run(lambda: asyncio.sleep(0, "done")), Any)
+        await pool.submit(partial(length, "a"))
+
+
+async def callables_of_all_kinds_are_handlers() -> None:
+    with_lambda: WorkerPool[str, int] = WorkerPool(lambda job: length(job), workers=1)
+    with_partial: WorkerPool[str, float] = WorkerPool(partial(scaled, 2), workers=1)
+    print(with_lambda, with_partial)
+    assert_type(WorkerPool(offload(blocking_length), workers=1), WorkerPool[str, int])
+
+
+async def pipelines_keep_their_types(source: AsyncIterator[str]) -> None:
+    async with WorkerPool(length, workers=1) as lengths, WorkerPool(_doubled, workers=1) as doubled:
+        async for value in doubled.map(lengths.map(source)):
+            assert_type(value, str)
+
+
+async def _doubled(job: int) -> str:
+    return str(2 * job)
+
+
+async def one_line() -> None:
+    assert_type(await asyncpool.map(length, ["a"], workers=2), list[int])
+    assert_type(await asyncpool.map(stored, ["a"], workers=2, resource=connect), list[bool])
+    async for outcome in asyncpool.outcomes(length, ["a"], workers=2):
+        assert_type(outcome, Outcome[str, int])
+
+
+async def a_group(pool: WorkerPool[str, int]) -> None:
+    async with pool.group(window=5) as group:
+        await group.submit("a")
+    async for outcome in group:
+        assert_type(outcome, Outcome[str, int])
+
+
+def outcomes_match_exhaustively(outcome: Outcome[str, int]) -> str:
+    match outcome:
+        case Succeeded(job, value):
+            assert_type(job, str)
+            assert_type(value, int)
+            return f"{job}: {value}"
+        case Failed(job, error):
+            assert_type(error, BaseException)
+            return f"{job}: {error}"
+        case Cancelled(job, reason):
+            assert_type(reason, CancelReason)
+            return f"{job}: {reason}"
+        case _:
+            assert_never(outcome)
+
+
+def observers_get_a_closed_union(event: asyncpool.Event) -> None:
+    match event:
+        case PoolStarted(workers=workers):
+            assert_type(workers, int)
+        case JobEnded(outcome=outcome):
+            assert_type(outcome, Outcome[Any, Any])
+        case _:
+            pass
+
+
+WorkerPool(length, workers=1, observers=[observers_get_a_closed_union])
+
+
+def outcomes_are_covariant(outcome: Outcome[str, bool]) -> Outcome[object, int]:
+    return outcome

@@ -1,0 +1,70 @@
+"""Programs that must not type-check.
+
+Each line that is wrong carries the ignores of both type checkers. They are told to report an ignore that they do not
+need: so a line that is wrong and passes fails the test, as does one that is right and does not.
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import assert_never
+
+import asyncpool
+from asyncpool import Failed, Outcome, Succeeded, WorkerPool
+
+
+class Connection: ...
+
+
+@asynccontextmanager
+async def connect() -> AsyncGenerator[Connection, None]:
+    yield Connection()
+
+
+async def length(job: str) -> int:
+    return len(job)
+
+
+async def stored(job: str, connection: Connection) -> bool:
+    return bool(job and connection)
+
+
+async def stored_elsewhere(job: str, connection: int) -> bool:
+    return bool(job and connection)
+
+
+def blocking(job: str) -> int:
+    return len(job)
+
+
+WorkerPool(blocking, workers=1)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+WorkerPool(stored, workers=1)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+WorkerPool(length, workers=1, resource=connect)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+WorkerPool(stored_elsewhere, workers=1, resource=connect)  # type: ignore[misc]  # pyright: ignore[reportArgumentType]
+WorkerPool(workers=1, resource=connect)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+WorkerPool(length)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+WorkerPool(length, 2)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+WorkerPool(length, workers="2")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+async def wrong_jobs_and_values(pool: WorkerPool[str, int]) -> None:
+    await pool.submit(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    pool.map([1])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    text: str = await pool.run("a")  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    await pool.run("a", if_full="drop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await asyncpool.map(length, [1], workers=1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    for value in pool.map([text]):  # type: ignore[attr-defined]  # pyright: ignore[reportGeneralTypeIssues, reportUnknownVariableType]
+        print(str(value))  # pyright: ignore[reportUnknownArgumentType]
+
+
+def a_case_is_missing(outcome: Outcome[str, int]) -> str:
+    match outcome:
+        case Succeeded(job, _):
+            return job
+        case Failed(job, _):
+            return job
+        case _:
+            assert_never(outcome)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def outcomes_are_read_only(outcome: Outcome[str, int]) -> None:
+    outcome.job = "b"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
