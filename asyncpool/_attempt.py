@@ -58,17 +58,17 @@ async def within_deadline(
 
     The scope only shows the deadline (`anyio.current_effective_deadline()`); the timer here enforces it and disarms the
     scope. A scope that expired would cancel again at each turn of the loop, and a job that swallows that pins the CPU.
-    The timer is due one float before the scope's own, and armed before it, so that it always wins.
+    The timer is due one float before the scope's own, and armed before it, so that it always comes first.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
-    scope = anyio.CancelScope(deadline=deadline)
+    scope = anyio.CancelScope(deadline=math.nextafter(deadline, math.inf))
 
     def over() -> None:
         scope.deadline = math.inf
         expire(job, JobTimeout(seconds))
 
-    timer = loop.call_at(math.nextafter(deadline, -math.inf), over)
+    timer = loop.call_at(deadline, over)
     try:
         with scope:
             return await call_handler(handler, *args)
@@ -96,14 +96,14 @@ def judge(job: Job, error: BaseException, now: float, handler: object) -> Failed
         error = doom.with_traceback(error.__traceback__)
     # Without our own frames: they hold the job, and so its outcome, which holds this error: a cycle.
     traceback = error.__traceback__ and error.__traceback__.tb_next
-    while traceback is not None and traceback.tb_frame.f_code in _OUR_CODE:
+    while traceback is not None and traceback.tb_frame.f_globals.get("__name__") in _OUR_MODULES:
         traceback = traceback.tb_next
     error.__traceback__ = traceback
     _clear_locals(error, getattr(handler, "__code__", None))
     return Failed(job.input, error, job.attempts, job.worker.number, queued, ran)
 
 
-_OUR_CODE = {call_handler.__code__, within_limiter.__code__, within_deadline.__code__}
+_OUR_MODULES = {__name__, "asyncpool._dispatch"}
 _SUSPENDABLE = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
 # From 3.13 frame.clear() refuses a suspended frame. Before, it closes the coroutine, which may be a live one that only
 # shares the traceback (test_a_live_coroutine_in_the_traceback_of_a_failure_is_left_alone).

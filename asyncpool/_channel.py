@@ -239,7 +239,11 @@ class Cursor(AsyncIterator[ItemT_co]):
         channel = self._channel
         while True:
             if not channel.ready:
-                await channel.wait_for_news()
+                try:
+                    await channel.wait_for_news()
+                except BaseException:
+                    del self  # or the traceback, if somebody keeps it, keeps the cursor alive, and so the stream
+                    raise
                 continue
             outcome: Any = channel.ready.popleft()
             if channel.line.waiting:

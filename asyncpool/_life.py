@@ -18,7 +18,7 @@ import anyio
 from asyncpool._dispatch import Dispatcher
 from asyncpool.errors import PoolClosed, PoolReused
 from asyncpool.events import PoolEnded, PoolStarted, PoolStopping
-from asyncpool.outcomes import CancelReason, ShutdownReport
+from asyncpool.outcomes import CancelReason, ShutdownReport, Unfinished
 
 __all__ = ["Life", "State"]
 
@@ -31,6 +31,10 @@ _LAST_TURNS = 16
 def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _in_order(numbered: list[tuple[int, Unfinished[Any]]]) -> tuple[Unfinished[Any], ...]:
+    return tuple(entry for _, entry in sorted(numbered, key=lambda pair: pair[0]))
 
 
 class State(Enum):
@@ -179,8 +183,8 @@ class Life:
 
     def _cancel_tasks(self) -> list[asyncio.Task[None]]:
         """Cancel what holds resources and closes sources, and return it."""
-        keepers = [worker.keeper.task for worker in self._dispatcher.workers.values() if worker.keeper is not None]
-        tasks = keepers + self._feeders()
+        keepers = [worker.keeper for worker in self._dispatcher.workers.values() if worker.keeper is not None]
+        tasks = [keeper.task for keeper in keepers if keeper.task is not None] + self._feeders()
         for task in tasks:
             task.cancel()
         return tasks
@@ -190,9 +194,9 @@ class Life:
         for task in abandoned_tasks:
             dispatcher.resource_errors.append(TimeoutError(f"task {task.get_name()!r} ignores its cancellation"))
         self.report = ShutdownReport(
-            unfinished=[entry for _, entry in sorted(dispatcher.unfinished, key=lambda numbered: numbered[0])],
-            abandoned=[entry for _, entry in sorted(dispatcher.abandoned, key=lambda numbered: numbered[0])],
-            errors=dispatcher.resource_errors,
+            unfinished=_in_order(dispatcher.unfinished),
+            abandoned=_in_order(dispatcher.abandoned),
+            errors=tuple(dispatcher.resource_errors),
         )
         self.state = State.CLOSED
         dispatcher.is_ended = True

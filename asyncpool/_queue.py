@@ -25,41 +25,51 @@ class JobQueue:
 
     A job that is settled while it is queued stays behind as a tombstone (`outcome` is set), which `pop` skips:
     removing from the middle would cost a walk. Tombstones are swept before they outnumber the living.
+
+    `push` (behind all others) and `take` (the first, tombstones too) are the deque's own methods, for the hot path:
+    there a call of ours costs as much as what it does.
     """
 
-    __slots__ = ("_dead", "_jobs", "push")
+    __slots__ = ("_dead", "entries", "push", "take")
 
     def __init__(self) -> None:
-        self._jobs: deque[Job] = deque()
+        self.entries: Any = deque()  # jobs and tombstones; always the same object
         self._dead = 0
-        self.push: Callable[[Job], None] = self._jobs.append  # behind all others
+        self.push: Callable[[Job], None] = self.entries.append
+        self.take: Callable[[], Job] = self.entries.popleft
 
     @property
     def size(self) -> int:
         """How many living jobs are queued."""
-        return len(self._jobs) - self._dead
+        return len(self.entries) - self._dead
 
     def pop(self) -> Job | None:
         """Take the first living job; None if there is none."""
-        jobs = self._jobs
-        while jobs:
-            job = jobs.popleft()
+        while self.entries:
+            job = self.take()
             if job.outcome is None:
                 return job
-            self._dead -= 1
+            self.bury()
         return None
+
+    def bury(self) -> None:
+        """Say that a tombstone was just taken."""
+        self._dead -= 1
 
     def forget(self) -> None:
         """Say that one queued job was just settled."""
         self._dead += 1
-        if self._dead > len(self._jobs) // 2 + 32:
-            living = list(self)
-            self._jobs.clear()
-            self._jobs.extend(living)
+        if self._dead > len(self.entries) // 2 + 32:
+            self._sweep()
             self._dead = 0
 
+    def _sweep(self) -> None:
+        living = list(self)
+        self.entries.clear()
+        self.entries.extend(living)
+
     def __iter__(self) -> Iterator[Job]:
-        return (job for job in self._jobs if job.outcome is None)
+        return (job for job in self.entries if job.outcome is None)
 
 
 class _Entry:
@@ -88,44 +98,31 @@ class PriorityJobQueue(JobQueue):
     Strict: while jobs with smaller keys keep coming, the others starve.
     """
 
-    __slots__ = ("_heap", "_key")
+    __slots__ = ("_key",)
 
     def __init__(self, key: Callable[[Any], Any]) -> None:
-        self._heap: list[_Entry] = []
-        self._dead = 0
+        super().__init__()
         self._key = key
+        self.entries = []
         self.push = self._push
-
-    @property
-    def size(self) -> int:
-        """How many living jobs are queued."""
-        return len(self._heap) - self._dead
+        self.take = self._take
 
     def _push(self, job: Job) -> None:
         """Add a job; raises what the key function raises, or a TypeError if the key does not compare with others."""
         key = self._key(job.input)
-        bool(key < (self._heap[0].key if self._heap else key))
-        heapq.heappush(self._heap, _Entry(key, job))
+        bool(key < (self.entries[0].key if self.entries else key))
+        heapq.heappush(self.entries, _Entry(key, job))
 
-    def pop(self) -> Job | None:
-        """Take the living job with the smallest key; None if there is none."""
-        while self._heap:
-            job = heapq.heappop(self._heap).job
-            if job.outcome is None:
-                return job
-            self._dead -= 1
-        return None
+    def _take(self) -> Job:
+        entry: _Entry = heapq.heappop(self.entries)
+        return entry.job
 
-    def forget(self) -> None:
-        """Say that one queued job was just settled."""
-        self._dead += 1
-        if self._dead > len(self._heap) // 2 + 32:
-            self._heap = [entry for entry in self._heap if entry.job.outcome is None]
-            heapq.heapify(self._heap)
-            self._dead = 0
+    def _sweep(self) -> None:
+        self.entries[:] = [entry for entry in self.entries if entry.job.outcome is None]
+        heapq.heapify(self.entries)
 
     def __iter__(self) -> Iterator[Job]:
-        return (entry.job for entry in self._heap if entry.job.outcome is None)
+        return (entry.job for entry in self.entries if entry.job.outcome is None)
 
 
 class Line:

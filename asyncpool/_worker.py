@@ -12,6 +12,7 @@ import logging
 import random
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from contextvars import Context
 from typing import Any, Protocol
 
 from asyncpool._job import Job
@@ -72,6 +73,7 @@ class Keeper:
         worker: Worker,
         host: WorkerHost,
         enter: Callable[[], AbstractAsyncContextManager[Any]],
+        context: Context,
         *,
         must_enter: bool,
     ) -> None:
@@ -84,7 +86,10 @@ class Keeper:
         # Of the worker that start() waits for: resolved at the first entry; if that fails, its error, and the end.
         self.entered: asyncio.Future[None] | None = self._loop.create_future() if must_enter else None
         self._is_entering = False
-        self.task = self._loop.create_task(self._keep(), name=f"{host.name} worker {worker.number} resource")
+        self.task: asyncio.Task[None] | None = None
+        self.task = self._loop.create_task(
+            self._keep(), name=f"{host.name} worker {worker.number} resource", context=context
+        )
         self.task.add_done_callback(self._is_done)
 
     def ring(self) -> None:
@@ -94,7 +99,7 @@ class Keeper:
 
     def leave(self) -> None:
         """Say that the worker is leaving: what is still being entered is given up, what is held is left in peace."""
-        if self._is_entering:
+        if self._is_entering and self.task is not None:
             self.task.cancel()
         self.ring()
 
@@ -110,6 +115,8 @@ class Keeper:
         self._host.dismiss(self._worker)
 
     async def _keep(self) -> None:
+        if self.task is None:
+            await asyncio.sleep(0)  # an eager task factory runs us while the task is made
         worker = self._worker
         failures = 0  # since the resource was last let go in peace
         while not worker.leaving:
@@ -206,5 +213,5 @@ class Keeper:
         # The keeper ends by worker.leaving alone, so that a stray cancel costs no worker. What was delivered is taken
         # back, or the timeouts of the next resource to enter would take it for theirs.
         task = self.task
-        while task.cancelling():
+        while task is not None and task.cancelling():
             task.uncancel()

@@ -150,6 +150,8 @@ class Observers:
     __slots__ = ("_observers", "any")
 
     def __init__(self, observers: Iterable[Observer]) -> None:
+        if callable(observers) or not isinstance(observers, Iterable):
+            raise TypeError(f"observers must be a sequence of callables that take an event, got {observers!r}")
         self._observers = tuple(observers)
         for observer in self._observers:
             if not callable(observer):

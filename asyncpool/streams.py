@@ -31,7 +31,7 @@ ItemT_co = TypeVar("ItemT_co", covariant=True)
 T = TypeVar("T")
 
 # The feeder gives the loop its turn after so many jobs, or so many seconds without a suspension.
-_FEED_JOBS = 64
+_FEED_JOBS = 256
 _FEED_SECONDS = 0.005
 
 
@@ -201,7 +201,7 @@ class Stream(Channel[ItemT_co]):
         super().__init__(dispatcher, ordered=ordered, raises=raises, window=None, what="the stream")
         if not isinstance(source, (Iterable, AsyncIterable)):
             raise TypeError(f"jobs must be an iterable or an async iterable, got {source!r:.80}")
-        self._source = source
+        self._source: Iterable[Any] | AsyncIterable[Any] = source
         self._context = copy_context()
         self.feeder: asyncio.Task[None] | None = None
         self._is_interruptible = False
@@ -209,11 +209,19 @@ class Stream(Channel[ItemT_co]):
         self._cancel_is_due = False
 
     def __await__(self) -> Generator[Any, None, list[ItemT_co]]:
-        """Read the whole stream into a list; cancelled while waiting, the stream is cut."""
+        """Read the whole stream into a list.
+
+        Cancelled while waiting, or at the first failure of `map`, the stream is cut, and what it ran has ended before
+        this raises.
+        """
         return self._collect().__await__()
 
     async def _collect(self) -> list[ItemT_co]:
-        return [item async for item in self]
+        async with self:
+            items: list[ItemT_co] = []
+            async for item in self:  # not a comprehension: on 3.11 its frame, in a traceback, keeps the cursor alive
+                items.append(item)
+            return items
 
     async def __aenter__(self) -> Stream[ItemT_co]:
         return self
@@ -242,12 +250,12 @@ class Stream(Channel[ItemT_co]):
         if self.feeder is None and not self._is_cut:
             dispatcher = self._dispatcher
             dispatcher.check_open()
+            dispatcher.guests.add(self)
             # In the context of the call that made the stream, as its jobs: sources read context variables too.
             self.feeder = dispatcher.loop.create_task(
                 self._feed(), name=f"{dispatcher.name} feeder", context=self._context.copy()
             )
             self.feeder.add_done_callback(self._feeder_is_done)
-            dispatcher.guests.add(self)
 
     def _close_intake(self) -> None:
         super()._close_intake()
@@ -269,6 +277,8 @@ class Stream(Channel[ItemT_co]):
         is_exhausted = False
         error: BaseException | None = None
         try:
+            if self.feeder is None:
+                await asyncio.sleep(0)  # an eager task factory runs us while the task is made
             source = self._source
             if self._is_stopped:
                 pass
@@ -318,6 +328,7 @@ class Stream(Channel[ItemT_co]):
             else:
                 self._end = error if is_safe_to_raise(error) else SourceCrashed(error)
         super()._close_intake()
+        self._source = ()  # it may be a large list
         self._dispatcher.guests.discard(self)
         if self._dispatcher.when_less is not None:
             self._dispatcher.when_less()

@@ -1,0 +1,242 @@
+"""The command line: what is asked for, and the exit status.
+
+The work is done by `service.py`, and told of by `report.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import re
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from PIL import Image
+
+import asyncpool
+from asyncpool.events import PoolStopping
+from examples.image_service.console import Console, make_console, printable
+from examples.image_service.contact_sheet import make_contact_sheet
+from examples.image_service.demo import Expectation, make_demo
+from examples.image_service.errors import OutputError
+from examples.image_service.names import stem_of
+from examples.image_service.report import Report
+from examples.image_service.server import PhotoServer
+from examples.image_service.service import ImageService, Source
+from examples.image_service.sources import SourceError, read_sources
+
+__all__ = ["main"]
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What was asked for."""
+
+    sources: Sequence[str]
+    out: Path
+    size: tuple[int, int]
+    quality: int
+    workers: int
+    max_width: int
+    timeout: float
+    demo_photos: Path
+    demo_count: int
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status. Raises `SystemExit(2)` if the arguments make no sense."""
+    options = _parse(arguments)
+    # Choices for a whole program, which a library must not make: photos with too many pixels are refused where
+    # Pillow would only warn, EXIF blocks that are not quite right are nobody's business; and what the pool does
+    # is told by the report, so that its log needs to tell no more than what must never be.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    logging.getLogger("asyncpool").setLevel(logging.ERROR)
+    logging.getLogger("asyncpool").addFilter(_is_not_of_an_interrupt)
+    try:
+        return asyncio.run(_run(options, make_console()))
+    except (SourceError, OutputError) as error:
+        print(f"image_service: error: {printable(str(error))}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our lines has enough. What Python would still write at its exit goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _is_not_of_an_interrupt(record: logging.LogRecord) -> bool:
+    # Two Ctrl+C at once make asyncio cancel every task there is. That jobs died of it is no news.
+    return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
+
+
+async def _run(options: Options, console: Console) -> int:
+    async with PhotoServer() as server:
+        sources: Sequence[Source]
+        expected: Mapping[Source, Expectation] = {}
+        if options.sources:
+            sources = await asyncpool.offload(read_sources)(options.sources, server, options.out)
+        else:
+            console.say(
+                f"Demo: {options.demo_count} photos of 4 to 12 megapixels (painted on the first run, which "
+                f"takes some seconds; kept in {options.demo_photos})"
+            )
+            demo = await make_demo(server, options.demo_photos, options.demo_count)
+            if demo is None:
+                console.say("Interrupted: run the same command again to go on.")
+                return INTERRUPTED
+            sources, expected = demo.sources, demo.expected
+            broken = ", ".join(f"{stem_of(source.url)} {why.what}" for source, why in expected.items())
+            console.say(f"and {len(expected)} images that are broken on purpose: {broken}")
+        report = Report(sources, expected, console)
+        if await _process(sources, options, console, report):
+            rest = ": run the same command again to do the rest" if report.unfinished else ""
+            console.say(f"Interrupted{rest}.")
+            return INTERRUPTED
+    if not report.thumbnails:
+        console.say("No contact sheet: there are no thumbnails.")
+    else:
+        path = options.out / "contact-sheet.png"
+        try:
+            await make_contact_sheet(report.thumbnails, path, options.size[0] / options.size[1])
+        except OutputError as error:
+            console.say(f"FAILED: {error}", "red")
+            return FAILED
+        console.say(f"Contact sheet: {path}", "bold")
+    return OK if report.is_good else FAILED
+
+
+async def _process(sources: Sequence[Source], options: Options, console: Console, report: Report) -> bool:
+    """Process and tell of all the sources; return whether it was interrupted."""
+    signals: asyncpool.drain_on_signal | None = None
+
+    def tell_of_the_stop(event: asyncpool.Event) -> None:
+        if isinstance(event, PoolStopping) and signals is not None and signals.received:
+            console.say("Stopping: what is under way is finished first; Ctrl+C once more cancels it.", "yellow")
+
+    service = ImageService(
+        options.out,
+        size=options.size,
+        quality=options.quality,
+        workers=options.workers,
+        max_width=options.max_width,
+        timeout=options.timeout,
+        observers=[tell_of_the_stop],
+    )
+    async with service:
+        width, height = options.size
+        console.say(
+            f"Fitting {len(sources):,} image{'s' * (len(sources) != 1)} into {width}x{height} pixels, "
+            f"{options.workers} at a time, in {options.out}{os.sep}"
+        )
+        began = time.perf_counter()
+        with asyncpool.drain_on_signal(service.pool) as signals, console.bar(len(sources)):
+            try:
+                async for outcome in service.process(sources):
+                    report.tell(outcome)
+            except asyncpool.PoolClosed:
+                if not signals.received:  # what a signal left unfinished is told below
+                    raise
+        report.sum_up(time.perf_counter() - began)
+    return signals.received > 0
+
+
+# -- The arguments --
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One sentence, without the usage text before it."""
+        self.exit(USAGE, f"{self.prog}: error: {printable(message)} (--help tells what there is)\n")
+
+
+def _parse(arguments: Sequence[str] | None) -> Options:
+    parser = _Parser(
+        prog="image_service",
+        usage="python -m examples.image_service [SOURCE ...] --out DIR [options]",
+        description="Download photos and make thumbnails of them, many at a time.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("sources", nargs="*", metavar="SOURCE", help="a URL, a file of URLs, a photo or a folder of photos")
+    add("--out", required=True, type=Path, metavar="DIR", help="where the thumbnails go")
+    add("--size", default="800x600", type=_size, metavar="WxH", help="the box that they fit into (800x600)")
+    add("--quality", default=85, type=_whole(1, 100), metavar="N", help="of the JPEGs, 1 to 100 (85)")
+    add(
+        "--workers",
+        default=8,
+        type=_whole(1),
+        metavar="N",
+        help="how many images are under way at a time (8)",
+    )
+    add("--max-width", default=4000, type=_whole(1), metavar="N", help="wider photos are refused (4000)")
+    add("--timeout", type=_seconds, metavar="S", help="seconds that a download may take (30; in the demo 4)")
+    add(
+        "--demo-photos",
+        type=Path,
+        metavar="DIR",
+        help="where the demo keeps its photos (.demo-photos in --out)",
+    )
+    add("--demo-count", default=24, type=_whole(1, 999), metavar="N", help="how many photos the demo has (24)")
+    found = parser.parse_args(arguments)
+    if found.timeout is None:
+        found.timeout = 30.0 if found.sources else 4.0
+    if found.demo_photos is None:
+        found.demo_photos = found.out / ".demo-photos"
+    return Options(**vars(found))
+
+
+_EPILOG = """\
+Photos from the disk are served over loopback HTTP, so that they are downloaded as all others.
+A file of URLs has one to a line; # begins a comment. Without a SOURCE, a set of photos is made
+and served, some of them broken on purpose.
+
+Thumbnails that are there already, whole, and made in the same way, are not made again. Ctrl+C
+finishes what is under way and tells what is unfinished; once more cancels.
+
+Exit status: 0 if all is well; 1 if an image failed (in the demo: if other images failed than
+should); 2 if the command makes no sense; 130 if it was interrupted.
+"""
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]{1,5})[xX]([0-9]{1,5})", text)
+    if match is None or not all(1 <= int(part) <= 65_500 for part in match.groups()):
+        raise argparse.ArgumentTypeError(f"a size must be WIDTHxHEIGHT in pixels, such as 800x600, got {text!r}")
+    return (int(match[1]), int(match[2]))
+
+
+def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least or (most is not None and number > most):
+            rule = f">= {least}" if most is None else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"it must be a whole number {rule}, got {text!r}")
+        return number
+
+    return read
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"it must be a number of seconds > 0, got {text!r}")
+    return seconds

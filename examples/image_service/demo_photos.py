@@ -1,0 +1,76 @@
+"""The demo's photos: JPEGs of 4 to 12 megapixels, as a camera would make them, but painted by `scenes.py`.
+
+As large in pixels and bytes as photos, with a sensor's grain, some of them taken with the camera on its
+side. Made once and kept: the same number gives the same photo.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from random import Random
+
+from PIL import Image, ImageChops
+
+from examples.image_service.brushes import curve
+from examples.image_service.files import write_whole
+from examples.image_service.scenes import SCENES
+
+__all__ = ["VERSION", "make_photo", "make_wide_photo"]
+
+VERSION = "1"
+"""Goes up when the photos change, so that those which were kept are not taken for them."""
+
+_SIZES = (
+    (4000, 3000),
+    (3648, 2736),
+    (3264, 2448),
+    (3840, 2560),
+    (2592, 1944),
+    (3456, 2592),
+    (3000, 2000),
+)
+_SIDEWAYS = (3, 8, 15)  # photo numbers that are upright, and stored lying on their side, as phones do it
+_CANVAS = 1600  # pixels of the longer side that a scene is painted in; details finer than that are grain
+_GRAIN = 20
+
+
+def make_photo(path: Path, number: int) -> None:
+    """Paint and write photo `number`, counted from 0. Takes about a second of CPU time. Raises `OSError`."""
+    _write(path, number, _SIZES[number % len(_SIZES)])
+
+
+def make_wide_photo(path: Path) -> None:
+    """The same for a panorama that is wider than the service allows."""
+    _write(path, 0, (4800, 2400))
+
+
+def _write(path: Path, number: int, size: tuple[int, int]) -> None:
+    rng = Random(number)
+    scene, mood = SCENES[number % len(SCENES)], number // len(SCENES)
+    sideways = number in _SIDEWAYS
+    if sideways:
+        size = (size[1], size[0])
+    scale = _CANVAS / max(size)
+    painting = scene(rng, (round(size[0] * scale), round(size[1] * scale)), mood)
+    photo = painting.resize(size, Image.Resampling.BICUBIC)
+    photo = ImageChops.add(photo, _grain(rng, size), offset=-_GRAIN // 2)
+    exif = Image.Exif()
+    if sideways:
+        photo = photo.transpose(Image.Transpose.ROTATE_90)
+        exif[0x0112] = 6  # to be turned clockwise by a quarter, to be seen upright
+    target = BytesIO()
+    photo.save(target, "JPEG", quality=92, exif=exif)
+    write_whole(path, target.getvalue())
+
+
+def _grain(rng: Random, size: tuple[int, int]) -> Image.Image:
+    # One piece of noise, laid out like tiles, mirrored at random: random bytes cost more than copies.
+    noise = Image.frombytes("L", (1024, 1024), rng.randbytes(1024 * 1024))
+    piece = curve(noise, lambda gray: gray * _GRAIN / 255)
+    sheet = Image.new("L", size)
+    for x in range(0, size[0], 1024):
+        for y in range(0, size[1], 1024):
+            sheet.paste(piece, (x, y))
+            piece = piece.transpose(rng.choice([Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM]))
+    return Image.merge("RGB", (sheet, sheet, sheet))

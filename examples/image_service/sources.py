@@ -1,0 +1,105 @@
+"""What a SOURCE on the command line is: a URL, a file of URLs, a photo, or a folder of photos.
+
+Photos on the disk are served over loopback HTTP, so that they come the way that all photos come. It reads
+folders and files: call it in a thread.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from examples.image_service.download import check_url
+from examples.image_service.errors import BadUrl
+from examples.image_service.names import PHOTO_SUFFIXES
+from examples.image_service.server import PhotoServer
+from examples.image_service.service import Source
+
+__all__ = ["SourceError", "read_sources"]
+
+
+class SourceError(Exception):
+    """A source is not there, cannot be read, or has no photos in it. The message is a sentence."""
+
+
+def read_sources(arguments: Iterable[str], server: PhotoServer, out: Path) -> list[Source]:
+    """Return the photos that the arguments mean, in their order, each once.
+
+    Args:
+        arguments: The SOURCEs as they were typed.
+        server: Where photos from the disk are added, to be served.
+        out: The folder of the thumbnails, which cannot be a source.
+
+    Raises:
+        SourceError: An argument means nothing that can be processed.
+    """
+    sources = {source.origin: source for argument in arguments for source in _read(argument, server, out)}
+    if not sources:
+        raise SourceError("there is not one photo in what was given")
+    return list(sources.values())
+
+
+def _read(argument: str, server: PhotoServer, out: Path) -> Iterator[Source]:
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", argument):
+        try:
+            check_url(argument)
+        except BadUrl as error:
+            raise SourceError(f"{argument} is {error}") from error
+        yield Source(url=argument, origin=argument)
+        return
+    path = Path(argument)
+    try:
+        if path.is_dir():
+            yield from _read_folder(path, server, out)
+        elif path.suffix.lower() in PHOTO_SUFFIXES and path.is_file():
+            yield _photo(path, server)
+        elif path.exists():
+            yield from _read_list(path)
+        else:
+            raise SourceError(f"{argument} is not a URL, and there is no file or folder of that name")
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise SourceError(f"{argument} cannot be read: {reason or error}") from error
+
+
+def _read_folder(folder: Path, server: PhotoServer, out: Path) -> Iterator[Source]:
+    if out.exists() and folder.samefile(out):
+        raise SourceError(f"{folder} is the output folder: it cannot be a source as well")
+    thumbnails = out.resolve()
+    is_below = thumbnails.is_relative_to(folder.resolve())
+    count = 0
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if hidden or path.suffix.lower() not in PHOTO_SUFFIXES or not path.is_file():
+            continue
+        if is_below and path.resolve().is_relative_to(thumbnails):
+            continue  # what an earlier run has made
+        count += 1
+        yield _photo(path, server)
+    if not count:
+        raise SourceError(f"there are no photos in the folder {folder}")
+
+
+def _photo(path: Path, server: PhotoServer) -> Source:
+    state = path.stat()
+    return Source(
+        url=server.add(path),
+        origin=str(path.resolve()),
+        revision=f"{state.st_size} bytes of {state.st_mtime_ns}",
+    )
+
+
+def _read_list(path: Path) -> Iterator[Source]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path} is neither a photo nor a text file of URLs") from error
+    count = 0
+    for line in text.splitlines():
+        url = re.sub(r"(^|\s)#.*", "", line).strip()  # a # inside a URL is part of it
+        if url:
+            count += 1
+            yield Source(url=url, origin=url)
+    if not count:
+        raise SourceError(f"there are no URLs in the file {path}")

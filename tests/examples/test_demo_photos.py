@@ -1,0 +1,56 @@
+"""The demo's photos are as photos are, and the same every time."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from random import Random
+
+import pytest
+from PIL import Image, ImageChops
+
+from examples.image_service.demo_photos import make_photo, make_wide_photo
+from examples.image_service.images import Recipe, make_thumbnail
+from examples.image_service.scenes import SCENES, Scene
+
+
+def test_a_photo_has_megapixels_and_megabytes(tmp_path: Path) -> None:
+    make_photo(tmp_path / "a.jpg", 4)
+
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert 4e6 <= image.width * image.height <= 12e6
+        assert (tmp_path / "a.jpg").stat().st_size > image.width * image.height / 6
+
+
+def test_the_same_number_gives_the_same_photo(tmp_path: Path) -> None:
+    make_photo(tmp_path / "a.jpg", 1)
+    make_photo(tmp_path / "b.jpg", 1)
+
+    assert (tmp_path / "a.jpg").read_bytes() == (tmp_path / "b.jpg").read_bytes()
+
+
+def test_a_photo_taken_with_the_camera_on_its_side_is_stored_like_that(tmp_path: Path) -> None:
+    make_photo(tmp_path / "a.jpg", 3)
+
+    data = (tmp_path / "a.jpg").read_bytes()
+    with Image.open(BytesIO(data)) as image:
+        assert image.width > image.height
+    made = make_thumbnail(BytesIO(data), Recipe())
+    assert made.width < made.height
+
+
+def test_the_wide_photo_is_wider_than_the_service_allows(tmp_path: Path) -> None:
+    make_wide_photo(tmp_path / "a.jpg")
+
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.width > Recipe().max_width
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
+def test_a_scene_is_another_in_each_mood_and_never_flat(scene: Scene) -> None:
+    one, other = (scene(Random(1), (240, 180), mood) for mood in (0, 1))
+
+    assert one.size == other.size == (240, 180)
+    assert one.mode == "RGB"
+    assert max(high - low for low, high in one.getextrema()) > 100  # type: ignore[operator]
+    assert ImageChops.difference(one, other).getbbox() is not None
