@@ -25,7 +25,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from types import CoroutineType
 from typing import Any, Protocol, cast
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from asyncpool._attempt import call_handler, inside_try, judge, within_deadline, within_limiter
 from asyncpool._deadlock import Waits
@@ -81,7 +81,6 @@ class Dispatcher:
         "_enter_resource",
         "_free_numbers",
         "_handler",
-        "_has_factory",
         "_has_handler",
         "_is_direct",
         "_is_eager",
@@ -92,7 +91,6 @@ class Dispatcher:
         "_record_queued",
         "_record_running",
         "_recycle_on",
-        "_reported_unread",
         "_surplus",
         "_task_name",
         "_tidy_at",
@@ -175,7 +173,6 @@ class Dispatcher:
         self.seconds_running = Histogram()
         self._record_queued = self.seconds_queued.record
         self._record_running = self.seconds_running.record
-        self._reported_unread = 0
         # What the pool hands back when it closes, with the jobs' numbers.
         self.unfinished: list[tuple[int, Unfinished[Any]]] = []
         self.abandoned: list[tuple[int, Unfinished[Any]]] = []
@@ -183,7 +180,7 @@ class Dispatcher:
         # Called whenever a job has ended or a worker is gone, while somebody waits for that.
         self.when_less: Callable[[], None] | None = None
         # The streams and groups that may still bring jobs.
-        self.guests: WeakSet[Guest] = WeakSet()
+        self.guests: WeakKeyDictionary[Guest, None] = WeakKeyDictionary()  # a set, in the order of its entries
 
     @property
     def has_resource(self) -> bool:
@@ -199,12 +196,11 @@ class Dispatcher:
         self.throughput = Throughput(loop.time())
         self._tidy_at = loop.time()
         self._context = copy_context()
-        factory = loop.get_task_factory()
-        # A task factory sees every task, as on any loop; but it may be an eager one, and may wrap the coroutine.
-        self._has_factory = factory is not None
-        self._is_eager = _HAS_EAGER_TASKS and factory is None
-        # Where making a task never runs the job, it may be made at once, by whoever made the room or brought the job.
-        self._is_direct = not self._has_factory and not self._is_eager
+        # A task factory sees every task, as on any loop; but it may be an eager one, and may wrap the coroutine. Where
+        # making a task never runs the job, it may be made at once, by whoever made the room or brought the job.
+        has_factory = loop.get_task_factory() is not None
+        self._is_eager = _HAS_EAGER_TASKS and not has_factory
+        self._is_direct = not _HAS_EAGER_TASKS and not has_factory
         self._task_name = f"{self.name} job"
         self.is_open = True
 

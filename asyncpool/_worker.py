@@ -110,9 +110,13 @@ class Keeper:
 
     def _is_done(self, task: asyncio.Task[None]) -> None:
         """The end, also of a task that was cancelled before its first step."""
-        self._worker.leaving = True
+        worker = self._worker
+        worker.leaving = True
         self.give_up_entering()
-        self._host.dismiss(self._worker)
+        if worker.job is None:
+            self._host.dismiss(worker)
+        else:
+            worker.keeper = None  # it goes when its job has ended, as a worker without a resource does
 
     async def _keep(self) -> None:
         if self.task is None:

@@ -58,7 +58,7 @@ class Group(Channel[Outcome[JobT, ValueT_co]], Generic[JobT, ValueT_co]):
         self._maker = asyncio.current_task()
         self._makers_wait: asyncio.Future[None] | None = None
         self._reading_task: asyncio.Task[Any] | None = None
-        dispatcher.guests.add(self)
+        dispatcher.guests[self] = None
 
     async def submit(self, job: JobT) -> None:
         """Submit a job whose outcome the group's reader gets.
@@ -111,7 +111,7 @@ class Group(Channel[Outcome[JobT, ValueT_co]], Generic[JobT, ValueT_co]):
         Whoever waits in `submit` gets `StreamClosed`. Leaving the `async with` block without an exception does this.
         """
         self._close_intake()
-        self._dispatcher.guests.discard(self)
+        self._dispatcher.guests.pop(self, None)
 
     def _close_intake(self) -> None:
         super()._close_intake()
@@ -129,7 +129,7 @@ class Group(Channel[Outcome[JobT, ValueT_co]], Generic[JobT, ValueT_co]):
     def cut(self) -> None:
         """End the group at once: cancel what is queued or runs. `aclose()` also waits for that."""
         super().cut()
-        self._dispatcher.guests.discard(self)
+        self._dispatcher.guests.pop(self, None)
 
     async def __aenter__(self) -> Group[JobT, ValueT_co]:
         return self
@@ -250,7 +250,7 @@ class Stream(Channel[ItemT_co]):
         if self.feeder is None and not self._is_cut:
             dispatcher = self._dispatcher
             dispatcher.check_open()
-            dispatcher.guests.add(self)
+            dispatcher.guests[self] = None
             # In the context of the call that made the stream, as its jobs: sources read context variables too.
             self.feeder = dispatcher.loop.create_task(
                 self._feed(), name=f"{dispatcher.name} feeder", context=self._context.copy()
@@ -329,7 +329,7 @@ class Stream(Channel[ItemT_co]):
                 self._end = error if is_safe_to_raise(error) else SourceCrashed(error)
         super()._close_intake()
         self._source = ()  # it may be a large list
-        self._dispatcher.guests.discard(self)
+        self._dispatcher.guests.pop(self, None)
         if self._dispatcher.when_less is not None:
             self._dispatcher.when_less()
 

@@ -1,0 +1,20 @@
+"""What every test of the library is held to.
+
+Warnings are errors (pyproject.toml), an exception that is only printed among them. Leaked tasks, errors of the loop and
+coroutines never awaited fail a test through `asyncpool.testing.run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+
+
+@pytest.fixture(autouse=True)
+def loop_is_never_blocked() -> Iterator[BlockBuster]:
+    """A sleep, a file or a lock that blocks the event loop, called by the library, fails the test."""
+    # Not asyncpool.testing: it is below every test on virtual time, and what a test does itself is its own business.
+    with blockbuster_ctx("asyncpool", excluded_modules=["asyncpool.testing"]) as blockbuster:
+        yield blockbuster

@@ -1,0 +1,714 @@
+"""Every public awaitable, cancelled at its 1st, 2nd, 3rd ... suspension until it completes.
+
+Each place is cancelled in three ways: when the call suspends there; late, when what it waits for has come but the call
+has not gone on with it; and by a cancel scope of anyio, which cancels again at each turn. After each, nothing is lost
+(an input was never accepted, or has one outcome), nothing is left behind, and the pool works and closes as before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+import types
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any
+
+import anyio
+import pytest
+
+import asyncpool
+from asyncpool import JobCancelled, PoolClosed, QueueFull, StreamClosed, WorkerPool, offload
+from asyncpool.testing import CancelSweepResult, cancel_at, run, settle
+from tests.laws.witness import Item, Witness, ended, spawn
+
+Main = Callable[[], Awaitable[Any]]
+Cancelling = Callable[[Main], Awaitable[CancelSweepResult[Any]]]
+Case = Callable[[Witness, Cancelling], Awaitable[None]]
+CASES: dict[str, Case] = {}
+WAYS = ("early", "late", "scope")
+MOST_STEPS = 100
+
+
+def case(function: Case) -> Case:
+    CASES[function.__name__] = function
+    return function
+
+
+@types.coroutine
+def _counted(coro: Coroutine[Any, Any, Any], step: int, hit: Callable[[], None]) -> Generator[Any, Any, Any]:
+    """Drive a coroutine, and call `hit` at its `step`-th suspension."""
+    resume = partial(coro.send, None)
+    for suspension in itertools.count(1):
+        try:
+            awaited = resume()
+        except StopIteration as stop:
+            return stop.value
+        if suspension == step:
+            hit()
+        try:
+            yield awaited
+            resume = partial(coro.send, None)
+        except BaseException as error:
+            resume = partial(coro.throw, error)
+
+
+async def _cancel_by_scope(step: int, main: Main) -> CancelSweepResult[Any]:
+    """As `cancel_at`, but by a cancel scope around it."""
+    value = None
+    hits: list[int] = []
+
+    async def call() -> Any:
+        return await main()
+
+    async def scoped() -> None:
+        nonlocal value
+        with anyio.CancelScope() as scope:
+
+            def hit() -> None:
+                hits.append(step)
+                scope.cancel()
+
+            value = await _counted(call(), step, hit)
+            return
+        cancelled.append(True)
+
+    cancelled: list[bool] = []
+    task = spawn(scoped())
+    await asyncio.wait([task])
+    task.result()
+    return CancelSweepResult(completed=not hits, cancelled=bool(cancelled), value=value)
+
+
+def _cancelling(way: str, step: int, results: list[CancelSweepResult[Any]]) -> Cancelling:
+    async def cancelling(main: Main) -> CancelSweepResult[Any]:
+        result = await (_cancel_by_scope(step, main) if way == "scope" else cancel_at(step, main, late=way == "late"))
+        results.append(result)
+        return result
+
+    return cancelling
+
+
+async def still_works(witness: Witness) -> None:
+    """Check that the pool takes jobs and runs them, with all of its workers."""
+    await settle()
+    witness.check()
+    assert await witness.pool.run(Item(10_000)) == 10_000
+    witness.others += 1
+    stats = witness.pool.stats
+    assert stats.workers == witness.wanted, stats
+
+
+async def close(witness: Witness) -> None:
+    """Close the pool at once, and check the laws of its end."""
+    await witness.pool.close(drain_timeout=0.0)
+    await witness.check_end()
+
+
+# -- Life ------------------------------------------------------------------------------------------------------------
+
+
+class Resources:
+    """Resources that take turns and time to enter and to leave."""
+
+    def __init__(self) -> None:
+        self.held = 0
+
+    @asynccontextmanager
+    async def __call__(self) -> AsyncIterator[int]:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        self.held += 1
+        try:
+            yield self.held
+        finally:
+            await asyncio.sleep(0.01)
+            self.held -= 1
+
+
+@case
+async def start(witness: Witness, cancelling: Cancelling) -> None:
+    pool = witness.make_pool(workers=2)
+    await cancelling(pool.start)
+    await still_works(witness)
+    await close(witness)
+
+
+@case
+async def start_with_a_resource(witness: Witness, cancelling: Cancelling) -> None:
+    resources = Resources()
+    pool = witness.make_pool(workers=2, resource=resources)
+    result = await cancelling(pool.start)
+    if result.cancelled:
+        assert pool.report is not None  # it has closed the pool, and waited for that
+        with pytest.raises(PoolClosed):
+            await pool.submit(witness.item())
+    else:
+        assert await pool.run(Item(10_000)) == 10_000
+        witness.others += 1
+    await close(witness)
+    assert resources.held == 0
+
+
+@case
+async def the_block_of_a_pool(witness: Witness, cancelling: Cancelling) -> None:
+    pool = witness.make_pool(workers=2, queue_size=1, resource=Resources())
+
+    async def main() -> None:
+        async with pool:
+            for item in witness.items(4, "nap"):
+                await witness.submit(item)
+
+    await cancelling(main)
+    assert pool.report is not None
+    await witness.check_end()
+
+
+@case
+async def close_that_drains(witness: Witness, cancelling: Cancelling) -> None:
+    pool = witness.make_pool(workers=1)
+    await pool.start()
+    for item in witness.items(3, "nap"):
+        await witness.submit(item)
+    result = await cancelling(pool.close)
+    assert pool.report is not None
+    assert result.cancelled or result.value is pool.report
+    await witness.check_end()
+
+
+@case
+async def close_that_cancels(witness: Witness, cancelling: Cancelling) -> None:
+    pool = witness.make_pool(workers=2, resource=Resources())
+    await pool.start()
+    for item in witness.items(4, "slow", "stubborn", "hang"):
+        await witness.submit(item)
+    await cancelling(partial(pool.close, drain_timeout=0.5))
+    assert pool.report is not None
+    assert not pool.report.abandoned
+    await witness.check_end()
+
+
+@case
+async def close_with_a_stuck_job(witness: Witness, cancelling: Cancelling) -> None:
+    pool = witness.make_pool(workers=2)
+    witness.may_abandon = True
+    await pool.start()
+    stuck = await witness.submit(witness.item("stuck"))
+    await witness.submit(witness.item("nap"))
+    await settle()
+    await cancelling(partial(pool.close, drain_timeout=1.0, grace=1.0))
+    assert pool.report is not None
+    assert [entry.job for entry in pool.report.abandoned] == [stuck.job]
+    await witness.check_end()
+    witness.release.set()
+    await settle()
+
+
+@case
+async def join(witness: Witness, cancelling: Cancelling) -> None:
+    pool = witness.make_pool(workers=1)
+    await pool.start()
+    for item in witness.items(3, "nap"):
+        await witness.submit(item)
+    result = await cancelling(pool.join)
+    assert result.cancelled or (pool.stats.queued, pool.stats.running) == (0, 0)
+    await still_works(witness)
+    await close(witness)
+
+
+# -- Intake ----------------------------------------------------------------------------------------------------------
+
+
+@case
+async def submit_to_a_free_pool(witness: Witness, cancelling: Cancelling) -> None:
+    pool = witness.make_pool(workers=1)
+    await pool.start()
+    await cancelling(partial(witness.submit, witness.item()))
+    assert pool.stats.submitted == len(witness.handles)
+    await still_works(witness)
+    await close(witness)
+
+
+@case
+async def submit_in_line(witness: Witness, cancelling: Cancelling) -> None:
+    """With some before and some behind, who all get their turn."""
+    pool = witness.make_pool(workers=1, queue_size=1)
+    await pool.start()
+    before = [spawn(witness.submit(witness.item("nap"))) for _ in range(3)]
+    me = spawn(cancelling(partial(witness.submit, witness.item("nap"))))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    behind = [spawn(witness.submit(witness.item("nap"))) for _ in range(2)]
+    await ended(me)
+    await ended(*before, *behind)
+    assert pool.stats.submitted == len(witness.handles) == 6 - me.result().cancelled
+    await still_works(witness)
+    await close(witness)
+
+
+@case
+async def submit_as_the_last_hope_of_an_idle_worker(witness: Witness, cancelling: Cancelling) -> None:
+    """The place of one who is cancelled after it was granted must go on, or worker and submitter wait for ever."""
+    pool = witness.make_pool(workers=1, queue_size=0)
+    await pool.start()
+    first = await witness.submit(witness.item("nap"))
+    me = spawn(cancelling(partial(witness.submit, witness.item("ok"))))  # type: ignore[arg-type]
+    await settle()
+    behind = spawn(witness.submit(witness.item("ok")))
+    await first.outcome()
+    await ended(me, behind)
+    assert behind.exception() is None
+    await still_works(witness)
+    await close(witness)
+
+
+async def _run(witness: Witness, cancelling: Cancelling, kind: str, full: bool, if_full: Any = "wait") -> None:
+    pool = witness.make_pool(workers=1, queue_size=1)
+    await pool.start()
+    if full:
+        for item in witness.items(2, "nap"):
+            await witness.submit(item)
+    item = witness.item(kind)
+    witness.perhaps += 1
+
+    async def main() -> Any:
+        with suppress(QueueFull, JobCancelled):
+            return await pool.run(item, if_full=if_full)
+
+    result = await cancelling(main)
+    assert result.cancelled or result.value in (item.n, None)
+    if result.cancelled:
+        assert item.n not in witness.active_items  # it has waited for the job's end
+    await still_works(witness)
+    await close(witness)
+
+
+@case
+async def run_on_a_free_pool(witness: Witness, cancelling: Cancelling) -> None:
+    await _run(witness, cancelling, "nap", full=False)
+
+
+@case
+async def run_of_a_slow_job_waits_for_its_cleanup(witness: Witness, cancelling: Cancelling) -> None:
+    pool = witness.make_pool(workers=1, queue_size=1)
+    await pool.start()
+    witness.perhaps += 1
+    await cancelling(partial(pool.run, witness.item("slow")))
+    assert witness.active == 0
+    assert pool.stats.running == 0
+    await still_works(witness)
+    await close(witness)
+
+
+@case
+async def run_on_a_full_pool(witness: Witness, cancelling: Cancelling) -> None:
+    await _run(witness, cancelling, "nap", full=True)
+
+
+@case
+async def run_that_does_not_wait(witness: Witness, cancelling: Cancelling) -> None:
+    await _run(witness, cancelling, "nap", full=False, if_full="raise")
+    witness_full = Witness()
+    await _run(witness_full, cancelling, "nap", full=True, if_full="raise")
+
+
+@case
+async def the_value_of_a_handle(witness: Witness, cancelling: Cancelling) -> None:
+    pool = witness.make_pool(workers=1)
+    await pool.start()
+    handle = await witness.submit(witness.item("nap"))
+
+    async def main() -> Any:
+        return await handle
+
+    await cancelling(main)
+    assert await handle == handle.job.n  # a waiter's cancellation is not the job's
+    await still_works(witness)
+    await close(witness)
+
+
+@case
+async def the_outcome_of_a_handle(witness: Witness, cancelling: Cancelling) -> None:
+    pool = witness.make_pool(workers=1)
+    await pool.start()
+    await witness.submit(witness.item("nap"))
+    handle = await witness.submit(witness.item("turn_fail"))
+    await cancelling(handle.outcome)
+    outcome = await handle.outcome()
+    assert isinstance(outcome, asyncpool.Failed)
+    await still_works(witness)
+    await close(witness)
+
+
+# -- Streams ---------------------------------------------------------------------------------------------------------
+
+
+def _stream(witness: Witness, how: str, items: list[Item]) -> Any:
+    """A stream by its description: "map ordered sync"."""
+    kind, order, source = how.split()
+    make = witness.pool.map if kind == "map" else witness.pool.outcomes
+    items_source = witness.source(items) if source == "sync" else witness.async_source(items, waits=0.0005)
+    return make(items_source, ordered=order == "ordered")
+
+
+STREAMS = [
+    " ".join(words) for words in itertools.product(("map", "outcomes"), ("ordered", "unordered"), ("sync", "async"))
+]
+
+
+def stream_cases(function: Callable[[Witness, Cancelling, str], Awaitable[None]]) -> None:
+    for how in STREAMS:
+        CASES[f"{function.__name__}: {how}"] = partial(_with_description, function, how)  # type: ignore[assignment]
+
+
+async def _with_description(
+    function: Callable[[Witness, Cancelling, str], Awaitable[None]], how: str, witness: Witness, cancelling: Cancelling
+) -> None:
+    await function(witness, cancelling, how)
+
+
+def _numbers(read: list[Any]) -> list[int]:
+    return [entry if isinstance(entry, int) else entry.job.n for entry in read]
+
+
+@stream_cases
+async def next_of_a_stream(witness: Witness, cancelling: Cancelling, how: str) -> None:
+    pool = witness.make_pool(workers=2, queue_size=1)
+    await pool.start()
+    items = witness.items(7, "ok", "turn", "nap")
+    stream = aiter(_stream(witness, how, items))
+    read: list[Any] = []
+
+    async def main() -> None:
+        async for entry in stream:
+            read.append(entry)
+
+    if (await cancelling(main)).cancelled:
+        await main()  # whatever the cancelled one did not get
+    assert sorted(_numbers(read)) == [item.n for item in items]
+    if " ordered" in how:
+        assert _numbers(read) == [item.n for item in items]
+    await still_works(witness)
+    await close(witness)
+
+
+@stream_cases
+async def a_stream_awaited_for_its_list(witness: Witness, cancelling: Cancelling, how: str) -> None:
+    pool = witness.make_pool(workers=2, queue_size=1)
+    await pool.start()
+    items = witness.items(5, "ok", "turn", "nap")
+
+    async def main() -> Any:
+        return await _stream(witness, how, items)
+
+    result = await cancelling(main)
+    if not result.cancelled:
+        assert sorted(_numbers(result.value)) == [item.n for item in items]
+    await settle()
+    await pool.join()
+    await still_works(witness)
+    await close(witness)
+
+
+@stream_cases
+async def a_stream_in_a_block(witness: Witness, cancelling: Cancelling, how: str) -> None:
+    pool = witness.make_pool(workers=2, queue_size=1)
+    await pool.start()
+    items = witness.items(9, "ok", "turn", "nap", "slow")
+    stream = _stream(witness, how, items)
+
+    async def main() -> None:
+        async with stream:
+            count = 0
+            async for _ in stream:
+                count += 1
+                if count == 3:
+                    break
+
+    result = await cancelling(main)
+    if not result.cancelled:
+        assert (pool.stats.running, pool.stats.queued) == (0, 0)
+    else:
+        await stream.aclose()  # its own was cancelled: what it asked for goes on
+    assert (pool.stats.running, pool.stats.queued) == (0, 0)
+    assert witness.sources_open == 0
+    with pytest.raises(StreamClosed):
+        aiter(stream)
+    await still_works(witness)
+    await close(witness)
+
+
+@stream_cases
+async def aclose_of_a_stream(witness: Witness, cancelling: Cancelling, how: str) -> None:
+    pool = witness.make_pool(workers=2, queue_size=1)
+    await pool.start()
+    stream = _stream(witness, how, [witness.item("ok"), *witness.items(6, "slow")])
+    front = aiter(stream)
+    await anext(front)
+    await settle()
+    await cancelling(stream.aclose)
+    await stream.aclose()
+    assert (pool.stats.running, pool.stats.queued) == (0, 0)
+    assert witness.sources_open == 0
+    await still_works(witness)
+    await close(witness)
+
+
+@case
+async def a_pipeline(witness: Witness, cancelling: Cancelling) -> None:
+    async def double(value: int) -> int:
+        await asyncio.sleep(0)
+        return 2 * value
+
+    first = witness.make_pool(workers=2, queue_size=1)
+    await first.start()
+    items = witness.items(6, "ok", "turn", "nap")
+    async with WorkerPool(double, workers=1, queue_size=1) as second:
+        stream = aiter(second.map(first.map(witness.async_source(items))))
+        values = []
+
+        async def main() -> None:
+            async for value in stream:
+                values.append(value)
+
+        if (await cancelling(main)).cancelled:
+            await main()
+        assert values == [2 * item.n for item in items]
+    await still_works(witness)
+    await close(witness)
+
+
+# -- Groups ----------------------------------------------------------------------------------------------------------
+
+
+@case
+async def submit_to_a_group(witness: Witness, cancelling: Cancelling) -> None:
+    pool = witness.make_pool(workers=1, queue_size=0)
+    await pool.start()
+    group = pool.group(window=2)
+    accepted: list[int] = []
+
+    async def bring() -> None:
+        for item in witness.items(4, "ok", "nap"):
+            await group.submit(item)
+            accepted.append(item.n)
+
+    read: list[Any] = []
+
+    async def reading() -> None:
+        async for outcome in group:
+            read.append(outcome)
+
+    reader = spawn(reading())
+    other = spawn(bring())
+    await cancelling(bring)
+    await ended(other)
+    assert other.exception() is None
+    group.close_intake()
+    await ended(reader)
+    assert reader.exception() is None
+    assert sorted(_numbers(read)) == sorted(accepted)
+    witness.others = len(accepted)
+    await still_works(witness)
+    await close(witness)
+
+
+@case
+async def next_of_a_group(witness: Witness, cancelling: Cancelling) -> None:
+    pool = witness.make_pool(workers=2, queue_size=1)
+    await pool.start()
+    group = pool.group()
+    front = aiter(group)
+    read: list[Any] = []
+
+    async def bring() -> None:
+        for item in witness.items(5, "ok", "turn", "nap"):
+            await group.submit(item)
+            witness.others += 1
+        group.close_intake()
+
+    async def main() -> None:
+        async for outcome in front:
+            read.append(outcome)
+
+    submitter = spawn(bring())
+    if (await cancelling(main)).cancelled:
+        await main()
+    await ended(submitter)
+    assert len(read) == witness.others == 5
+    await still_works(witness)
+    await close(witness)
+
+
+@case
+async def aclose_of_a_group(witness: Witness, cancelling: Cancelling) -> None:
+    pool = witness.make_pool(workers=2, queue_size=1)
+    await pool.start()
+    group = pool.group()
+    for item in witness.items(3, "slow", "stubborn"):
+        await group.submit(item)
+        witness.others += 1
+    await settle()
+    await cancelling(group.aclose)
+    await group.aclose()
+    assert (pool.stats.running, pool.stats.queued) == (0, 0)
+    await still_works(witness)
+    await close(witness)
+
+
+@case
+async def the_block_of_a_group(witness: Witness, cancelling: Cancelling) -> None:
+    pool = witness.make_pool(workers=2, queue_size=1)
+    await pool.start()
+    group = pool.group(window=9)
+
+    async def main() -> None:
+        with suppress(LookupError):
+            async with group:
+                for item in witness.items(4, "slow", "nap"):
+                    await group.submit(item)
+                    witness.others += 1
+                raise LookupError
+
+    await cancelling(main)
+    await group.aclose()
+    assert (pool.stats.running, pool.stats.queued) == (0, 0)
+    with pytest.raises(StreamClosed):
+        await group.submit(witness.item())
+    await still_works(witness)
+    await close(witness)
+
+
+# -- One line, and threads -------------------------------------------------------------------------------------------
+
+
+async def _one_line(witness: Witness, cancelling: Cancelling, main: Callable[[Any], Main], **options: Any) -> Any:
+    active = 0
+
+    async def handler(item: Item, resource: object = None) -> int:
+        nonlocal active
+        active += 1
+        try:
+            return await witness.work(item)
+        finally:
+            active -= 1
+
+    items = witness.items(5, "ok", "turn", "nap")
+    stream = asyncpool.map(handler, witness.async_source(items), workers=2, queue_size=1, **options)
+    result = await cancelling(main(stream))
+    if not result.cancelled:
+        assert result.value == [item.n for item in items]
+    await stream.aclose()
+    assert active == 0
+    assert witness.sources_open == 0
+    return result
+
+
+@case
+async def one_line_awaited(witness: Witness, cancelling: Cancelling) -> None:
+    def main(stream: Any) -> Main:
+        async def collect() -> Any:
+            return await stream
+
+        return collect
+
+    await _one_line(witness, cancelling, main)
+
+
+@case
+async def one_line_with_a_resource_in_a_block(witness: Witness, cancelling: Cancelling) -> None:
+    def main(stream: Any) -> Main:
+        async def collect() -> Any:
+            async with stream:
+                return [value async for value in stream]
+
+        return collect
+
+    resources = Resources()
+    await _one_line(witness, cancelling, main, resource=resources)
+    assert resources.held == 0
+
+
+@case
+async def one_line_of_outcomes(witness: Witness, cancelling: Cancelling) -> None:
+    items = witness.items(5, "ok", "fail", "slow")
+    read: list[Any] = []
+    stream = asyncpool.outcomes(witness.work, witness.source(items), workers=1)
+    front = aiter(stream)
+
+    async def main() -> None:
+        async for outcome in front:
+            read.append(outcome)
+
+    if (await cancelling(main)).cancelled:
+        await main()  # the stream is still open, or was just about to tell its end
+    assert sorted(_numbers(read)) == [item.n for item in items]
+
+
+@case
+async def an_offloaded_call(witness: Witness, cancelling: Cancelling) -> None:
+    ended_calls: list[int] = []
+
+    def work(n: int) -> int:
+        time.sleep(0.001)
+        ended_calls.append(n)
+        return n
+
+    work_offloaded = offload(work)
+    result = await cancelling(partial(work_offloaded, 1))
+    assert result.cancelled or result.value == 1
+    async with WorkerPool(work_offloaded, workers=1) as pool:
+        assert await pool.map(range(3)) == [0, 1, 2]
+    assert ended_calls[-3:] == [0, 1, 2]
+
+
+@case
+async def a_job_on_a_thread(witness: Witness, cancelling: Cancelling) -> None:
+    def work(n: int) -> int:
+        time.sleep(0.001)
+        return n
+
+    async with WorkerPool(offload(work), workers=1) as pool:
+        result = await cancelling(partial(pool.run, 5))
+        assert result.cancelled or result.value == 5
+        assert pool.stats.running == 0  # it has waited for the thread, which no cancellation stops
+        assert await pool.run(6) == 6
+
+
+# -- The sweep -------------------------------------------------------------------------------------------------------
+
+
+def sweep(name: str, way: str, seed: int | None) -> int:
+    """Cancel at each suspension in turn; return how many there were."""
+    for step in range(1, MOST_STEPS):
+        results: list[CancelSweepResult[Any]] = []
+
+        async def main() -> None:
+            witness = Witness()
+            await CASES[name](witness, _cancelling(way, step, results))  # noqa: B023 -- it is run in this turn
+
+        try:
+            run(main, seed=seed)
+        except BaseException as error:
+            error.add_note(f"cancelled {way} at suspension {step} of {name!r}, seed {seed}")
+            raise
+        if all(result.completed for result in results):
+            return step - 1
+    raise AssertionError(f"{name!r} has no end: it was suspended {MOST_STEPS} times")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", CASES)
+def test_a_call_may_be_cancelled_at_each_of_its_suspensions(name: str, way: str) -> None:
+    for seed in (None, 1, 2):
+        sweep(name, way, seed)
+
+
+# Those which never wait in their case, so that there is nothing to cancel.
+NEVER_SUSPEND = {"start", "submit_to_a_free_pool"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_sweep_has_something_to_cancel(name: str) -> None:
+    assert (sweep(name, "early", None) == 0) == (name in NEVER_SUSPEND)
