@@ -21,20 +21,21 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"
     ],
 )
 def test_the_readme_prints_what_runs(program: str, output: str) -> None:
+    command = [sys.executable, "-u", "-W", "error", "-c", program]
     ran = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=60
     )
-    assert ran.stderr == ""
     assert ran.stdout.strip() == output.strip()
+    assert ran.returncode == 0
 
 
 def test_every_python_block_of_the_readme_has_its_output() -> None:
     assert README.count("```python") == len(PROGRAM_AND_OUTPUT.findall(README)) > 0
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_no_document_has_a_placeholder(document: Path) -> None:
+    assert re.findall(r"^(?:[A-Z]+_[A-Z_]+|TODO.*)$", document.read_text(encoding="utf-8"), re.MULTILINE) == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)

@@ -171,7 +171,7 @@ def _parse(arguments: Sequence[str] | None) -> Options:
     )
     add = parser.add_argument
     add("sources", nargs="*", metavar="SOURCE", help="a URL, a file of URLs, a photo or a folder of photos")
-    add("--out", required=True, type=Path, metavar="DIR", help="where the thumbnails go")
+    add("--out", required=True, type=_folder, metavar="DIR", help="where the thumbnails go")
     add("--size", default="800x600", type=_size, metavar="WxH", help="the box that they fit into (800x600)")
     add("--quality", default=85, type=_whole(1, 100), metavar="N", help="of the JPEGs, 1 to 100 (85)")
     add(
@@ -211,10 +211,17 @@ should); 2 if the command makes no sense; 130 if it was interrupted.
 """
 
 
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("a folder must have a name, got '' (use . for the current one)")
+    return Path(text)
+
+
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([0-9]{1,5})[xX]([0-9]{1,5})", text)
     if match is None or not all(1 <= int(part) <= 65_500 for part in match.groups()):
-        raise argparse.ArgumentTypeError(f"a size must be WIDTHxHEIGHT in pixels, such as 800x600, got {text!r}")
+        rule = "a size must be WIDTHxHEIGHT, each from 1 to 65500 pixels, such as 800x600"
+        raise argparse.ArgumentTypeError(f"{rule}, got {text!r}")
     return (int(match[1]), int(match[2]))
 
 

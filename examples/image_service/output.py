@@ -97,6 +97,8 @@ class OutputFolder:
         Raises:
             OutputError: It cannot be made or written to.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError(f"{self.path} is a file, and not a folder to write to")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             sweep(self.path)

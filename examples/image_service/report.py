@@ -84,12 +84,12 @@ class Report:
         if unfinished:
             parts.append(f"{len(unfinished)} unfinished")
         self._console.say(f"{_images(len(self._sources))} in {seconds:.1f} s: {', '.join(parts)}", "bold")
-        # What was skipped says nothing of the speed.
-        processed = len(done) + len(self._failed)
+        if not done:
+            return  # what was skipped or failed says nothing of the speed
         megabytes_in = sum(thumbnail.bytes_in for thumbnail in done) / 1024**2
         megabytes_out = sum(thumbnail.bytes_out for thumbnail in done) / 1024**2
         self._console.say(
-            f"{processed / seconds:.1f} images/s, {megabytes_in / seconds:.1f} MB/s in, "
+            f"{len(done) / seconds:.1f} images/s, {megabytes_in / seconds:.1f} MB/s in, "
             f"{megabytes_out / seconds:.1f} MB/s out"
         )
 

@@ -298,8 +298,15 @@ def test_the_demo_keeps_its_photos_with_its_output_unless_told_otherwise(
     ("arguments", "says"),
     [
         ([], "the following arguments are required: --out"),
-        (["--out", "x", "--size", "800"], "a size must be WIDTHxHEIGHT in pixels, such as 800x600, got '800'"),
-        (["--out", "x", "--size", "0x600"], "a size must be WIDTHxHEIGHT in pixels, such as 800x600, got '0x600'"),
+        (["--out", ""], "a folder must have a name, got '' (use . for the current one)"),
+        (
+            ["--out", "x", "--size", "800"],
+            "a size must be WIDTHxHEIGHT, each from 1 to 65500 pixels, such as 800x600, got '800'",
+        ),
+        (
+            ["--out", "x", "--size", "0x600"],
+            "a size must be WIDTHxHEIGHT, each from 1 to 65500 pixels, such as 800x600, got '0x600'",
+        ),
         (["--out", "x", "--size", "-1x6"], "argument --size: "),
         (["--out", "x", "--size", "99999x6"], "argument --size: "),
         (["--out", "x", "--quality", "0"], "argument --quality: it must be a whole number from 1 to 100, got '0'"),
@@ -368,10 +375,13 @@ def test_the_output_folder_cannot_be_the_source(folder: Path) -> None:
 def test_an_output_that_is_no_folder_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
-    for out in (tmp_path / "file", tmp_path / "file" / "sub"):
+    for out, said in [
+        (tmp_path / "file", r"\S+ is a file, and not a folder to write to"),
+        (tmp_path / "file" / "sub", r"cannot write to the folder [^\n]+"),
+    ]:
         done = run(folder, "--out", out)
         assert done.returncode == 2
-        assert re.fullmatch(r"image_service: error: cannot write to the folder [^\n]+\n", done.stderr)
+        assert re.fullmatch(rf"image_service: error: {said}\n", done.stderr)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -357,7 +357,7 @@ async def test_the_folder_is_made_if_it_is_missing(site: Web, tmp_path: Path) ->
 async def test_a_folder_that_cannot_be_made_is_told_before_anything_is_downloaded(site: Web, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
-    with pytest.raises(OutputError, match=r"^cannot write to the folder .*file: "):
+    with pytest.raises(OutputError, match=r"file is a file, and not a folder to write to$"):
         await run(tmp_path / "file", f"{site.base}/img001.jpg")
     assert site.requests == []
 

@@ -323,18 +323,29 @@ async def a_pool_is_closed_while_it_starts(witness: Witness, random: Random) -> 
 
 @scenario
 async def the_pool_pauses_and_changes_its_size(witness: Witness, random: Random) -> None:
-    async with witness.make_pool(**sizes(random)) as pool:
-        tasks = [spawn(witness.submit(witness.item())) for _ in range(12)]
+    size = sizes(random)
+    is_paused = False
+    async with witness.make_pool(**size) as pool:
+        tasks = [spawn(witness.submit(item)) for item in witness.items(12, "nap", "slow", "turn", "fail")]
         for _ in range(6):
             await turns(random, 4)
             match random.randint(0, 3):
                 case 0:
                     pool.pause()
+                    is_paused = True
                 case 1:
                     pool.resume()
+                    is_paused = False
                 case _:
                     witness.resize(random.randint(1, 4))
             witness.check()
+            if random.random() < 0.5:
+                await settle()
+                stats = pool.stats
+                idle = 0 if is_paused else stats.workers - stats.running
+                assert not (idle and stats.queued), "a worker idles beside a queued job"
+                room = size["queue_size"] + idle - stats.queued
+                assert not witness.waiting or room <= 0, f"somebody waits, and there is room for {room}"
         if random.random() < 0.7:
             pool.resume()
             await ended(*tasks)
@@ -496,7 +507,8 @@ async def a_source_stops_what_it_feeds(witness: Witness, random: Random) -> None
 
 @scenario
 async def streams_and_submitters_share_a_pool(witness: Witness, random: Random) -> None:
-    async with witness.make_pool(**sizes(random)) as pool:
+    size = sizes(random)
+    async with witness.make_pool(**size) as pool:
         lazy_items = witness.items(30)
         lazy = pool.outcomes(witness.any_source(lazy_items), ordered=random.random() < 0.5)
         front = aiter(lazy)
@@ -507,6 +519,8 @@ async def streams_and_submitters_share_a_pool(witness: Witness, random: Random) 
         await ended(*others)
         assert [task.exception() for task in others] == [None] * len(others)
         assert len(others[0].result()) == len(items)
+        unread = len(set(witness.pulled) & set(lazy_items)) - 1
+        assert unread <= size["queue_size"] + size["workers"], "a slow reader does not slow the intake"
         rest = [outcome async for outcome in front]
         assert len(rest) == len(lazy_items) - 1
     assert not (await witness.check_end())
@@ -652,6 +666,11 @@ async def a_group_is_cut_or_its_pool_closed(witness: Witness, random: Random) ->
             assert pool.stats.running == pool.stats.queued == 0
         case 1:
             pool.cancel()
+        case 2:  # nobody makes room, and still nobody waits on
+            pool.pause()
+            group.close_intake()
+            await settle()
+            assert all(task.done() for task in tasks[:3])
     await pool.close(drain_timeout=0.0)
     await ended(*tasks)
     for task in tasks:
