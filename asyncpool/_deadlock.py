@@ -22,13 +22,15 @@ _RECHECK_AFTER = 0.1
 class Waits:
     """The waits of a pool's running jobs for this pool, in the order in which they began."""
 
-    __slots__ = ("_most", "_owner", "_pending", "_running")
+    __slots__ = ("_is_to_recheck", "_most", "_owner", "_pending", "_running", "_waits_of")
 
     def __init__(self, owner: JobOwner, *, running: Callable[[], int], most: Callable[[], int]) -> None:
         self._owner = owner
         self._running = running
         self._most = most
         self._pending: dict[asyncio.Future[Any], Job] = {}
+        self._waits_of: dict[Job, int] = {}  # how many of the pending are whose; nobody has 0
+        self._is_to_recheck = False
 
     async def wait(self, future: asyncio.Future[Any]) -> None:
         """Wait for a future of the pool. Cancel-safe if the future's owner is.
@@ -42,35 +44,50 @@ class Waits:
             await future
             return
         self._pending[future] = job
+        self._waits_of[job] = self._waits_of.get(job, 0) + 1
         try:
             self.check()
             await future
         finally:
-            self._pending.pop(future, None)
-            if job in self._pending.values() and len(self._pending) >= self._most():
+            self._forget(future)
+            if job in self._waits_of and self._may_be_dead() and not self._is_to_recheck:
                 # It counted as awake until now, and may only go back to another wait. Not at once: what has woken it
                 # may yet make it give up the other.
-                self._owner.loop.call_later(_RECHECK_AFTER, self.check)
+                self._is_to_recheck = True
+                self._owner.loop.call_later(_RECHECK_AFTER, self._recheck)
 
     def check(self) -> None:
         """End the newest wait with `PoolDeadlock` if no job that runs can go on.
 
         To be called when a wait begins, and when a worker goes that could have taken another job.
         """
-        most = self._most()
-        if len(self._pending) < most:
+        if not self._may_be_dead():
             return
+        most, running = self._most(), self._running()
         # A job that was woken goes on as soon as the loop lets it: it blocks nobody, whatever else it waits for.
-        blocked = {job for job in self._pending.values() if job.is_running}
+        blocked = {job for job in self._waits_of if job.is_running}
         blocked -= {job for future, job in self._pending.items() if future.done()}
-        running = self._running()
         if len(blocked) < max(most, running):
             return
         newest = next(future for future, job in reversed(self._pending.items()) if job in blocked)
-        del self._pending[newest]
+        self._forget(newest)
         newest.set_exception(
             PoolDeadlock(
                 f"pool {self._owner.name!r}: all {running} running jobs (of at most {most} at a time) wait for this "
                 "same pool; this wait, the newest, was ended so that the others can go on"
             )
         )
+
+    def _may_be_dead(self) -> bool:
+        return len(self._waits_of) >= max(self._most(), self._running())
+
+    def _recheck(self) -> None:
+        self._is_to_recheck = False
+        self.check()
+
+    def _forget(self, future: asyncio.Future[Any]) -> None:
+        job = self._pending.pop(future, None)
+        if job is not None:
+            self._waits_of[job] -= 1
+            if not self._waits_of[job]:
+                del self._waits_of[job]

@@ -58,6 +58,10 @@ _succeeded = Succeeded.made
 _Task: Any = asyncio.Task  # Any: the type checkers know of `eager_start` from 3.12 only
 
 
+def _raise(error: BaseException) -> None:
+    raise error
+
+
 class Guest(Protocol):
     """A stream or group that brings jobs: it is told when the pool takes no more."""
 
@@ -68,6 +72,10 @@ class Guest(Protocol):
 
     def stop(self, error: PoolError, /) -> None:
         """Bring no more jobs; whoever reads to the end gets the error."""
+        ...
+
+    def give_up(self) -> None:
+        """Do not wait for the feeder any more: it ignores its cancellation."""
         ...
 
 
@@ -264,7 +272,7 @@ class Dispatcher:
 
     def _pump(self) -> None:
         """Start jobs on idle workers: the pool's own turn, the only place where an eager job may begin."""
-        idle, queue, begin = self.idle, self.queue, self._begin
+        idle, queue, is_eager = self.idle, self.queue, self._is_eager
         entries, take = queue.entries, queue.take
         stop_at = self._time() + _PUMP_SECONDS
         try:
@@ -275,7 +283,25 @@ class Dispatcher:
                 if job.outcome is not None:
                     queue.bury()
                     continue
-                begin(job, idle.pop())
+                worker = idle.pop()
+                if is_eager and not self.observers.any:
+                    # What _begin does, without the call.
+                    job.worker = worker
+                    worker.job = job
+                    job.attempts += 1
+                    self.running = running = self.running + 1
+                    if running > self.peak_running:
+                        self.peak_running = running
+                    attempt = self._attempt(job, worker)
+                    context, job.context = job.context, None
+                    task = _Task(attempt, loop=self.loop, name=self._task_name, context=context, eager_start=True)
+                    if job.outcome is None:
+                        job.task = task
+                        if job.doom is not None:
+                            task.cancel()
+                    del attempt, context, task
+                else:
+                    self._begin(job, worker)
                 began = job.started_at
                 del job  # see _begin
                 if began is not None and began >= stop_at:
@@ -307,7 +333,15 @@ class Dispatcher:
             attempt.send(None)
             task = _Task(attempt, loop=self.loop, name=self._task_name, context=context)
         else:
-            task = self.loop.create_task(attempt, name=self._task_name, context=context)
+            try:
+                task = self.loop.create_task(attempt, name=self._task_name, context=context)
+            except BaseException as error:  # the loop's task factory raised: it may not leave a job without an end
+                attempt.close()
+                now = self._time()
+                self._end(job, worker, judge(job, error, now, None), now)
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                return
             task.add_done_callback(partial(self._never_began, job, worker, attempt))
         if job.outcome is None:
             job.task = task
@@ -335,9 +369,11 @@ class Dispatcher:
                 value = await self._surrounded(job, worker)
                 began = cast("float", job.started_at)
             now = self._time()
-            outcome: Outcome[Any, Any] = _succeeded(
-                job.input, value, job.attempts, worker.number, began - job.accepted_at, now - began
-            )
+            queued = began - job.accepted_at
+            ran = now - began
+            outcome: Outcome[Any, Any] = _succeeded(job.input, value, job.attempts, worker.number, queued, ran)
+            self._record_queued(queued)
+            self._record_running(ran)
         except BaseException as error:
             if self.loop.is_closed():  # the coroutine of an abandoned job is being collected: nobody is left to tell
                 raise
@@ -347,6 +383,9 @@ class Dispatcher:
                 job.doom = CancelReason.SHUTDOWN
             now = self._time()
             outcome = judge(job, error, now, self._handler if self._has_handler else job.input)
+            if job.started_at is not None:
+                self._record_queued(outcome.seconds_queued)
+                self._record_running(outcome.seconds_running)
         self._end(job, worker, outcome, now)
         if not isinstance(outcome, Succeeded):
             del job, worker, outcome  # see _begin
@@ -394,9 +433,6 @@ class Dispatcher:
             return
         if worker.keeper is not None and (job.doom is not None or self._spoils_resource(outcome)):
             worker.stale = True
-        if job.started_at is not None:
-            self._record_queued(outcome.seconds_queued)
-            self._record_running(outcome.seconds_running)
         worker.job = job.task = None
         self.running -= 1
         if type(outcome) is Succeeded and job.sink is not None and not self.observers.any:
@@ -542,6 +578,7 @@ class Dispatcher:
     def retire_all(self) -> None:
         """Let every worker go: at once, or when its job has ended."""
         self._surplus = 0
+        self.idle.clear()
         for worker in list(self.workers.values()):
             worker.leaving = True
             if worker.job is None:
@@ -588,6 +625,8 @@ class Dispatcher:
         free.sort(key=lambda worker: (worker in idle, -worker.number))
         for worker in free[:excess]:
             worker.leaving = True
+        self.idle[:] = [worker for worker in self.idle if not worker.leaving]
+        for worker in free[:excess]:
             self._put_down(worker)
         self._surplus = max(0, excess - len(free))
         if self.queue.size:
@@ -608,16 +647,15 @@ class Dispatcher:
 
     def dismiss(self, worker: Worker) -> None:
         """Forget a worker that has left."""
-        if self.workers.pop(worker.number, None) is not None:
+        if self.workers.get(worker.number) is worker:  # else its number is somebody else's by now
+            del self.workers[worker.number]
             heapq.heappush(self._free_numbers, worker.number)
             self.waits.check()
         if self.when_less is not None:
             self.when_less()
 
     def _put_down(self, worker: Worker) -> None:
-        """Let go of a worker without a job that takes none now: its keeper does the rest, if it has one."""
-        if worker in self.idle:
-            self.idle.remove(worker)
+        """Let go of a worker that has no job and is not among the idle: its keeper does the rest, if it has one."""
         if worker.keeper is not None:
             if worker.leaving:
                 worker.keeper.leave()
@@ -673,8 +711,10 @@ class Dispatcher:
             return isinstance(outcome.error, recycle_on)
         try:
             return bool(recycle_on(outcome.error))
-        except Exception:
+        except BaseException as error:
             _log.exception("pool %r: recycle_on raised; the resource is replaced to be safe", self.name)
+            if isinstance(error, KeyboardInterrupt):
+                self.loop.call_soon(_raise, error)  # the job is to be settled first
             return True
 
     # -- What is known -----------------------------------------------------------------------------------------------

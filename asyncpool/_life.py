@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
+from contextvars import copy_context
 from enum import Enum
 from typing import Any
 
@@ -73,9 +74,12 @@ class Life:
         # Imports anyio's backend here, and not inside the first job with a timeout: that takes tens of milliseconds.
         anyio.get_current_task()
         loop = asyncio.get_running_loop()
+        # First of all, and with a context as the jobs' tasks: a task factory that cannot do that says so here.
+        self._supervisor = loop.create_task(
+            self._supervise(), name=f"{dispatcher.name} supervisor", context=copy_context()
+        )
         dispatcher.open(loop)
         self.state = State.STARTING
-        self._supervisor = loop.create_task(self._supervise(), name=f"{dispatcher.name} supervisor")
         self._supervisor.add_done_callback(self._supervisor_is_done)
         dispatcher.supervisor = self._supervisor
         if dispatcher.has_resource:
@@ -203,6 +207,8 @@ class Life:
         for worker in dispatcher.workers.values():  # abandoned, perhaps while start() waits for the first resource
             if worker.keeper is not None:
                 worker.keeper.give_up_entering()
+        for guest in list(dispatcher.guests):
+            guest.give_up()
         name, report = dispatcher.name, self.report
         for entry in report.abandoned:
             _log.error("pool %r: abandoned a job that ignores its cancellation: %r", name, entry.job)

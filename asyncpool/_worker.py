@@ -100,6 +100,7 @@ class Keeper:
     def leave(self) -> None:
         """Say that the worker is leaving: what is still being entered is given up, what is held is left in peace."""
         if self._is_entering and self.task is not None:
+            self._is_entering = False  # once: what it does to give up may take its time
             self.task.cancel()
         self.ring()
 
@@ -188,10 +189,16 @@ class Keeper:
 
     async def _wait(self, seconds: float) -> None:
         """Wait for some seconds, or until the worker shall leave."""
-        due = self._loop.time() + seconds
-        timer = self._loop.call_at(due, self.ring)
+        is_over = False
+
+        def end() -> None:  # the timer says so, and the clock is not asked: on some loops a timer comes a little early
+            nonlocal is_over
+            is_over = True
+            self.ring()
+
+        timer = self._loop.call_later(seconds, end)
         try:
-            await self._surely(lambda: self._worker.leaving or self._loop.time() >= due)
+            await self._surely(lambda: is_over or self._worker.leaving)
         finally:
             timer.cancel()
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
+import anyio
+
 __all__ = ["Offloaded", "offload"]
 
 P = ParamSpec("P")
@@ -42,12 +44,16 @@ class Offloaded(Generic[P, ValueT]):
         catcher = _Catcher(self._executor)
         # Through the loop, though it adds nothing: a loop that keeps virtual time must know that a thread is at work.
         future = asyncio.get_running_loop().run_in_executor(catcher, call)
+        is_cancelled = False
         while not future.done():
             try:
-                await asyncio.wait([future])
+                # Shielded once it was cancelled: a cancelled anyio scope cancels again at each turn of the loop.
+                with anyio.CancelScope(shield=is_cancelled):
+                    await asyncio.wait([future])
             except asyncio.CancelledError:
                 if catcher.future is None or catcher.future.cancel():
                     raise
+                is_cancelled = True
         return future.result()
 
     def __repr__(self) -> str:

@@ -30,7 +30,7 @@ from asyncpool._dispatch import Dispatcher
 from asyncpool._job import CURRENT_JOB, JobHandle
 from asyncpool._life import Life, State
 from asyncpool._queue import JobQueue, PriorityJobQueue
-from asyncpool.errors import ErrorFilter, PoolDeadlock, QueueFull
+from asyncpool.errors import ErrorFilter, PoolClosed, PoolDeadlock, QueueFull
 from asyncpool.events import Observer, Observers, PoolPaused, PoolResized, PoolResumed
 from asyncpool.outcomes import Outcome, ShutdownReport
 from asyncpool.scaling import FixedSize
@@ -186,7 +186,12 @@ class WorkerPool(Generic[JobT, ValueT]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self.close(drain_timeout=None if kind is None else 0.0)
+        if self._life.state is State.DRAINING and (kind is None or isinstance(error, PoolClosed)):
+            await (
+                self._life.wait_closed()
+            )  # somebody has asked for the end already, on terms that are not to be changed
+        else:
+            await self.close(drain_timeout=None if kind is None else 0.0)
 
     async def close(self, *, drain_timeout: float | None = None, grace: float = 5.0) -> ShutdownReport[JobT]:
         """End the pool and wait for its end. From any task of the pool's loop, any number of times.

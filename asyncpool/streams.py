@@ -155,16 +155,23 @@ class Group(Channel[Outcome[JobT, ValueT_co]], Generic[JobT, ValueT_co]):
         if task is self._reading_task:
             raise self._deadlock()
         if task is not self._maker or self._has_cursor:
-            await future
+            await self._wait_for_reader(future)
             return
         # The maker may have started a task that reads, which has not had its turn. The others that wait cannot know
         # whether the maker will read later: they wait on.
         self._makers_wait = future
         try:
             self._check_makers_wait()
-            await future
+            await self._wait_for_reader(future)
         finally:
             self._makers_wait = None
+
+    async def _wait_for_reader(self, future: asyncio.Future[None]) -> None:
+        # With an outcome to read, the room comes from the reader; with none, from a worker first.
+        await (future if self.ready else self._dispatcher.wait(future))
+
+    def give_up(self) -> None:
+        """There is no feeder to wait for. For the pool."""
 
     def _check_makers_wait(self) -> None:
         waiting = self._makers_wait
@@ -207,6 +214,7 @@ class Stream(Channel[ItemT_co]):
         self._is_interruptible = False
         self._is_stopped = False
         self._cancel_is_due = False
+        self._is_given_up = False
 
     def __await__(self) -> Generator[Any, None, list[ItemT_co]]:
         """Read the whole stream into a list.
@@ -217,9 +225,10 @@ class Stream(Channel[ItemT_co]):
         return self._collect().__await__()
 
     async def _collect(self) -> list[ItemT_co]:
+        cursor = aiter(self)  # before the block: if somebody else reads, it is not ours to close
         async with self:
             items: list[ItemT_co] = []
-            async for item in self:  # not a comprehension: on 3.11 its frame, in a traceback, keeps the cursor alive
+            async for item in cursor:  # not a comprehension: on 3.11 its frame, in a traceback, keeps the cursor alive
                 items.append(item)
             return items
 
@@ -235,8 +244,10 @@ class Stream(Channel[ItemT_co]):
         Cancel-safe: what was asked to end goes on ending.
         """
         await super().aclose()
-        if self.feeder is not None:
-            await asyncio.wait([self.feeder])
+        while self.feeder is not None and not self.feeder.done() and not self._is_given_up:
+            future: asyncio.Future[None] = self._dispatcher.loop.create_future()
+            self._closers.append(future)
+            await future
 
     def stop(self, error: PoolError, /) -> None:
         """Pull no more, because the pool closes. For the pool."""
@@ -314,7 +325,14 @@ class Stream(Channel[ItemT_co]):
                     error = caught
         self._end_feeding(error)
 
+    def give_up(self) -> None:
+        """Do not wait for the feeder any more: it ignores its cancellation. For the pool."""
+        self._is_given_up = True
+        super()._close_intake()
+        self._wake_closers()
+
     def _feeder_is_done(self, feeder: asyncio.Task[None]) -> None:
+        self._wake_closers()
         if self in self._dispatcher.guests:  # somebody cancelled it before its first step: it never ran
             self._is_stopped = True
             self._end_feeding(asyncio.CancelledError())
@@ -382,9 +400,11 @@ class Stream(Channel[ItemT_co]):
         self._live += 1
         try:
             job = self._dispatcher.accept(input, self, self._context.copy())
-        except Exception as error:  # of the priority function, or of comparing its keys
+        except BaseException as error:  # of the priority function, or of comparing its keys
             job = self._dispatcher.refuse(input, self, self._context, error)
             self._dispatcher.line.advance()  # its place goes to the next
+            if isinstance(error, KeyboardInterrupt):
+                raise
         if self._is_ordered:
             self._expect(job)
         if self._is_cut or self._failed_at is not None:
