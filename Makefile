@@ -1,7 +1,7 @@
 # make            what there is to make
 # make test       needs nothing but Python >= 3.11 with pip; the rest it puts into .venv by itself
 #
-#   PYTHON=python3.12   the Python to make .venv with         VENV=.venv-3.12   where to make it
+#   PYTHON=python3.12 VENV=.venv-3.12   another Python; it counts when its folder is made, so name a new one
 #   ARGS="-k stream"    more arguments for the program run
 
 PYTHON ?= python3

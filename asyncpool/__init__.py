@@ -1,4 +1,4 @@
-"""asyncpool: worker pools for asyncio that lose no job, do not hang, and are not slower than what you write by hand.
+"""asyncpool: worker pools for asyncio that lose no job, do not hang, and cost less than a task for each job does.
 
 `asyncpool.map`, `asyncpool.outcomes` and `WorkerPool` serve most; everything else is named below. What is promised
 stands in docs/semantics.md, and how it is built in docs/architecture.md.

@@ -15,7 +15,7 @@ from asyncpool._dispatch import Dispatcher
 from asyncpool._job import Job
 from asyncpool._queue import Line
 from asyncpool.errors import PoolClosed, StreamClosed
-from asyncpool.outcomes import CancelReason, Failed, Outcome, Succeeded
+from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, Succeeded
 
 __all__ = ["Channel", "Cursor"]
 
@@ -88,7 +88,7 @@ class Channel(Generic[ItemT_co]):
         else:
             self.ready.append(outcome)
         if self.raises and not isinstance(outcome, Succeeded):
-            self._fail_from(job)
+            self._fail_from(job, outcome)
         if self._reader is not None and self.ready:
             self._wake_reader()
 
@@ -98,14 +98,17 @@ class Channel(Generic[ItemT_co]):
             jobs.popleft()
             self.ready.append(outcome)
 
-    def _fail_from(self, failed: Job) -> None:
+    def _fail_from(self, failed: Job, outcome: Outcome[Any, Any]) -> None:
         """End the channel with this job: take no more, and cancel those that would not be read."""
         if self._failed_at is not None and (not self._is_ordered or failed.number > self._failed_at):
             return  # it is one of those that are cancelled already, or just now
         self._failed_at = failed.number
         self._close_intake()
+        # If the pool's end is what began it, it is the end of the others too: their inputs are to be handed back.
+        is_shutdown = isinstance(outcome, Cancelled) and outcome.reason is CancelReason.SHUTDOWN
         self._dispatcher.cancel_where(
-            lambda job: job.sink is self and (not self._is_ordered or job.number > failed.number), CancelReason.STREAM
+            lambda job: job.sink is self and (not self._is_ordered or job.number > failed.number),
+            CancelReason.SHUTDOWN if is_shutdown else CancelReason.STREAM,
         )
 
     def _close_intake(self) -> None:

@@ -1,12 +1,13 @@
 """The hot path: accept a job, hand it to a worker, run it in a task of its own, settle it, take the next.
 
 Every decision here is a plain function on the loop's thread: between reading the state and changing it there is no
-`await`, so there is no interleaving to think about. When the pool starts, stops and scales is `pool.py`.
+`await`, so there is no interleaving to think about. When the pool starts and stops is `_life.py`.
 
 What is always true (each checked after every step of a random schedule by tests/laws):
 
 * `submitted == queue.size + running + succeeded + failed + cancelled`;
-* an idle worker and a queued job exist side by side only while paused, or while the pump is scheduled;
+* an idle worker and a queued job exist side by side only while paused, while the pump is scheduled, or while
+  observers are told;
 * `running` workers hold a job, and there are never more than there may be.
 """
 
@@ -16,7 +17,6 @@ import asyncio
 import heapq
 import inspect
 import logging
-import operator
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -60,6 +60,15 @@ _Task: Any = asyncio.Task  # Any: the type checkers know of `eager_start` from 3
 
 def _raise(error: BaseException) -> None:
     raise error
+
+
+def _call(job: Any) -> Any:
+    if not callable(job):
+        raise TypeError(
+            f"a job of a pool without a handler must be an async function without arguments, got {job!r:.80}: "
+            "pass the function itself, or functools.partial(function, ...)"
+        )
+    return job()
 
 
 class Guest(Protocol):
@@ -147,7 +156,7 @@ class Dispatcher:
     ) -> None:
         self.name = name
         # Jobs of a pool without a handler are called themselves.
-        self._handler: Callable[..., Any] = operator.call if handler is None else handler
+        self._handler: Callable[..., Any] = _call if handler is None else handler
         self._has_handler = handler is not None
         self._timeout = timeout
         self._limiter = limiter
@@ -249,7 +258,10 @@ class Dispatcher:
         """Take charge of an input that `accept` raised `error` for: it has failed. Return its job."""
         self.counters.submitted += 1
         job = new_job(input, self.counters.submitted, self, sink, context, self._time())
-        self._settle(job, Failed(input, error), before_telling=lambda: self._tell_accepted(job))
+        failed: Failed[Any] = Failed(input, error)
+        self._count(job, failed)
+        self._tell_accepted(job)
+        self._tell(job, failed)
         return job
 
     def _tell_accepted(self, job: Job) -> None:
@@ -469,11 +481,14 @@ class Dispatcher:
         if now >= self.throughput.due:
             self.throughput.mark(now, self.counters.ended)
 
-    def _settle(
-        self, job: Job, outcome: Outcome[Any, Any], *, before_telling: Callable[[], None] | None = None
-    ) -> None:
+    def _settle(self, job: Job, outcome: Outcome[Any, Any]) -> None:
         """Give a job its one outcome, and whoever accepted it the news. The caller has moved it out of its place."""
+        self._count(job, outcome)
+        self._tell(job, outcome)
+
+    def _count(self, job: Job, outcome: Outcome[Any, Any]) -> None:
         job.outcome = outcome
+        job.context = None
         counters = self.counters
         if isinstance(outcome, Succeeded):
             counters.succeeded += 1
@@ -482,14 +497,19 @@ class Dispatcher:
         else:
             counters.cancelled += 1
             if outcome.reason in (CancelReason.SHUTDOWN, CancelReason.ABANDONED):
-                entry = (job.number, Unfinished(job=job.input, started=outcome.started))
-                if not isinstance(job.doom, CancelReason) or job.doom is CancelReason.SHUTDOWN:
-                    self.unfinished.append(entry)  # else its owner has cancelled it, and does not want it back
-                if outcome.reason is CancelReason.ABANDONED:
-                    self.abandoned.append(entry)
-        job.context = None
-        if before_telling is not None:
-            before_telling()
+                self._hand_back(job, outcome)
+
+    def _hand_back(self, job: Job, outcome: Cancelled[Any]) -> None:
+        """Note for the report that a job was not done."""
+        if self.is_ended:  # its source ignored the end of the pool: the report is made
+            _log.warning("pool %r: a job that came after the pool was closed is not done: %r", self.name, job.input)
+        entry = (job.number, Unfinished(job=job.input, started=outcome.started))
+        if not isinstance(job.doom, CancelReason) or job.doom is CancelReason.SHUTDOWN:
+            self.unfinished.append(entry)  # else its owner has cancelled it, and does not want it back
+        if outcome.reason is CancelReason.ABANDONED:
+            self.abandoned.append(entry)
+
+    def _tell(self, job: Job, outcome: Outcome[Any, Any]) -> None:
         if self.observers.any:
             self.observers.emit(JobEnded(pool=self.name, id=job.number, outcome=outcome))
         if job.sink is not None:
@@ -518,7 +538,10 @@ class Dispatcher:
         if job.worker is not None:
             self._doom(job, reason)
             return True
-        self._settle(job, self._handed_back(job, reason), before_telling=self.queue.forget)
+        outcome = self._handed_back(job, reason)
+        self._count(job, outcome)
+        self.queue.forget()
+        self._tell(job, outcome)
         self.line.advance()
         if self.when_less is not None:
             self.when_less()
@@ -786,10 +809,17 @@ class Dispatcher:
     def check_loop(self) -> None:
         """Raise unless the pool's loop runs in this thread."""
         running = asyncio._get_running_loop()
+        if running is None:
+            raise WrongLoop(
+                f"pool {self.name!r} belongs to another thread: call it with "
+                "asyncio.run_coroutine_threadsafe(pool.run(job), loop).result(), or from a thread of anyio.to_thread "
+                "with anyio.from_thread.run(pool.run, job)"
+            )
         if running is not self.loop:
             raise WrongLoop(
-                f"pool {self.name!r} belongs to another {'thread' if running is None else 'event loop'}: from other "
-                "threads call it with anyio.from_thread.run(pool.run, job), or asyncio.run_coroutine_threadsafe()"
+                f"pool {self.name!r} belongs to another event loop: a pool lives in one asyncio.run(), so make one in "
+                "each; from another thread's loop call it with asyncio.run_coroutine_threadsafe(pool.run(job), loop), "
+                "from a thread without one with anyio.from_thread.run(pool.run, job)"
             )
 
     def check_open(self) -> None:
@@ -800,4 +830,4 @@ class Dispatcher:
 
     def closed_error(self) -> PoolClosed:
         """The error of whoever comes too late."""
-        return PoolClosed(f"pool {self.name!r} is closed and takes no more jobs")
+        return PoolClosed(f"pool {self.name!r} is closing or closed, and takes no more jobs")

@@ -146,7 +146,7 @@ class JobHandle(Generic[JobT, ValueT]):
     def __init__(self, job: Job) -> None:
         self._job = job
         self._read = False
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: dict[asyncio.Future[None], None] = {}  # a set in their order: thousands may be cancelled at once
 
     @property
     def job(self) -> JobT:
@@ -206,17 +206,16 @@ class JobHandle(Generic[JobT, ValueT]):
         if CURRENT_JOB.get(None) is job:
             raise PoolDeadlock(f"job {job.number} of pool {job.owner.name!r} waits for itself")
         future: asyncio.Future[None] = job.owner.loop.create_future()
-        self._waiters.append(future)
+        self._waiters[future] = None
         try:
             await (job.owner.wait(future) if needs_worker else future)
         finally:
-            if job.outcome is None:
-                self._waiters.remove(future)
+            self._waiters.pop(future, None)
 
     def deliver(self, job: Job, outcome: Outcome[Any, Any], /) -> None:
         """Wake all who wait. For the pool, not for users."""
         job.sink = None  # we know the job: kept, it would be a cycle
-        waiters, self._waiters = self._waiters, []
+        waiters, self._waiters = self._waiters, {}
         for future in waiters:
             if not future.done():
                 future.set_result(None)

@@ -56,6 +56,7 @@ class Life:
         self._dispatcher = dispatcher
         self.state = State.NEW
         self.report: ShutdownReport[Any] | None = None
+        self.is_report_awaited = False  # else nobody may ever look at it, and the log says what it says
         self._drain_until = math.inf  # loop time at which step 3 begins
         self._grace = math.inf
         self._grace_until = math.inf  # loop time at which step 4 begins, once step 3 has
@@ -75,9 +76,13 @@ class Life:
         anyio.get_current_task()
         loop = asyncio.get_running_loop()
         # First of all, and with a context as the jobs' tasks: a task factory that cannot do that says so here.
-        self._supervisor = loop.create_task(
-            self._supervise(), name=f"{dispatcher.name} supervisor", context=copy_context()
-        )
+        supervise = self._supervise()
+        try:
+            name = f"{dispatcher.name} supervisor"
+            self._supervisor = loop.create_task(supervise, name=name, context=copy_context())
+        except BaseException:
+            supervise.close()
+            raise
         dispatcher.open(loop)
         self.state = State.STARTING
         self._supervisor.add_done_callback(self._supervisor_is_done)
@@ -216,6 +221,13 @@ class Life:
             _log.error("pool %r: abandoned %s, which ignores its cancellation", name, task.get_name())
         if dispatcher.counters.unread_failures:
             _log.error("pool %r: %d failed jobs were read by nobody", name, dispatcher.counters.unread_failures)
+        if report.unfinished and not self.is_report_awaited:
+            _log.warning(
+                "pool %r: closed with %d unfinished jobs, which pool.report has; the first is %r",
+                name,
+                len(report.unfinished),
+                report.unfinished[0].job,
+            )
         _log.debug("pool %r: closed; %d unfinished jobs", name, len(report.unfinished))
         if dispatcher.observers.any:
             dispatcher.observers.emit(PoolEnded(pool=name, report=report))

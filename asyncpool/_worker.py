@@ -152,7 +152,10 @@ class Keeper:
         lost: BaseException | None = None
         self._is_entering = True
         try:
-            async with self._enter() as worker.resource:
+            manager = self._enter()
+            if not isinstance(manager, AbstractAsyncContextManager):
+                raise TypeError(f"resource must return an async context manager, got {manager!r:.80}")
+            async with manager as worker.resource:
                 self._is_entering = False
                 held = True
                 worker.stale = False
@@ -162,12 +165,14 @@ class Keeper:
                 try:
                     await self._until(self._is_let_go)
                 except BaseException:
+                    if self._loop.is_closed():
+                        raise  # we are being collected
                     # Not by us: the resource's own scope cancelled us, or somebody cancels every task.
                     lost = self._host.withdraw(worker)
                     raise
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) or self._loop.is_closed():
+                raise
             if isinstance(error, asyncio.CancelledError):
                 self._forget_cancellation()
             return held, lost, error

@@ -1,4 +1,4 @@
-"""`WorkerPool`: the public face of a pool, and its life from start to the report of what it left.
+"""`WorkerPool`: the public face of a pool, and the checks of what callers pass in.
 
 What a call does in which state (the same table stands in docs/semantics.md, and tests/test_states.py walks it):
 
@@ -10,7 +10,7 @@ What a call does in which state (the same table stands in docs/semantics.md, and
     STOPPING   PoolClosed             may shorten it             nothing     PoolClosed              live
     CLOSED     PoolClosed             the report, at once        nothing     PoolClosed              last
 
-Jobs on their way are `_dispatch.py`; streams are `streams.py`; this module decides when the way opens and ends.
+Jobs on their way are `_dispatch.py`; streams are `streams.py`; when the way opens and ends is `_life.py`.
 """
 
 from __future__ import annotations
@@ -186,12 +186,12 @@ class WorkerPool(Generic[JobT, ValueT]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._life.state is State.DRAINING and (kind is None or isinstance(error, PoolClosed)):
-            await (
-                self._life.wait_closed()
-            )  # somebody has asked for the end already, on terms that are not to be changed
+        state = self._life.state
+        if state is State.STOPPING or (state is State.DRAINING and (kind is None or isinstance(error, PoolClosed))):
+            await self._life.wait_closed()  # somebody has asked for the end already, and on what terms
         else:
-            await self.close(drain_timeout=None if kind is None else 0.0)
+            self._request_stop(None if kind is None else 0.0, 5.0, "close")
+            await self._life.wait_closed()
 
     async def close(self, *, drain_timeout: float | None = None, grace: float = 5.0) -> ShutdownReport[JobT]:
         """End the pool and wait for its end. From any task of the pool's loop, any number of times.
@@ -213,6 +213,7 @@ class WorkerPool(Generic[JobT, ValueT]):
             TypeError, ValueError: `drain_timeout` or `grace` is not a number of seconds >= 0.
         """
         self._request_stop(drain_timeout, grace, "close")
+        self._life.is_report_awaited = True
         report: ShutdownReport[JobT] = await self._life.wait_closed()
         return report
 
@@ -272,11 +273,9 @@ class WorkerPool(Generic[JobT, ValueT]):
         """
         self._check_not_closing()
         if self._dispatcher.is_paused:
-            self._dispatcher.is_paused = False
+            self._dispatcher.resume()
             if self._dispatcher.observers.any:
                 self._dispatcher.observers.emit(PoolResumed(pool=self.name))
-            if self._dispatcher.is_bound:
-                self._dispatcher.resume()
 
     def resize(self, workers: int | FixedSize) -> None:
         """Change the number of workers, now: new ones begin at once, surplus ones retire after their job.
@@ -402,7 +401,8 @@ class WorkerPool(Generic[JobT, ValueT]):
             dispatcher.line.advance()  # the place goes to the next
             raise
         handle: JobHandle[JobT, ValueT] = JobHandle(accepted)
-        accepted.sink = handle  # in time: accepting runs nothing
+        if accepted.outcome is None:  # else an observer has closed the pool just now
+            accepted.sink = handle  # in time: accepting runs no job
         return handle
 
     # -- What is known -----------------------------------------------------------------------------------------------

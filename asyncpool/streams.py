@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import warnings
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Generator, Iterable, Iterator
 from contextvars import copy_context
 from itertools import islice
@@ -18,7 +19,7 @@ from asyncpool._checks import check_count
 from asyncpool._dispatch import Dispatcher
 from asyncpool._job import Job
 from asyncpool._queue import Line
-from asyncpool.errors import PoolDeadlock, PoolError, SourceCrashed, StreamClosed, is_safe_to_raise
+from asyncpool.errors import PoolClosed, PoolDeadlock, PoolError, SourceCrashed, StreamClosed, is_safe_to_raise
 from asyncpool.outcomes import CancelReason, Outcome
 
 __all__ = ["Group", "Stream"]
@@ -38,9 +39,14 @@ _FEED_SECONDS = 0.005
 class Group(Channel[Outcome[JobT, ValueT_co]], Generic[JobT, ValueT_co]):
     """A results channel: submit from anywhere, and one reader iterates the outcomes. Made by `pool.group()`.
 
-        async with pool.group() as group:
-            ...                                     # await group.submit(job), here or in other tasks
-        async for outcome in group:                 # here, or meanwhile in another task
+        async def produce():
+            async with group:
+                for job in jobs:
+                    await group.submit(job)
+
+        group = pool.group()
+        producer = asyncio.create_task(produce())   # or many; submitting waits while the window is full of unread
+        async for outcome in group:
             ...
 
     The iteration ends when the intake is closed and every outcome is read. Leaving the loop early cancels the group, as
@@ -207,6 +213,7 @@ class Stream(Channel[ItemT_co]):
     ) -> None:
         super().__init__(dispatcher, ordered=ordered, raises=raises, window=None, what="the stream")
         if not isinstance(source, (Iterable, AsyncIterable)):
+            self._is_cut = True  # nobody misses it
             raise TypeError(f"jobs must be an iterable or an async iterable, got {source!r:.80}")
         self._source: Iterable[Any] | AsyncIterable[Any] = source
         self._context = copy_context()
@@ -215,6 +222,12 @@ class Stream(Channel[ItemT_co]):
         self._is_stopped = False
         self._cancel_is_due = False
         self._is_given_up = False
+
+    def __del__(self) -> None:
+        super().__del__()
+        if not self._has_cursor and not self._is_cut:
+            # stacklevel: where it was dropped, as far as the interpreter knows.
+            warnings.warn(f"{self._what} was never read: await or iterate it", RuntimeWarning, stacklevel=2)
 
     def __await__(self) -> Generator[Any, None, list[ItemT_co]]:
         """Read the whole stream into a list.
@@ -260,7 +273,11 @@ class Stream(Channel[ItemT_co]):
     async def _begin(self) -> None:
         if self.feeder is None and not self._is_cut:
             dispatcher = self._dispatcher
-            dispatcher.check_open()
+            try:
+                dispatcher.check_open()
+            except PoolClosed:
+                self._drop_source()
+                raise
             dispatcher.guests[self] = None
             # In the context of the call that made the stream, as its jobs: sources read context variables too.
             self.feeder = dispatcher.loop.create_task(
@@ -299,11 +316,11 @@ class Stream(Channel[ItemT_co]):
             else:
                 iterator = iter(source)
                 is_exhausted = await self._feed_sync(iterator)
-        except KeyboardInterrupt:
-            raise
         except BaseException as caught:
+            if isinstance(caught, KeyboardInterrupt) or self._dispatcher.loop.is_closed():
+                raise  # the program's, or we are being collected
             if self._is_stopped and isinstance(caught, asyncio.CancelledError):
-                self._cancel_is_due = False
+                self._cancel_is_served()
             else:
                 error = caught
         finally:
@@ -314,7 +331,7 @@ class Stream(Channel[ItemT_co]):
                 try:
                     await asyncio.sleep(0)
                 except asyncio.CancelledError:
-                    pass
+                    self._cancel_is_served()
             try:
                 await self._close_source(iterator)
             except BaseException as caught:
@@ -331,22 +348,33 @@ class Stream(Channel[ItemT_co]):
         super()._close_intake()
         self._wake_closers()
 
+    def _cancel_is_served(self) -> None:
+        # Taken back: a task group in the source's own cleanup would take it for its parent's, and be cancelled by it.
+        self._cancel_is_due = False
+        if self.feeder is not None:
+            self.feeder.uncancel()
+
     def _feeder_is_done(self, feeder: asyncio.Task[None]) -> None:
         self._wake_closers()
         if self in self._dispatcher.guests:  # somebody cancelled it before its first step: it never ran
             self._is_stopped = True
             self._end_feeding(asyncio.CancelledError())
 
+    def _drop_source(self) -> None:
+        source, self._source = self._source, ()  # it may be a large list
+        if isinstance(source, Channel):
+            source.cut()  # a stream that was not begun does not warn, then, that nobody reads it
+
     def _end_feeding(self, error: BaseException | None) -> None:
         if error is not None:
             if (
                 self._is_cut or self._failed_at is not None or self._end is not None
             ):  # the reader has another end already
-                _log.error("%s: its source raised while it was closed", self._what, exc_info=error)
+                _log.error("%s: its source raised, and its reader has another end already", self._what, exc_info=error)
             else:
                 self._end = error if is_safe_to_raise(error) else SourceCrashed(error)
         super()._close_intake()
-        self._source = ()  # it may be a large list
+        self._drop_source()
         self._dispatcher.guests.pop(self, None)
         if self._dispatcher.when_less is not None:
             self._dispatcher.when_less()

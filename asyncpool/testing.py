@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures.thread
 import gc
+import inspect
 import linecache
 import math
 import re
@@ -328,6 +329,10 @@ def run(
         DeadlockError: `main` cannot end.
         RuntimeError: called where a loop is running.
     """
+    if asyncio._get_running_loop() is not None:
+        if inspect.iscoroutine(main):
+            main.close()
+        raise RuntimeError("run() makes a loop of its own, and one runs here: let this test run on VirtualTimeLoop")
 
     async def body(problems: _Problems) -> T:
         asyncio.get_running_loop().set_exception_handler(problems.handle)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from asyncpool import FixedSize, QueueFull, WorkerPool
+from asyncpool import Event, FixedSize, QueueFull, WorkerPool
+from asyncpool.events import JobEnded
 from asyncpool.testing import ManualHandler, settle
 from tests.helpers import assert_conserved, echo, fuzzed, now, sleeper, virtual
 
@@ -250,3 +251,17 @@ async def test_a_job_may_pause_its_pool() -> None:
     async with pool:
         assert await pool.map(range(4)) == [0, 1, 2, 3]
         assert now() == 10
+
+
+@virtual
+async def test_an_observer_may_resize_twice_while_a_job_ends() -> None:
+    def resizing(event: Event) -> None:
+        if isinstance(event, JobEnded):
+            pool.resize(1)
+            pool.resize(3)
+
+    pool = WorkerPool(sleeper, workers=2, observers=[resizing])
+    async with pool:
+        assert await pool.map([1, 2, 1, 3, 1] * 4) == [1, 2, 1, 3, 1] * 4
+        assert pool.stats.running == 0
+    assert pool.stats.workers == 0

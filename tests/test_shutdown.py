@@ -574,6 +574,26 @@ def test_asyncio_run_hands_back_the_jobs_of_a_pool_with_resources_that_was_never
     assert pool.report is not None
     assert len(pool.report.unfinished) == 5
     assert not pool.report.errors
+    assert [record.getMessage() for record in caplog.records] == [
+        "pool 'pool': closed with 5 unfinished jobs, which pool.report has; the first is 1000"
+    ]
+
+
+@virtual
+async def test_unfinished_jobs_are_logged_if_nobody_awaits_the_report(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ValueError, match="body"):
+        async with WorkerPool(sleeper, workers=1) as pool:
+            await pool.submit(10)
+            await pool.submit(20)
+            raise ValueError("body")
+    assert "closed with 2 unfinished jobs" in caplog.text
+
+
+@virtual
+async def test_unfinished_jobs_are_not_logged_if_the_report_is_awaited(caplog: pytest.LogCaptureFixture) -> None:
+    pool = WorkerPool(sleeper, workers=1)
+    await filled(pool, 10, 20)
+    assert len((await pool.close(drain_timeout=0)).unfinished) == 2
     assert caplog.text == ""
 
 
@@ -638,3 +658,75 @@ async def test_grace_none_is_refused() -> None:
     async with WorkerPool(echo, workers=1) as pool:
         with pytest.raises(TypeError, match="grace must be a number of seconds, got None"):
             await pool.close(grace=None)  # type: ignore[arg-type]
+
+
+# -- What was found late
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_cancelling_a_pool_hands_back_every_accepted_input_of_its_maps(ordered: bool) -> None:
+    async def main() -> None:
+        pool = WorkerPool(sleeper, workers=2)
+        await pool.start()
+        delivered = []
+        with pytest.raises(JobCancelled):
+            async for value in pool.map([1.0, 1.0, *[1000.0] * 30], ordered=ordered):
+                delivered.append(value)
+                pool.cancel()
+        report = await pool.close()
+        assert len(delivered) + len(report.unfinished) >= pool.stats.submitted - 1
+        assert pool.stats.succeeded + len(report.unfinished) == pool.stats.submitted
+
+    run(main)
+
+
+@virtual
+async def test_a_drain_keeps_its_grace_when_the_block_is_left() -> None:
+    left_at = []
+
+    async def stubborn(job: int) -> None:
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            await asyncio.sleep(30)
+            left_at.append(now())
+
+    with pytest.raises(PoolClosed):
+        async with WorkerPool(stubborn, workers=1) as pool:
+            await pool.submit(1)
+            pool.drain(drain_timeout=1, grace=60)
+            await pool.submit(2)
+    assert left_at == [31]
+    assert pool.report is not None
+    assert not pool.report.abandoned
+
+
+@virtual
+async def test_a_reader_wakes_when_its_source_is_abandoned() -> None:
+    forever = asyncio.Event()
+
+    async def source() -> Any:
+        yield 1
+        while not forever.is_set():
+            try:
+                await forever.wait()
+            except asyncio.CancelledError:
+                continue
+
+    pool = WorkerPool(echo, workers=1)
+    await pool.start()
+    read = []
+
+    async def reader() -> None:
+        with pytest.raises(PoolClosed):
+            async for value in pool.map(source()):
+                read.append(value)
+
+    reading = asyncio.create_task(reader())
+    await settle()
+    report = await pool.close(grace=1)
+    await reading
+    assert read == [1]
+    assert [type(error) for error in report.errors] == [TimeoutError]
+    forever.set()
+    await settle()

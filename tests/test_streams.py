@@ -321,7 +321,7 @@ async def test_an_error_that_closing_the_source_raises_is_logged(caplog: pytest.
     async with WorkerPool(echo, workers=1) as pool, pool.map(source()) as stream:
         async for _ in stream:
             break
-    assert "its source raised while it was closed" in caplog.text
+    assert "its source raised, and its reader has another end already" in caplog.text
     assert "closing" in caplog.text
 
 
@@ -898,8 +898,17 @@ async def test_a_one_line_stream_that_is_never_read_does_nothing() -> None:
     await stream.aclose()
     assert source.pulled == []
     del stream
+
+
+def drop_a_stream() -> None:
     asyncpool.map(echo, [1], workers=1)
     gc.collect()
+
+
+@virtual
+async def test_a_stream_that_is_dropped_unread_warns_as_a_coroutine_does() -> None:
+    with pytest.warns(RuntimeWarning, match="the stream of pool 'map' was never read"):
+        drop_a_stream()
 
 
 @virtual
