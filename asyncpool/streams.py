@@ -225,7 +225,9 @@ class Stream(Channel[ItemT_co]):
 
     def __del__(self) -> None:
         super().__del__()
-        if not self._has_cursor and not self._is_cut:
+        dispatcher = self._dispatcher
+        is_ending = dispatcher.is_bound and (not dispatcher.is_open or dispatcher.is_torn_down())
+        if not self._has_cursor and not self._is_cut and not is_ending:
             # stacklevel: where it was dropped, as far as the interpreter knows.
             warnings.warn(f"{self._what} was never read: await or iterate it", RuntimeWarning, stacklevel=2)
 

@@ -503,6 +503,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(drain_timeout=st.sampled_from((None, 0.0, 0.5)), grace=st.sampled_from((0.0, 1.0, 5.0)))
     def close(self, drain_timeout: float | None, grace: float) -> None:
         self.witness.may_abandon = True
+        self.witness.is_hurried |= grace == 0.0
         self.closers.append(self.spawn(lambda: self.pool.close(drain_timeout=drain_timeout, grace=grace)))
         self._is_closed_soon()
 
@@ -520,6 +521,7 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.closers)
     @rule(which=ANY)
     def cancel_a_close(self, which: int) -> None:
+        self.witness.is_hurried = True
         self.do(self.closers[which % len(self.closers)].cancel)
 
     # -- The laws ----------------------------------------------------------------------------------------------------

@@ -61,6 +61,9 @@ class Witness:
         self.handles: list[JobHandle[Any, Any]] = []
         self.pulled: list[Item] = []  # from all sources, each of which must have been accepted
         self.sources_open = 0
+        self.is_hurried = (
+            False  # whether the pool is closed with no grace: then the closing of a source may be cut short
+        )
         self.others = 0  # jobs that were certainly accepted in other ways
         self.perhaps = 0  # jobs that may have been accepted: a cancelled run() does not tell
         self.accepted: dict[int, Any] | None = None  # by the job's number, if the pool's events are watched
@@ -123,7 +126,11 @@ class Witness:
                 self.pulled.append(item)
                 yield item
         except BaseException:
-            await asyncio.sleep(0.01)  # must not be cut short
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                if not self.is_hurried:  # else a grace of 0 leaves no time
+                    raise
             self.sources_open -= 1
             raise
         self.sources_open -= 1
