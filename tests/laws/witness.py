@@ -18,6 +18,7 @@ from asyncpool import (
     CancelReason,
     Failed,
     JobHandle,
+    PoolClosed,
     PoolStats,
     ShutdownReport,
     Succeeded,
@@ -87,9 +88,14 @@ class Witness:
 
     def resize(self, workers: int) -> None:
         """Resize the pool; what runs then may go on, but nothing new may begin above the limit."""
+        before = self.limit, self.wanted
         self.limit = max(workers, self.pool.stats.running)
         self.wanted = workers
-        self.pool.resize(workers)
+        try:
+            self.pool.resize(workers)
+        except PoolClosed:
+            self.limit, self.wanted = before
+            raise
 
     # -- Inputs ------------------------------------------------------------------------------------------------------
 
