@@ -168,6 +168,9 @@ class JobHandle(Generic[JobT, ValueT]):
 
         A queued job is settled at once, and frees its place. A running one is settled when its task ends: until then
         it holds its worker, and if it returns a value in spite of the cancellation, it has succeeded.
+
+        Raises:
+            WrongLoop: The caller is not on the pool's loop, and the job is not done.
         """
         if self._job.outcome is not None:
             return False
@@ -180,7 +183,9 @@ class JobHandle(Generic[JobT, ValueT]):
         Cancel-safe: the job goes on, and may be awaited again.
 
         Raises:
-            PoolDeadlock: Every worker runs a job that waits for this pool, and this wait was the newest.
+            PoolDeadlock: Every worker runs a job that waits for this pool, and this wait was the newest; or the caller
+                is this very job.
+            WrongLoop: The caller is not on the pool's loop, and the job is not done.
         """
         await self.settled()
         self._read = True

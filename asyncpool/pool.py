@@ -210,6 +210,7 @@ class WorkerPool(Generic[JobT, ValueT]):
 
         Raises:
             PoolDeadlock: The caller is a job of this pool, which would wait for itself.
+            WrongLoop: The caller is not on the pool's loop, and the pool is not closed yet.
             TypeError, ValueError: `drain_timeout` or `grace` is not a number of seconds >= 0.
         """
         self._request_stop(drain_timeout, grace, "close")
@@ -221,12 +222,17 @@ class WorkerPool(Generic[JobT, ValueT]):
         """Ask for `close()` and return at once: for signal handlers, and for jobs that find that the work is done.
 
         Raises:
+            WrongLoop: The caller is not on the pool's loop, and the pool is not closed yet.
             TypeError, ValueError: `drain_timeout` or `grace` is not a number of seconds >= 0.
         """
         self._request_stop(drain_timeout, grace, None)
 
     def cancel(self) -> None:
-        """Ask for step 3 of `close()` and return at once. Does nothing once the pool is closed."""
+        """Ask for step 3 of `close()` and return at once. Does nothing once the pool is closed.
+
+        Raises:
+            WrongLoop: The caller is not on the pool's loop, and the pool is not closed yet.
+        """
         if self._dispatcher.is_bound and self._life.report is None:
             self._dispatcher.check_loop()
         self._life.cancel()
@@ -248,6 +254,7 @@ class WorkerPool(Generic[JobT, ValueT]):
 
         Raises:
             PoolDeadlock: The caller is a job of this pool, which would wait for itself.
+            PoolNotStarted, WrongLoop: The pool is not started, or not on this loop.
         """
         self._dispatcher.check_started()
         self._check_not_in_job("join")
@@ -257,7 +264,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         """Let workers finish their jobs and take no more until `resume()`. The queue fills, then submitters wait.
 
         Raises:
-            PoolClosed: The pool is closing.
+            PoolClosed, WrongLoop: The pool is closing, or not on this loop.
         """
         self._check_not_closing()
         if not self._dispatcher.is_paused:
@@ -270,6 +277,7 @@ class WorkerPool(Generic[JobT, ValueT]):
 
         Raises:
             PoolClosed: The pool is closing; that has lifted the pause.
+            WrongLoop: The caller is not on the pool's loop.
         """
         self._check_not_closing()
         if self._dispatcher.is_paused:
@@ -282,7 +290,7 @@ class WorkerPool(Generic[JobT, ValueT]):
 
         Raises:
             TypeError, ValueError: `workers` is not an int >= 1.
-            PoolClosed: The pool is closing.
+            PoolClosed, WrongLoop: The pool is closing, or not on this loop.
         """
         size = workers if isinstance(workers, FixedSize) else FixedSize(workers)
         self._check_not_closing()

@@ -369,9 +369,7 @@ class Stream(Channel[ItemT_co]):
 
     def _end_feeding(self, error: BaseException | None) -> None:
         if error is not None:
-            if (
-                self._is_cut or self._failed_at is not None or self._end is not None
-            ):  # the reader has another end already
+            if self._is_cut or self._failed_at is not None or self._end is not None:
                 _log.error("%s: its source raised, and its reader has another end already", self._what, exc_info=error)
             else:
                 self._end = error if is_safe_to_raise(error) else SourceCrashed(error)
