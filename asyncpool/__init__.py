@@ -5,11 +5,15 @@ stands in docs/semantics.md, and how it is built in docs/architecture.md.
 """
 
 from asyncpool._job import CurrentJob, JobHandle, current_job
+from asyncpool.dead_letter_file import DeadLetterFile
+from asyncpool.dead_letters import DeadLetter, DeadLetters, DeadLetterSink
 from asyncpool.errors import (
     ErrorFilter,
     JobCancelled,
     JobCrashed,
+    JobExpired,
     JobTimeout,
+    Permanent,
     PoolClosed,
     PoolDeadlock,
     PoolError,
@@ -18,6 +22,8 @@ from asyncpool.errors import (
     PoolStateError,
     QueueFull,
     ResourceDied,
+    RetryAdvice,
+    RetryAfter,
     SourceCrashed,
     StreamClosed,
     WrongLoop,
@@ -27,6 +33,8 @@ from asyncpool.offload import Offloaded, offload
 from asyncpool.oneline import map, outcomes
 from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, ShutdownReport, Succeeded, Unfinished
 from asyncpool.pool import WorkerPool
+from asyncpool.rate import KeyedRateLimit, RateLimit
+from asyncpool.retry import Retry, RetryBudget
 from asyncpool.scaling import FixedSize
 from asyncpool.signals import drain_on_signal
 from asyncpool.sizing import recommended_workers
@@ -37,6 +45,10 @@ __all__ = [
     "CancelReason",
     "Cancelled",
     "CurrentJob",
+    "DeadLetter",
+    "DeadLetterFile",
+    "DeadLetterSink",
+    "DeadLetters",
     "Distribution",
     "ErrorFilter",
     "Event",
@@ -45,11 +57,14 @@ __all__ = [
     "Group",
     "JobCancelled",
     "JobCrashed",
+    "JobExpired",
     "JobHandle",
     "JobTimeout",
+    "KeyedRateLimit",
     "Observer",
     "Offloaded",
     "Outcome",
+    "Permanent",
     "PoolClosed",
     "PoolDeadlock",
     "PoolError",
@@ -58,7 +73,12 @@ __all__ = [
     "PoolStateError",
     "PoolStats",
     "QueueFull",
+    "RateLimit",
     "ResourceDied",
+    "Retry",
+    "RetryAdvice",
+    "RetryAfter",
+    "RetryBudget",
     "ShutdownReport",
     "SourceCrashed",
     "Stream",

@@ -17,10 +17,10 @@ from typing import Any
 import anyio
 
 from asyncpool._job import Job
-from asyncpool.errors import JobTimeout, PoolError
+from asyncpool.errors import RetryAdvice, recorded_error
 from asyncpool.outcomes import Cancelled, CancelReason, Failed
 
-__all__ = ["call_handler", "inside_try", "judge", "within_deadline", "within_limiter"]
+__all__ = ["call_handler", "inside_try", "judge", "strip", "within_deadline", "within_limiter"]
 
 
 @types.coroutine
@@ -49,8 +49,7 @@ async def within_limiter(limiter: AbstractAsyncContextManager[Any], inner: Await
 
 async def within_deadline(
     seconds: float,
-    job: Job,
-    expire: Callable[[Job, PoolError], None],
+    expire: Callable[[], None],
     handler: Callable[..., Awaitable[Any]],
     *args: Any,
 ) -> Any:
@@ -66,7 +65,7 @@ async def within_deadline(
 
     def over() -> None:
         scope.deadline = math.inf
-        expire(job, JobTimeout(seconds))
+        expire()
 
     timer = loop.call_at(deadline, over)
     try:
@@ -80,30 +79,39 @@ async def within_deadline(
 def judge(job: Job, error: BaseException, now: float, handler: object) -> Failed[Any] | Cancelled[Any]:
     """Return the outcome of a running job whose attempt ended with `error` at loop time `now`.
 
-    A CancelledError is `Cancelled` only if we asked for it; else somebody cancelled a task that the job awaited, and
-    that is a failure as any other.
+    Advice about retries stands for the error that it was raised from. A CancelledError is `Cancelled` only if we asked
+    for it; else somebody cancelled a task that the job awaited, and that is a failure as any other.
     """
     assert job.worker is not None
     began = job.started_at
     doom = job.doom
-    queued = (now if began is None else began) - job.accepted_at
+    queued = (now if began is None else began) - job.ready_at
     ran = 0.0 if began is None else now - began
+    raised, error = error, recorded_error(error)
     if doom is not None and isinstance(error, asyncio.CancelledError):
         if isinstance(doom, CancelReason):
-            started = began is not None or job.attempts > 1
-            return Cancelled(job.input, doom, started, job.attempts, job.worker.number, queued, ran)
+            return Cancelled(job.input, doom, job.has_begun, job.attempts, job.worker.number, queued, ran)
         # Where the job was when its time was over: the line numbers are worth having.
         error = doom.with_traceback(error.__traceback__)
-    # Without our own frames: they hold the job, and so its outcome, which holds this error: a cycle.
-    traceback = error.__traceback__ and error.__traceback__.tb_next
+        if isinstance(raised, RetryAdvice):
+            raised.__cause__ = error
+    strip(error, handler)
+    return Failed(job.input, error, job.attempts, job.worker.number, queued, ran)
+
+
+def strip(error: BaseException, handler: object = None) -> None:
+    """Take from a failure what it would keep alive: our own frames, and the values that the others hold.
+
+    Ours hold the job, and so its outcome, which holds this error: a cycle.
+    """
+    traceback = error.__traceback__
     while traceback is not None and traceback.tb_frame.f_globals.get("__name__") in _OUR_MODULES:
         traceback = traceback.tb_next
     error.__traceback__ = traceback
     _clear_locals(error, getattr(handler, "__code__", None))
-    return Failed(job.input, error, job.attempts, job.worker.number, queued, ran)
 
 
-_OUR_MODULES = {__name__, "asyncpool._dispatch"}
+_OUR_MODULES = {__name__, "asyncpool._dispatch", "asyncpool._gate", "asyncpool.rate"}
 _SUSPENDABLE = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
 # From 3.13 frame.clear() refuses a suspended frame. Before, it closes the coroutine, which may be a live one that only
 # shares the traceback (test_a_live_coroutine_in_the_traceback_of_a_failure_is_left_alone).

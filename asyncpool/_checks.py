@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
-__all__ = ["check_count", "check_seconds"]
+__all__ = ["check_count", "check_filter", "check_number", "check_seconds"]
 
 
 def check_count(name: str, value: object, *, least: int) -> int:
@@ -23,3 +24,21 @@ def check_seconds(name: str, value: object, *, positive: bool = False) -> float:
     if not math.isfinite(value) or value < 0 or (positive and value == 0):
         raise ValueError(f"{name} must be a finite number of seconds {'> 0' if positive else '>= 0'}, got {value}")
     return float(value)
+
+
+def check_number(name: str, value: object, *, least: float = 0.0, above: bool = False) -> float:
+    """Return `value` as a float if it is a finite number (not a bool) of at least (or above) `least`."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value) or value < least or (above and value == least):
+        raise ValueError(f"{name} must be a finite number {'>' if above else '>='} {least:g}, got {value}")
+    return float(value)
+
+
+def check_filter(name: str, value: object) -> None:
+    """Raise unless `value` says which errors are meant: a type, a tuple of types, or a predicate."""
+    kinds = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
+    if all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+        return
+    if isinstance(value, (type, tuple)) or not callable(value):
+        raise TypeError(f"{name} must be an exception type, a tuple of them, or a predicate, got {value!r}")

@@ -5,9 +5,10 @@ Every decision here is a plain function on the loop's thread: between reading th
 
 What is always true (each checked after every step of a random schedule by tests/laws):
 
-* `submitted == queue.size + running + succeeded + failed + cancelled`;
+* `submitted == queue.size + delayed + running + succeeded + failed + cancelled`;
 * an idle worker and a queued job exist side by side only while paused, while the pump is scheduled, or while
   observers are told;
+* a job waits for its next attempt in `_delays`, for its rate limit in `_gate`, and else for a worker in `queue`;
 * `running` workers hold a job, and there are never more than there may be.
 """
 
@@ -22,19 +23,49 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context, copy_context
+from enum import Enum
 from functools import partial
+from itertools import chain
+from random import Random
 from types import CoroutineType
 from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
 
-from asyncpool._attempt import call_handler, inside_try, judge, within_deadline, within_limiter
+from asyncpool._alarms import Alarms
+from asyncpool._attempt import call_handler, inside_try, judge, strip, within_deadline, within_limiter
 from asyncpool._deadlock import Waits
-from asyncpool._job import CURRENT_JOB, Job, Sink, new_job
+from asyncpool._gate import Gate
+from asyncpool._job import CURRENT_JOB, Job, Past, Sink, new_job
 from asyncpool._queue import JobQueue, Line
 from asyncpool._worker import Keeper, Worker
-from asyncpool.errors import ErrorFilter, PoolClosed, PoolError, PoolNotStarted, ResourceDied, WrongLoop
-from asyncpool.events import JobAccepted, JobEnded, JobStarted, JobStuck, Observers, ResourceFailed
+from asyncpool.dead_letters import DeadLetter, DeadLetterSink, PoolAwareSink
+from asyncpool.errors import (
+    ErrorFilter,
+    JobExpired,
+    JobTimeout,
+    PoolClosed,
+    PoolError,
+    PoolNotStarted,
+    ResourceDied,
+    RetryAdvice,
+    RetryAfter,
+    WrongLoop,
+    matches,
+)
+from asyncpool.events import (
+    JobAccepted,
+    JobEnded,
+    JobRetrying,
+    JobStarted,
+    JobStuck,
+    Observers,
+    PoolPaused,
+    PoolResumed,
+    ResourceFailed,
+)
 from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, Succeeded, Unfinished
+from asyncpool.rate import KeyedRateLimit, Limiter, RateLimit, is_manager
+from asyncpool.retry import Retry, RetryTally
 from asyncpool.stats import Counters, Histogram, PoolStats, Throughput
 
 __all__ = ["Dispatcher", "Guest"]
@@ -60,6 +91,12 @@ _Task: Any = asyncio.Task  # Any: the type checkers know of `eager_start` from 3
 
 def _raise(error: BaseException) -> None:
     raise error
+
+
+def _add_note(error: BaseException, note: str) -> None:
+    """Say something at an error, once: it may be one object that is raised again and again."""
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
 
 
 def _call(job: Any) -> Any:
@@ -88,27 +125,49 @@ class Guest(Protocol):
         ...
 
 
+class _Pause(Enum):
+    """Why workers take no jobs, for now."""
+
+    USER = "pause()"
+    ADVICE = "RetryAfter(pause=True)"
+    RATE = "the rate limit of all jobs"
+
+
 class Dispatcher:
     """The queue, the workers, and the jobs on their way from one to the other."""
 
     __slots__ = (
         "__weakref__",
+        "_advice_timer",
         "_context",
+        "_dead_letters",
+        "_delays",
         "_dying",
         "_enter_resource",
+        "_epoch",
         "_free_numbers",
+        "_gate",
         "_handler",
+        "_has_delays",
         "_has_handler",
         "_is_direct",
         "_is_eager",
         "_is_plain",
         "_is_pumping",
         "_limiter",
+        "_max_delayed",
+        "_pauses",
         "_queue_size",
+        "_random",
+        "_rate_limit",
+        "_rate_timer",
         "_record_queued",
         "_record_running",
         "_recycle_on",
+        "_retry",
+        "_retry_tally",
         "_surplus",
+        "_take_turn",
         "_task_name",
         "_tidy_at",
         "_time",
@@ -146,10 +205,13 @@ class Dispatcher:
         name: str,
         handler: Callable[..., Awaitable[Any]] | None,
         most: Callable[[], int],
-        queue: JobQueue,
+        make_queue: Callable[[], JobQueue],
         queue_size: int | None,
+        max_delayed: int,
         timeout: float | None,
-        limiter: AbstractAsyncContextManager[Any] | None,
+        retry: Retry | None,
+        limiter: Limiter[Any] | None,
+        dead_letters: DeadLetterSink[Any] | None,
         resource: Callable[[], AbstractAsyncContextManager[Any]] | None,
         recycle_on: ErrorFilter,
         observers: Observers,
@@ -159,27 +221,58 @@ class Dispatcher:
         self._handler: Callable[..., Any] = _call if handler is None else handler
         self._has_handler = handler is not None
         self._timeout = timeout
-        self._limiter = limiter
+        self._retry = retry
+        self._retry_tally: RetryTally | None = None
+        if retry is not None:
+            self._random = Random()  # of its own seed: processes with pools of the same name shall not move in step
+            if retry.budget is not None:
+                self._retry_tally = retry.budget.start()
+        self._dead_letters = dead_letters
         self._enter_resource = resource
         self._recycle_on = recycle_on
-        self._is_plain = timeout is None and limiter is None and resource is None
         self.observers = observers
         self.most = most
         self._queue_size = queue_size
+        self._max_delayed = max_delayed
 
-        self.queue = queue
+        self.queue = make_queue()
+        # Between two attempts.
+        self._delays: Alarms[Job] = Alarms(self._come_back, lambda job: job.outcome is None)
+        # A limiter is one of three: a rate limit of all jobs, a function of the job, or a context manager.
+        self._rate_limit: RateLimit | None = None
+        self._limiter: AbstractAsyncContextManager[Any] | None = None
+        self._gate: Gate | None = None
+        if isinstance(limiter, RateLimit):
+            self._rate_limit = limiter
+        elif is_manager(limiter):
+            self._limiter = limiter
+        elif limiter is not None:
+            self._gate = Gate(cast("Callable[[Any], object]", limiter), make_queue, self._put_back)
+        self._has_delays = retry is not None or self._gate is not None
+        # Whether nothing surrounds the handler's call.
+        self._is_plain = (
+            timeout is None
+            and resource is None
+            and self._limiter is None
+            and (self._gate is None or isinstance(limiter, KeyedRateLimit))
+            and (retry is None or retry.max_elapsed is None)
+        )
         self.workers: dict[int, Worker] = {}
         self.idle: list[Worker] = []
         self.running = 0
         self.peak_running = 0
         self.wanted_workers = 0
         self._surplus = 0  # how many busy workers are to retire after their job, whoever ends first
-        self.is_paused = False
+        self._pauses: set[_Pause] = set()
+        self.is_paused = False  # whether there are any
+        self._advice_timer: asyncio.TimerHandle | None = None
+        self._rate_timer: asyncio.TimerHandle | None = None
         self.is_ended = False
         self.supervisor: asyncio.Task[None] | None = None
         self.is_open = False  # whether accepted jobs are run; else they are settled as cancelled at once
         self._free_numbers: list[int] = []
         self._is_pumping = False
+        self._take_turn = self._pump if self._rate_limit is None and self._gate is None else self._pump_gated
         # Running jobs that were cancelled: the timer until they are called stuck, then None.
         self._dying: dict[Job, asyncio.TimerHandle | None] = {}
 
@@ -217,8 +310,16 @@ class Dispatcher:
         # making a task never runs the job, it may be made at once, by whoever made the room or brought the job.
         has_factory = loop.get_task_factory() is not None
         self._is_eager = _HAS_EAGER_TASKS and not has_factory
-        self._is_direct = not _HAS_EAGER_TASKS and not has_factory
+        is_gated = self._rate_limit is not None or self._gate is not None
+        self._is_direct = not _HAS_EAGER_TASKS and not has_factory and not is_gated
         self._task_name = f"{self.name} job"
+        self._delays.open(loop, self._context)
+        if self._gate is not None:
+            self._gate.open(loop, self._context)
+        if self._dead_letters is not None:
+            # Letters are read tomorrow, in another process, where the loop's time says nothing.
+            self._epoch = time.time() - loop.time()  # noqa: TID251
+            self._tell_sink("pool_opened")
         self.is_open = True
 
     # -- Intake ------------------------------------------------------------------------------------------------------
@@ -235,6 +336,8 @@ class Dispatcher:
 
     def room(self) -> int:
         """How many jobs may be accepted now: what the queue holds, and what idle workers will take from it."""
+        if self._has_delays and self.delayed >= self._max_delayed:
+            return 0
         return self.queue_size + (0 if self.is_paused else len(self.idle)) - self.queue.size
 
     def accept(self, input: Any, sink: Sink | None, context: Context) -> Job:
@@ -253,6 +356,11 @@ class Dispatcher:
         elif self.idle and not self._is_pumping:
             self._wake()
         return job
+
+    @property
+    def delayed(self) -> int:
+        """How many jobs wait for a time."""
+        return self._delays.size if self._gate is None else self._delays.size + self._gate.size
 
     def refuse(self, input: Any, sink: Sink, context: Context, error: BaseException) -> Job:
         """Take charge of an input that `accept` raised `error` for: it has failed. Return its job."""
@@ -280,7 +388,7 @@ class Dispatcher:
         elif not self._is_pumping:
             # Never from here: an eager task would run handler code inside submit(), or inside a job that just ended.
             self._is_pumping = True
-            self.loop.call_soon(self._pump, context=self._context)
+            self.loop.call_soon(self._take_turn, context=self._context)
 
     def _pump(self) -> None:
         """Start jobs on idle workers: the pool's own turn, the only place where an eager job may begin."""
@@ -307,7 +415,7 @@ class Dispatcher:
                     attempt = self._attempt(job, worker)
                     context, job.context = job.context, None
                     task = _Task(attempt, loop=self.loop, name=self._task_name, context=context, eager_start=True)
-                    if job.outcome is None:
+                    if worker.job is job:
                         job.task = task
                         if job.doom is not None:
                             task.cancel()
@@ -322,6 +430,59 @@ class Dispatcher:
             self._is_pumping = False
             if self.idle and self.queue.size:
                 self._wake()
+
+    def _pump_gated(self) -> None:
+        """Start jobs on idle workers, those that their rate limits let start: the pump of pools that have any."""
+        idle, queue, rate_limit, gate = self.idle, self.queue, self._rate_limit, self._gate
+        now = self._time()
+        stop_at = now + _PUMP_SECONDS
+        try:
+            for _ in range(min(_PUMP_JOBS * len(self.workers), _MOST_PUMP_JOBS)):
+                if not idle or not queue.size or self.is_paused or now >= stop_at:
+                    break
+                if rate_limit is not None and rate_limit.take(now):
+                    self._wait_for_rate(rate_limit)
+                    break
+                if gate is not None:
+                    self._ask_for_first(gate, now)
+                elif (job := queue.pop()) is not None:
+                    self._begin(job, idle.pop())
+                    del job  # see _begin
+                now = self._time()
+        finally:
+            self._is_pumping = False
+            if self.idle and self.queue.size:
+                self._wake()
+            if self.line.waiting:
+                self.line.advance()  # what was parked has left the queue
+
+    def _ask_for_first(self, gate: Gate, now: float) -> None:
+        """Start the first job of the queue, if its limit lets it, or park it."""
+        job = self.queue.first()
+        if job is None:
+            return
+        # The user's function is called while the job is still in the queue: it may look at the pool, and change it.
+        try:
+            limiter = gate.limiter_of(job)
+        except BaseException as error:  # then the job has no limit, and cannot run
+            if self.queue.first() is job:
+                self.queue.take()
+                self._settle(job, self._failed_unrun(job, error))
+                self._less()
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            return
+        if self.queue.first() is not job or not self.idle or self.is_paused:
+            return  # it has changed it
+        self.queue.take()
+        if gate.admits(job, limiter, now):
+            self._begin(job, self.idle.pop())
+        del job  # see _begin
+
+    def _wait_for_rate(self, rate_limit: RateLimit) -> None:
+        """Leave all jobs where they are until the limit of all opens: nobody could go past."""
+        self._pause_for(_Pause.RATE)
+        self._rate_timer = self.loop.call_at(rate_limit.next_start, self._lift, _Pause.RATE, context=self._context)
 
     def _begin(self, job: Job, worker: Worker) -> None:
         """Give a job to a worker and start the attempt's task."""
@@ -350,12 +511,15 @@ class Dispatcher:
             except BaseException as error:  # the loop's task factory raised: it may not leave a job without an end
                 attempt.close()
                 now = self._time()
+                job.context = context
+                if self._gate is not None:
+                    self._gate.manager_of(job)
                 self._end(job, worker, judge(job, error, now, None), now)
                 if isinstance(error, KeyboardInterrupt):
                     raise
                 return
-            task.add_done_callback(partial(self._never_began, job, worker, attempt))
-        if job.outcome is None:
+            task.add_done_callback(partial(self._never_began, job, worker, attempt, context))
+        if worker.job is job:  # else it has ended already, and may even wait for its next attempt
             job.task = task
             if job.doom is not None:  # an eager job was cancelled in its first step, by what it called itself
                 task.cancel()
@@ -365,7 +529,7 @@ class Dispatcher:
 
     async def _attempt(self, job: Job, worker: Worker) -> None:
         """Run one attempt at a job, in its own task and context. Whatever happens, the job has an outcome after it."""
-        interrupt: KeyboardInterrupt | None = None
+        raised: BaseException | None = None
         try:
             if self._is_direct:
                 await inside_try()
@@ -381,7 +545,7 @@ class Dispatcher:
                 value = await self._surrounded(job, worker)
                 began = cast("float", job.started_at)
             now = self._time()
-            queued = began - job.accepted_at
+            queued = began - job.ready_at
             ran = now - began
             outcome: Outcome[Any, Any] = _succeeded(job.input, value, job.attempts, worker.number, queued, ran)
             self._record_queued(queued)
@@ -389,51 +553,97 @@ class Dispatcher:
         except BaseException as error:
             if self.loop.is_closed():  # the coroutine of an abandoned job is being collected: nobody is left to tell
                 raise
-            if isinstance(error, KeyboardInterrupt):
-                interrupt = error
-            elif job.doom is None and isinstance(error, asyncio.CancelledError) and self.is_torn_down():
+            raised = error
+            if job.doom is None and isinstance(error, asyncio.CancelledError) and self.is_torn_down():
                 job.doom = CancelReason.SHUTDOWN
             now = self._time()
             outcome = judge(job, error, now, self._handler if self._has_handler else job.input)
             if job.started_at is not None:
                 self._record_queued(outcome.seconds_queued)
                 self._record_running(outcome.seconds_running)
-        self._end(job, worker, outcome, now)
-        if not isinstance(outcome, Succeeded):
+            if self._retry is not None:
+                job.context = copy_context()  # of this very attempt: the next goes on with it
+        self._end(job, worker, outcome, now, raised)
+        if raised is not None:
             del job, worker, outcome  # see _begin
-        if interrupt is not None:
-            raise interrupt
+            try:
+                if isinstance(raised, KeyboardInterrupt):
+                    raise raised
+            finally:
+                del raised  # its traceback knows this frame
 
     async def _surrounded(self, job: Job, worker: Worker) -> Any:
         """Call the handler with what was asked to surround it: the limiter outside, so that its wait is not timed."""
+        limiter = self._limiter if self._gate is None else self._gate.manager_of(job)
+        self._seconds_left(job)
         args = (job.input,) if self._enter_resource is None else (job.input, worker.resource)
         inner = self._timed(job, args)
-        if self._limiter is None:
+        if limiter is None:
             return await inner
         try:
-            return await within_limiter(self._limiter, inner)
+            return await within_limiter(limiter, inner)
         finally:
             inner.close()  # if the limiter never let it begin
 
     async def _timed(self, job: Job, args: tuple[Any, ...]) -> Any:
+        seconds, left = self._timeout, self._seconds_left(job)
         job.started_at = self._time()
-        if self._timeout is None:
-            return await call_handler(self._handler, *args)
-        return await within_deadline(self._timeout, job, self._doom, self._handler, *args)
+        if left is not None and (seconds is None or left < seconds):
+            return await within_deadline(left, partial(self._expire, job), self._handler, *args)
+        if seconds is not None:
+            return await within_deadline(seconds, partial(self._time_out, job), self._handler, *args)
+        return await call_handler(self._handler, *args)
 
-    def _never_began(self, job: Job, worker: Worker, attempt: Any, task: asyncio.Task[None]) -> None:
-        """Settle a job whose task a factory made, and which was cancelled before its first step."""
-        if job.worker is worker and job.outcome is None:
+    def _seconds_left(self, job: Job) -> float | None:
+        """How long a job may still take; None if that has no limit. Raises `JobExpired` if it is over."""
+        if self._retry is None or self._retry.max_elapsed is None:
+            return None
+        left = job.accepted_at + self._retry.max_elapsed - self._time()
+        if left <= 0.0:
+            job.attempts -= 1  # this one is none
+            raise self._expired(job)
+        return left
+
+    def _expired(self, job: Job) -> JobExpired:
+        assert self._retry is not None
+        assert self._retry.max_elapsed is not None
+        error = JobExpired(self._retry.max_elapsed)
+        if job.past is not None:
+            error.__cause__ = job.past.failed.error
+        return error
+
+    def _expire(self, job: Job) -> None:
+        self._doom(job, self._expired(job))
+
+    def _time_out(self, job: Job) -> None:
+        assert self._timeout is not None
+        self._doom(job, JobTimeout(self._timeout))
+
+    def _never_began(
+        self, job: Job, worker: Worker, attempt: Any, context: Context | None, task: asyncio.Task[None]
+    ) -> None:
+        """End an attempt whose task a factory made, and which was cancelled before its first step."""
+        if job.task is task and worker.job is job:
             attempt.close()
             now = self._time()
+            job.context = context
+            if self._gate is not None:
+                self._gate.manager_of(job)
             if job.doom is None and self.is_torn_down():
                 job.doom = CancelReason.SHUTDOWN
             self._end(job, worker, judge(job, asyncio.CancelledError(), now, None), now)
 
     # -- The end of an attempt, and of a job -------------------------------------------------------------------------
 
-    def _end(self, job: Job, worker: Worker, outcome: Outcome[Any, Any], now: float) -> None:
-        """Settle a job whose task is about to end, and let its worker take the next."""
+    def _end(
+        self,
+        job: Job,
+        worker: Worker,
+        outcome: Outcome[Any, Any],
+        now: float,
+        raised: BaseException | None = None,
+    ) -> None:
+        """Settle a job whose task is about to end, or put it off to its next attempt; its worker takes the next job."""
         if self._dying:
             timer = self._dying.pop(job, None)
             if timer is not None:
@@ -452,7 +662,7 @@ class Dispatcher:
             job.outcome = outcome
             self.counters.succeeded += 1
             job.sink.deliver(job, outcome)
-        else:
+        elif not isinstance(outcome, Failed) or not self._is_retried(job, outcome, raised, now):
             self._settle(job, outcome)
         if now >= self._tidy_at:
             self._tidy(now)
@@ -480,6 +690,87 @@ class Dispatcher:
         self.seconds_running.fold()
         if now >= self.throughput.due:
             self.throughput.mark(now, self.counters.ended)
+        if self._retry_tally is not None:
+            self._retry_tally.look(now, self.counters.submitted)
+
+    # -- Between two attempts ----------------------------------------------------------------------------------------
+
+    def _is_retried(self, job: Job, failed: Failed[Any], raised: BaseException | None, now: float) -> bool:
+        """Put a job off to its next attempt, if it gets one. It has left its worker."""
+        advice = raised if isinstance(raised, RetryAdvice) else None
+        if isinstance(advice, RetryAfter) and advice.pause:
+            self._pause_until(now + advice.seconds, advice.seconds)
+        retry = self._retry
+        if retry is None or isinstance(job.doom, CancelReason):  # whose end was asked for
+            return False
+        try:
+            pause = retry.delay(job.attempts, failed.error if advice is None else advice, self._random)
+        except BaseException as error:
+            self._log_hook("the predicate `on` of the retry", error)
+            return False
+        if pause is None or not self._is_affordable(job, failed, now, pause):
+            return False
+        job.past = Past(failed, job.accepted_at, job.has_begun)
+        job.worker = job.started_at = job.doom = None
+        self.counters.retries += 1
+        self._delays.set(now + pause, job)
+        if self.observers.any:
+            self.observers.emit(
+                JobRetrying(
+                    pool=self.name,
+                    id=job.number,
+                    job=job.input,
+                    attempt=job.attempts,
+                    error=failed.error,
+                    seconds=pause,
+                )
+            )
+        return True
+
+    def _is_affordable(self, job: Job, failed: Failed[Any], now: float, pause: float) -> bool:
+        """Whether the next attempt would come in time, and within the budget. If not, the error is told so."""
+        assert self._retry is not None
+        elapsed = self._retry.max_elapsed
+        if elapsed is not None and now + pause >= job.accepted_at + elapsed:
+            if not isinstance(failed.error, JobExpired):
+                _add_note(failed.error, f"not tried again: that would be later than max_elapsed={elapsed:g} s")
+            return False
+        if self._retry_tally is not None and not self._retry_tally.withdraw(now, self.counters.submitted):
+            _add_note(failed.error, f"not tried again: the budget is spent, {self._retry.budget!r}")
+            self.counters.retries_refused += 1
+            count = self.counters.retries_refused
+            if count & (count - 1) == 0:
+                _log.warning(
+                    "pool %r: the retry budget is spent, so a failed job is not tried again (number %d of such): %r",
+                    self.name,
+                    count,
+                    job.input,
+                )
+            return False
+        return True
+
+    def _come_back(self, job: Job) -> None:
+        """A job's pause is over: it may be taken for its next attempt."""
+        assert job.past is not None
+        job.past.is_waiting = False
+        job.ready_at = self._time()
+        self._put_back(job)
+
+    def _put_back(self, job: Job) -> None:
+        self.queue.put_back(job)
+        if self.idle and not self._is_pumping:
+            self._wake()
+        if self.line.waiting:
+            self.line.advance()  # there is room where the delayed jobs are, if that is what was missing
+
+    def _failed_unrun(self, job: Job, error: BaseException) -> Failed[Any]:
+        """The outcome of a job that fails while it waits."""
+        strip(error)
+        now = self._time()
+        if job.past is None:
+            return Failed(job.input, error, job.attempts, None, now - job.ready_at, 0.0)
+        last = job.past.failed
+        return Failed(job.input, error, job.attempts, last.worker, last.seconds_queued, last.seconds_running)
 
     def _settle(self, job: Job, outcome: Outcome[Any, Any]) -> None:
         """Give a job its one outcome, and whoever accepted it the news. The caller has moved it out of its place."""
@@ -494,6 +785,8 @@ class Dispatcher:
             counters.succeeded += 1
         elif isinstance(outcome, Failed):
             counters.failed += 1
+            if self._dead_letters is not None:
+                self._record_letter(self._dead_letters, job, outcome)
         else:
             counters.cancelled += 1
             if outcome.reason in (CancelReason.SHUTDOWN, CancelReason.ABANDONED):
@@ -515,24 +808,48 @@ class Dispatcher:
         if job.sink is not None:
             job.sink.deliver(job, outcome)
 
+    def _record_letter(self, sink: DeadLetterSink[Any], job: Job, failed: Failed[Any]) -> None:
+        try:
+            sink.record(
+                DeadLetter.of(
+                    failed,
+                    pool=self.name,
+                    first_at=self._epoch + job.accepted_at,
+                    last_at=self._epoch + self._time(),
+                )
+            )
+        except BaseException as error:
+            self._log_hook(f"recording the dead letter of {job.input!r:.80}", error)
+
+    def _tell_sink(self, what: str) -> None:
+        if isinstance(self._dead_letters, PoolAwareSink):
+            try:
+                getattr(self._dead_letters, what)(self.name)
+            except BaseException as error:
+                self._log_hook(f"{what} of the dead letters", error)
+
+    def _log_hook(self, what: str, error: BaseException) -> None:
+        """What the user's code raises at the end of a job is logged, and changes nothing: the job is to be settled."""
+        _log.error("pool %r: %s raised", self.name, what, exc_info=error)
+        if isinstance(error, KeyboardInterrupt):
+            self.loop.call_soon(_raise, error)
+
     def _handed_back(self, job: Job, reason: CancelReason) -> Cancelled[Any]:
         """The outcome of a job that is cancelled by us and not by its own end."""
-        now = self._time()
-        began = job.started_at
-        return Cancelled(
-            job.input,
-            reason,
-            began is not None or job.attempts > 1,
-            job.attempts,
-            None if job.worker is None else job.worker.number,
-            (now if began is None else began) - job.accepted_at,
-            0.0 if began is None else now - began,
-        )
+        if job.worker is None and job.past is not None:
+            last = job.past.failed
+            figures = last.worker, last.seconds_queued, last.seconds_running
+        else:
+            now = self._time()
+            began = job.started_at
+            worker = None if job.worker is None else job.worker.number
+            figures = worker, (now if began is None else began) - job.ready_at, 0.0 if began is None else now - began
+        return Cancelled(job.input, reason, job.has_begun, job.attempts, *figures)
 
     # -- Cancellation ------------------------------------------------------------------------------------------------
 
     def cancel(self, job: Job, reason: CancelReason) -> bool:
-        """Settle a queued job as cancelled, ask a running one to end; False if it is settled already."""
+        """Settle a waiting job as cancelled, ask a running one to end; False if it is settled already."""
         if job.outcome is not None:
             return False
         if job.worker is not None:
@@ -540,12 +857,19 @@ class Dispatcher:
             return True
         outcome = self._handed_back(job, reason)
         self._count(job, outcome)
-        self.queue.forget()
+        if job.past is not None and job.past.is_waiting:
+            self._delays.forget(job)
+        elif self._gate is None or not self._gate.forget(job):
+            self.queue.forget()
         self._tell(job, outcome)
+        self._less()
+        return True
+
+    def _less(self) -> None:
+        """Tell whoever waits for that: there is a job less."""
         self.line.advance()
         if self.when_less is not None:
             self.when_less()
-        return True
 
     def _doom(self, job: Job, why: CancelReason | PoolError) -> None:
         """Cancel the task of a running job, once. A reason that is later wins over an error, and cancels nothing."""
@@ -588,13 +912,14 @@ class Dispatcher:
         """The jobs that hold a worker."""
         return [worker.job for worker in self.workers.values() if worker.job is not None]
 
-    def queued_jobs(self) -> list[Job]:
-        """The jobs that wait for a worker, in the order of acceptance."""
-        return sorted(self.queue, key=lambda job: job.number)
+    def waiting_jobs(self) -> list[Job]:
+        """The jobs that wait for a worker or for a time, in the order of acceptance."""
+        parked = () if self._gate is None else self._gate
+        return sorted(chain(self.queue, self._delays, parked), key=lambda job: job.number)
 
     def cancel_where(self, belongs: Callable[[Job], bool], reason: CancelReason) -> None:
-        """Cancel all jobs that belong; the queued ones first, so that no worker that is freed takes one of them."""
-        for job in self.queued_jobs() + self.running_jobs():
+        """Cancel all jobs that belong; those that wait first, so that no worker that is freed takes one of them."""
+        for job in self.waiting_jobs() + self.running_jobs():
             if belongs(job):
                 self.cancel(job, reason)
 
@@ -624,16 +949,60 @@ class Dispatcher:
 
     # -- Workers -----------------------------------------------------------------------------------------------------
 
+    @property
+    def is_paused_by_user(self) -> bool:
+        """Whether `pause()` was called, and not `resume()` since."""
+        return _Pause.USER in self._pauses
+
     def pause(self) -> None:
         """Take no more jobs from the queue."""
-        self.is_paused = True
+        self._pause_for(_Pause.USER)
+        if self.observers.any:
+            self.observers.emit(PoolPaused(pool=self.name, seconds=None))
 
     def resume(self) -> None:
-        """Take jobs from the queue again."""
-        self.is_paused = False
-        if self.queue.size:
-            self._wake()
-        self.line.advance()
+        """Take jobs from the queue again, unless a job has asked for a pause that is not over."""
+        self._lift(_Pause.USER)
+
+    def _pause_until(self, when: float, seconds: float) -> None:
+        """Take no more jobs for a time, as a job has asked; the latest that was asked for counts."""
+        if self._advice_timer is not None:
+            if self._advice_timer.when() >= when:
+                return
+            self._advice_timer.cancel()
+        self._advice_timer = self.loop.call_at(when, self._lift, _Pause.ADVICE, context=self._context)
+        self._pause_for(_Pause.ADVICE)
+        _log.info("pool %r: a job has asked for a pause of %g s", self.name, seconds)
+        if self.observers.any:
+            self.observers.emit(PoolPaused(pool=self.name, seconds=seconds))
+
+    def _pause_for(self, why: _Pause) -> None:
+        self._pauses.add(why)
+        self.is_paused = True
+
+    def _lift(self, why: _Pause) -> None:
+        """Take jobs again, if this was the last reason not to."""
+        self._pauses.discard(why)
+        if why is _Pause.ADVICE:
+            self._advice_timer = None
+        self.is_paused = bool(self._pauses)
+        if not self.is_paused:
+            if self.queue.size:
+                self._wake()
+            self.line.advance()
+        if why is not _Pause.RATE and not self._pauses - {_Pause.RATE} and self.observers.any:
+            self.observers.emit(PoolResumed(pool=self.name))
+
+    def silence(self) -> None:
+        """Drop all timers: every job is settled, and the pool is closed."""
+        self._delays.clear()
+        if self._gate is not None:
+            self._gate.close()
+        for timer in (self._advice_timer, self._rate_timer):
+            if timer is not None:
+                timer.cancel()
+        if self._dead_letters is not None:
+            self._tell_sink("pool_closed")
 
     def resize(self, wanted: int) -> None:
         """Make new workers, or retire surplus ones: at once who has no job, then whoever ends his job first."""
@@ -729,15 +1098,10 @@ class Dispatcher:
     def _spoils_resource(self, outcome: Outcome[Any, Any]) -> bool:
         if not isinstance(outcome, Failed):
             return False
-        recycle_on: Any = self._recycle_on
-        if isinstance(recycle_on, (type, tuple)):
-            return isinstance(outcome.error, recycle_on)
         try:
-            return bool(recycle_on(outcome.error))
+            return matches(self._recycle_on, outcome.error)
         except BaseException as error:
-            _log.exception("pool %r: recycle_on raised; the resource is replaced to be safe", self.name)
-            if isinstance(error, KeyboardInterrupt):
-                self.loop.call_soon(_raise, error)  # the job is to be settled first
+            self._log_hook("recycle_on, so that the resource is replaced to be safe,", error)
             return True
 
     # -- What is known -----------------------------------------------------------------------------------------------
@@ -748,6 +1112,8 @@ class Dispatcher:
 
     def note_unread(self, failed: Failed[Any]) -> None:
         """Count a failure that was delivered to nobody. From any thread, and while the collector runs."""
+        if self._dead_letters is not None:
+            return  # it is kept there
         try:
             self.loop.call_soon_threadsafe(self.count_unread, (failed,))
         except RuntimeError:  # the loop is closed, and so is the pool: nobody is left to race with
@@ -755,6 +1121,8 @@ class Dispatcher:
 
     def count_unread(self, failures: Sequence[Failed[Any]]) -> None:
         """Count failures that were delivered to nobody; log the 1st, 2nd, 4th, 8th ... of them."""
+        if self._dead_letters is not None:
+            return  # they are kept there
         for failed in failures:
             self.counters.unread_failures += 1
             count = self.counters.unread_failures
@@ -774,7 +1142,7 @@ class Dispatcher:
             name=self.name,
             submitted=counters.submitted,
             queued=self.queue.size,
-            delayed=0,
+            delayed=self.delayed,
             running=self.running,
             succeeded=counters.succeeded,
             failed=counters.failed,
@@ -784,6 +1152,8 @@ class Dispatcher:
             peak_running=self.peak_running,
             stuck=sum(timer is None for timer in self._dying.values()),
             unread_failures=counters.unread_failures,
+            retries=counters.retries,
+            retries_refused=counters.retries_refused,
             seconds_queued=self.seconds_queued.snapshot(),
             seconds_running=self.seconds_running.snapshot(),
             throughput=self.throughput.rate(self._time(), counters.ended) if self.is_bound else 0.0,

@@ -17,7 +17,17 @@ from asyncpool.outcomes import CancelReason, Failed, Outcome
 if TYPE_CHECKING:
     from asyncpool._worker import Worker
 
-__all__ = ["CURRENT_JOB", "CurrentJob", "Job", "JobHandle", "JobOwner", "Sink", "current_job", "new_job"]
+__all__ = [
+    "CURRENT_JOB",
+    "CurrentJob",
+    "Job",
+    "JobHandle",
+    "JobOwner",
+    "Past",
+    "Sink",
+    "current_job",
+    "new_job",
+]
 
 JobT = TypeVar("JobT")
 ValueT = TypeVar("ValueT")
@@ -42,23 +52,38 @@ class JobOwner(Protocol):
     def note_unread(self, failed: Failed[Any]) -> None: ...
 
 
+class Past:
+    """What is known of a job's earlier attempts, once one has failed and another is to come."""
+
+    __slots__ = ("accepted_at", "failed", "has_begun", "is_waiting")
+
+    def __init__(self, failed: Failed[Any], accepted_at: float, has_begun: bool) -> None:
+        self.failed = failed  # the last attempt
+        self.accepted_at = accepted_at
+        self.has_begun = has_begun  # whether the handler had, in any attempt: then the job may have had effects
+        self.is_waiting = True  # for the time of the next attempt
+
+
 class Job:
     """One accepted input on its way to its outcome.
 
-    It is settled once `outcome` is set; until then it runs if `worker` is set, and else it is queued. Context and task
-    are dropped as soon as they can be: they know the job, and a job that kept them would be a reference cycle, and
-    collecting those costs more than running a small job.
+    It is settled once `outcome` is set; until then it runs if `worker` is set, waits for its next attempt if
+    `past.is_waiting` is, and else it is queued, or parked for its rate limit. Context and task are dropped as soon as
+    they can be: they know the job, and a job that kept them would be a reference cycle, and collecting those costs more
+    than running a small job.
     """
 
     __slots__ = (
-        "accepted_at",
         "attempts",
         "context",
         "doom",
         "input",
+        "key",
         "number",
         "outcome",
         "owner",
+        "past",
+        "ready_at",
         "sink",
         "started_at",
         "task",
@@ -70,10 +95,13 @@ class Job:
     owner: JobOwner
     sink: Sink | None
     context: Context | None
-    accepted_at: float
+    # When it was accepted, or when the pause before this attempt was over.
+    ready_at: float
     attempts: int
-    # When the handler began in the last attempt. None: not yet, so that the job had no effects.
+    # When the handler began in this attempt. None: not yet.
     started_at: float | None
+    past: Past | None
+    key: Any  # set by a queue that orders by it, and by no other
     worker: Worker | None
     task: asyncio.Task[None] | None
     # Why we cancelled its task, and so what a CancelledError of its means: None, and it is the job's own failure.
@@ -86,12 +114,28 @@ class Job:
         """Whether it holds a worker."""
         return self.worker is not None and self.outcome is None
 
+    @property
+    def accepted_at(self) -> float:
+        """Loop time at which the pool took charge of it."""
+        return self.ready_at if self.past is None else self.past.accepted_at
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether its handler has, in any attempt: then it may have had effects."""
+        return self.started_at is not None or (self.past is not None and self.past.has_begun)
+
     def __repr__(self) -> str:
-        state = "ended" if self.outcome is not None else "running" if self.worker is not None else "queued"
+        state = "queued"
+        if self.outcome is not None:
+            state = "ended"
+        elif self.worker is not None:
+            state = "running"
+        elif self.past is not None and self.past.is_waiting:
+            state = "delayed"
         return f"<Job {self.number} {state}: {self.input!r:.80}>"
 
 
-def new_job(input: Any, number: int, owner: JobOwner, sink: Sink | None, context: Context, accepted_at: float) -> Job:
+def new_job(input: Any, number: int, owner: JobOwner, sink: Sink | None, context: Context, now: float) -> Job:
     """Make a job. A function, because with slots and an `__init__` CPython takes twice as long to make an object."""
     job = Job()
     job.input = input
@@ -99,9 +143,9 @@ def new_job(input: Any, number: int, owner: JobOwner, sink: Sink | None, context
     job.owner = owner
     job.sink = sink
     job.context = context
-    job.accepted_at = accepted_at
+    job.ready_at = now
     job.attempts = 0
-    job.started_at = job.worker = job.task = job.doom = job.outcome = None
+    job.started_at = job.worker = job.task = job.doom = job.outcome = job.past = None
     return job
 
 
@@ -166,8 +210,8 @@ class JobHandle(Generic[JobT, ValueT]):
     def cancel(self) -> bool:
         """Ask for the job's cancellation; return False if it is done already.
 
-        A queued job is settled at once, and frees its place. A running one is settled when its task ends: until then
-        it holds its worker, and if it returns a value in spite of the cancellation, it has succeeded.
+        A queued or delayed job is settled at once, and frees its place. A running one is settled when its task ends:
+        until then it holds its worker, and if it returns a value in spite of the cancellation, it has succeeded.
 
         Raises:
             WrongLoop: The caller is not on the pool's loop, and the job is not done.

@@ -146,7 +146,7 @@ class Life:
         dispatcher.line.close(dispatcher.closed_error)
         for guest in list(dispatcher.guests):
             guest.stop(dispatcher.closed_error())
-        if dispatcher.is_paused:
+        if dispatcher.is_paused_by_user:
             dispatcher.resume()
         if dispatcher.observers.any:
             dispatcher.observers.emit(PoolStopping(pool=dispatcher.name, drains=drains))
@@ -158,9 +158,10 @@ class Life:
         dispatcher = self._dispatcher
         await self._until_asked_to_stop()
         # 1. The intake is stopped and a pause lifted, by whoever asked for the end.
-        # 2. Let queued and running jobs finish.
+        # 2. Let queued, delayed and running jobs finish.
         await self._until(self.is_drained, lambda: self._drain_until)
-        # 3. Hand back what is queued, then cancel what runs, in this order: a freed worker shall take nothing.
+        # 3. Hand back what is queued or delayed, then cancel what runs: in this order, so that a freed worker takes
+        # nothing.
         self.state = State.STOPPING
         self._grace_until = dispatcher.loop.time() + self._grace
         dispatcher.cancel_where(lambda job: True, CancelReason.SHUTDOWN)
@@ -182,7 +183,8 @@ class Life:
 
     def is_drained(self) -> bool:
         """Whether nothing is queued, delayed or running."""
-        return not self._dispatcher.queue.size and not self._dispatcher.running
+        dispatcher = self._dispatcher
+        return not dispatcher.queue.size and not dispatcher.running and not dispatcher.delayed
 
     def _is_empty(self) -> bool:
         return not self._dispatcher.workers and not self._feeders()
@@ -209,6 +211,7 @@ class Life:
         )
         self.state = State.CLOSED
         dispatcher.is_ended = True
+        dispatcher.silence()
         for worker in dispatcher.workers.values():  # abandoned, perhaps while start() waits for the first resource
             if worker.keeper is not None:
                 worker.keeper.give_up_entering()

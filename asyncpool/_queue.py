@@ -13,11 +13,14 @@ import asyncio
 import heapq
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterator
+from itertools import chain
 from typing import Any
 
 from asyncpool._job import Job
 
-__all__ = ["JobQueue", "Line", "PriorityJobQueue"]
+__all__ = ["JobQueue", "Line", "PriorityJobQueue", "ReentryJobQueue"]
+
+_LONG_AGO = -(2**62)
 
 
 class JobQueue:
@@ -43,6 +46,16 @@ class JobQueue:
         """How many living jobs are queued."""
         return len(self.entries) - self._dead
 
+    # The queues below also take in what was in a queue before. Neither of these raises.
+
+    def put_in(self, job: Job) -> None:
+        """Add a job in the order of its age."""
+        raise NotImplementedError
+
+    def put_back(self, job: Job) -> None:
+        """Add a job before all that are fresh."""
+        raise NotImplementedError
+
     def pop(self) -> Job | None:
         """Take the first living job; None if there is none."""
         while self.entries:
@@ -51,6 +64,20 @@ class JobQueue:
                 return job
             self.bury()
         return None
+
+    def first(self) -> Job | None:
+        """Return the first living job, which stays; None if there is none."""
+        while self.entries:
+            job = self._first()
+            if job.outcome is None:
+                return job
+            self.take()
+            self.bury()
+        return None
+
+    def _first(self) -> Job:
+        job: Job = self.entries[0]
+        return job
 
     def bury(self) -> None:
         """Say that a tombstone was just taken."""
@@ -72,37 +99,85 @@ class JobQueue:
         return (job for job in self.entries if job.outcome is None)
 
 
+class ReentryJobQueue(JobQueue):
+    """Jobs in the order of their acceptance; before them those that came back, in the order in which they did."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries = _TwoDeques()
+        self.push = self.entries.fresh.append
+        self.take = self.entries.popleft
+
+    def _first(self) -> Job:
+        return (self.entries.back or self.entries.fresh)[0]  # type: ignore[no-any-return]  # entries is Any
+
+    def put_in(self, job: Job) -> None:
+        """Add a job behind all others."""
+        self.entries.fresh.append(job)
+
+    def put_back(self, job: Job) -> None:
+        """Add a job before all that are fresh, behind those that came back before it."""
+        self.entries.back.append(job)
+
+    def _sweep(self) -> None:
+        for entries in (self.entries.back, self.entries.fresh):
+            living = [job for job in entries if job.outcome is None]
+            entries.clear()
+            entries.extend(living)
+
+
+class _TwoDeques:
+    __slots__ = ("back", "fresh")
+
+    def __init__(self) -> None:
+        self.back: deque[Job] = deque()
+        self.fresh: deque[Job] = deque()
+
+    def popleft(self) -> Job:
+        return self.back.popleft() if self.back else self.fresh.popleft()
+
+    def __len__(self) -> int:
+        return len(self.back) + len(self.fresh)
+
+    def __iter__(self) -> Iterator[Job]:
+        return chain(self.back, self.fresh)
+
+
 class _Entry:
     """A job in the heap. Comparing never raises: a heap that fails half way through a sift loses entries."""
 
-    __slots__ = ("job", "key")
+    __slots__ = ("job", "place")
 
-    def __init__(self, key: Any, job: Job) -> None:
-        self.key = key
+    def __init__(self, job: Job, place: int) -> None:
         self.job = job
+        self.place = place  # among equal keys
 
     def __lt__(self, other: _Entry) -> bool:
+        key, other_key = self.job.key, other.job.key
         try:
-            if self.key < other.key:
+            if key < other_key:
                 return True
-            if other.key < self.key:
+            if other_key < key:
                 return False
         except Exception:
             pass  # `push` refuses what does not compare with the first; others in doubt go by their age
-        return self.job.number < other.job.number
+        return self.place < other.place
 
 
 class PriorityJobQueue(JobQueue):
-    """Jobs by a key, smaller first; in the order of their acceptance among equals.
+    """Jobs by a key, smaller first; among equals those that came back first, then in the order of their acceptance.
 
     Strict: while jobs with smaller keys keep coming, the others starve.
     """
 
-    __slots__ = ("_key",)
+    __slots__ = ("_back", "_key")
 
     def __init__(self, key: Callable[[Any], Any]) -> None:
         super().__init__()
         self._key = key
+        self._back = _LONG_AGO  # the place of the last that came back: before every fresh job's, which is its number
         self.entries = []
         self.push = self._push
         self.take = self._take
@@ -110,8 +185,22 @@ class PriorityJobQueue(JobQueue):
     def _push(self, job: Job) -> None:
         """Add a job; raises what the key function raises, or a TypeError if the key does not compare with others."""
         key = self._key(job.input)
-        bool(key < (self.entries[0].key if self.entries else key))
-        heapq.heappush(self.entries, _Entry(key, job))
+        bool(key < (self.entries[0].job.key if self.entries else key))
+        job.key = key
+        self.put_in(job)
+
+    def _first(self) -> Job:
+        entry: _Entry = self.entries[0]
+        return entry.job
+
+    def put_in(self, job: Job) -> None:
+        """Add a job by the key that it has."""
+        heapq.heappush(self.entries, _Entry(job, job.number))
+
+    def put_back(self, job: Job) -> None:
+        """Add a job by the key that it has, before the fresh ones of equal key."""
+        self._back += 1
+        heapq.heappush(self.entries, _Entry(job, self._back))
 
     def _take(self) -> Job:
         entry: _Entry = heapq.heappop(self.entries)

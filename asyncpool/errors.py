@@ -13,10 +13,14 @@ When each is raised is said where it is raised: `pool.py`, `streams.py`, `outcom
         ├── PoolDeadlock (RuntimeError)     waiting here could never end
         ├── StreamClosed (RuntimeError)     a stream that was cut, or is read already, was read (again)
         ├── JobTimeout (TimeoutError)       an attempt ran longer than the pool's timeout
+        ├── JobExpired (TimeoutError)       the job was not done within the max_elapsed of its pool's retry
         ├── JobCancelled                    the job was cancelled, so there is no value
         ├── JobCrashed                      the job ended with something that must not be raised to an innocent caller
         ├── SourceCrashed                   the same, of the iterable that a stream pulled its jobs from
-        └── ResourceDied                    the worker's resource ended by itself under a running job
+        ├── ResourceDied                    the worker's resource ended by itself under a running job
+        └── RetryAdvice                     what a handler raises to say whether another attempt makes sense:
+            ├── RetryAfter                  ... not before some seconds have passed
+            └── Permanent                   ... never
 
 The caller's mistakes (a worker count of 0, a bool for seconds) are plain `ValueError` and `TypeError`.
 All of them carry their data as `args`, so that they can be pickled.
@@ -28,11 +32,15 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeAlias
 
+from asyncpool._checks import check_seconds
+
 __all__ = [
     "ErrorFilter",
     "JobCancelled",
     "JobCrashed",
+    "JobExpired",
     "JobTimeout",
+    "Permanent",
     "PoolClosed",
     "PoolDeadlock",
     "PoolError",
@@ -41,14 +49,25 @@ __all__ = [
     "PoolStateError",
     "QueueFull",
     "ResourceDied",
+    "RetryAdvice",
+    "RetryAfter",
     "SourceCrashed",
     "StreamClosed",
     "WrongLoop",
     "is_safe_to_raise",
+    "matches",
+    "recorded_error",
 ]
 
 ErrorFilter: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]"
 """Which errors are meant: a type, several types, or a predicate."""
+
+
+def matches(which: ErrorFilter, error: BaseException) -> bool:
+    """Whether `error` is one of those that are meant. Raises what a predicate raises."""
+    if isinstance(which, (type, tuple)):
+        return isinstance(error, which)
+    return bool(which(error))
 
 
 class PoolError(Exception):
@@ -98,6 +117,20 @@ class JobTimeout(PoolError, TimeoutError):
         return f"the job ran longer than its timeout of {self.timeout:g} s"
 
 
+class JobExpired(PoolError, TimeoutError):
+    """The job was not done within `max_elapsed` seconds of its acceptance: see `Retry`.
+
+    Its `__cause__` is the failure of the last attempt, if there was one.
+    """
+
+    def __init__(self, max_elapsed: float) -> None:
+        super().__init__(max_elapsed)
+        self.max_elapsed = max_elapsed
+
+    def __str__(self) -> str:
+        return f"the job was not done within {self.max_elapsed:g} s of its acceptance"
+
+
 class JobCancelled(PoolError):
     """The job was cancelled, for the `reason` that its `Cancelled` outcome has.
 
@@ -143,6 +176,58 @@ class SourceCrashed(_Crashed):
 
 class ResourceDied(PoolError):
     """The worker's resource left its context by itself while the job ran; `__cause__` is its error, if it had one."""
+
+
+class RetryAdvice(PoolError):
+    """What a handler raises to tell its pool of another attempt: `RetryAfter` or `Permanent`.
+
+    `raise ... from error` makes `error` what the job failed with; without it, that is the advice itself.
+    """
+
+
+class RetryAfter(RetryAdvice):
+    """The job failed, and another attempt makes sense, but not before `seconds` have passed.
+
+        except TooManyRequests as error:
+            raise RetryAfter(float(error.headers["Retry-After"]), pause=True) from error
+
+    A floor under the backoff, whatever `Retry.on` says: jitter only adds to it, and `max_backoff` does not cap it. How
+    many attempts there are, `max_elapsed` and the budget count as ever.
+
+    With `pause` no worker of the pool takes a job for so long: an HTTP 429 is meant for all of them.
+
+    Raises:
+        TypeError, ValueError: `seconds` is not a number of seconds >= 0.
+    """
+
+    def __init__(self, seconds: float, *, pause: bool = False) -> None:
+        self.seconds = check_seconds("seconds", seconds)
+        self.pause = bool(pause)
+        super().__init__(self.seconds)
+
+    def __str__(self) -> str:
+        return f"retry after {self.seconds:g} s{', the whole pool' if self.pause else ''}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _retry_after, (self.seconds, self.pause)
+
+
+def _retry_after(seconds: float, pause: bool) -> RetryAfter:
+    return RetryAfter(seconds, pause=pause)
+
+
+class Permanent(RetryAdvice):
+    """The job failed, and no other attempt makes sense, whatever the pool's `Retry` thinks.
+
+    `raise Permanent("no such mailbox") from error`
+    """
+
+
+def recorded_error(error: BaseException) -> BaseException:
+    """What a job that raised `error` failed with: for advice about retries, the error that it was raised from."""
+    if isinstance(error, RetryAdvice) and error.__cause__ is not None:
+        return error.__cause__
+    return error
 
 
 def is_safe_to_raise(error: BaseException) -> bool:

@@ -16,6 +16,7 @@ __all__ = [
     "Event",
     "JobAccepted",
     "JobEnded",
+    "JobRetrying",
     "JobStarted",
     "JobStuck",
     "Observer",
@@ -55,7 +56,9 @@ class PoolResized(_Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolPaused(_Event):
-    """Workers take no jobs until the pool is resumed."""
+    """Workers take no jobs until the pool is resumed; or for `seconds`, as a job asked by `RetryAfter(pause=True)`."""
+
+    seconds: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +96,18 @@ class JobStarted(_Event):
     job: Any
     attempt: int
     worker: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRetrying(_Event):
+    """An attempt has failed, and in `seconds` the job may be taken for the next one."""
+
+    id: int
+    job: Any
+    attempt: int
+    """The one that failed, counted from 1."""
+    error: BaseException
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +149,7 @@ Event: TypeAlias = (
     | PoolEnded
     | JobAccepted
     | JobStarted
+    | JobRetrying
     | JobEnded
     | JobStuck
     | ResourceFailed

@@ -9,10 +9,13 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequen
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar, overload
 
+from asyncpool.dead_letters import DeadLetterSink
 from asyncpool.errors import ErrorFilter
 from asyncpool.events import Observer
 from asyncpool.outcomes import Outcome
 from asyncpool.pool import WorkerPool
+from asyncpool.rate import Limiter
+from asyncpool.retry import Retry
 from asyncpool.scaling import FixedSize
 from asyncpool.streams import Stream
 
@@ -73,9 +76,12 @@ def map(
     workers: int | FixedSize,
     ordered: bool = True,
     queue_size: int | None = None,
+    max_delayed: int = 10_000,
     timeout: float | None = None,
-    limiter: AbstractAsyncContextManager[Any] | None = None,
+    retry: Retry | None = None,
+    limiter: Limiter[JobT] | None = None,
     priority: Callable[[JobT], Any] | None = None,
+    dead_letters: DeadLetterSink[JobT] | None = None,
     observers: Sequence[Observer] = (),
     name: str = "map",
 ) -> Stream[ValueT]: ...
@@ -89,11 +95,14 @@ def map(
     workers: int | FixedSize,
     ordered: bool = True,
     queue_size: int | None = None,
+    max_delayed: int = 10_000,
     timeout: float | None = None,
-    limiter: AbstractAsyncContextManager[Any] | None = None,
+    retry: Retry | None = None,
+    limiter: Limiter[JobT] | None = None,
     resource: Callable[[], AbstractAsyncContextManager[ResourceT]],
     recycle_on: ErrorFilter = OSError,
     priority: Callable[[JobT], Any] | None = None,
+    dead_letters: DeadLetterSink[JobT] | None = None,
     observers: Sequence[Observer] = (),
     name: str = "map",
 ) -> Stream[ValueT]: ...
@@ -125,9 +134,12 @@ def outcomes(
     workers: int | FixedSize,
     ordered: bool = False,
     queue_size: int | None = None,
+    max_delayed: int = 10_000,
     timeout: float | None = None,
-    limiter: AbstractAsyncContextManager[Any] | None = None,
+    retry: Retry | None = None,
+    limiter: Limiter[JobT] | None = None,
     priority: Callable[[JobT], Any] | None = None,
+    dead_letters: DeadLetterSink[JobT] | None = None,
     observers: Sequence[Observer] = (),
     name: str = "outcomes",
 ) -> Stream[Outcome[JobT, ValueT]]: ...
@@ -141,11 +153,14 @@ def outcomes(
     workers: int | FixedSize,
     ordered: bool = False,
     queue_size: int | None = None,
+    max_delayed: int = 10_000,
     timeout: float | None = None,
-    limiter: AbstractAsyncContextManager[Any] | None = None,
+    retry: Retry | None = None,
+    limiter: Limiter[JobT] | None = None,
     resource: Callable[[], AbstractAsyncContextManager[ResourceT]],
     recycle_on: ErrorFilter = OSError,
     priority: Callable[[JobT], Any] | None = None,
+    dead_letters: DeadLetterSink[JobT] | None = None,
     observers: Sequence[Observer] = (),
     name: str = "outcomes",
 ) -> Stream[Outcome[JobT, ValueT]]: ...

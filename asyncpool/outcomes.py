@@ -70,7 +70,10 @@ class _Ended(Generic[JobT_co]):
 
     @property
     def seconds_queued(self) -> float:
-        """Seconds from acceptance until the handler began (waiting for the limiter included), or until the end."""
+        """Seconds from acceptance until the handler began (waiting for the limiter included), or until the end.
+
+        Of the last attempt, from when the pause before it was over.
+        """
         return self._seconds_queued
 
     @property

@@ -20,19 +20,23 @@ import inspect
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import copy_context
+from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeVar, cast, overload
+from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 import anyio
 
-from asyncpool._checks import check_count, check_seconds
+from asyncpool._checks import check_count, check_filter, check_seconds
 from asyncpool._dispatch import Dispatcher
 from asyncpool._job import CURRENT_JOB, JobHandle
 from asyncpool._life import Life, State
-from asyncpool._queue import JobQueue, PriorityJobQueue
+from asyncpool._queue import JobQueue, PriorityJobQueue, ReentryJobQueue
+from asyncpool.dead_letters import DeadLetterSink
 from asyncpool.errors import ErrorFilter, PoolClosed, PoolDeadlock, QueueFull
-from asyncpool.events import Observer, Observers, PoolPaused, PoolResized, PoolResumed
+from asyncpool.events import Observer, Observers, PoolResized
 from asyncpool.outcomes import Outcome, ShutdownReport
+from asyncpool.rate import Limiter, RateLimit, is_manager
+from asyncpool.retry import Retry
 from asyncpool.scaling import FixedSize
 from asyncpool.stats import PoolStats
 from asyncpool.streams import Group, Stream
@@ -60,15 +64,21 @@ class WorkerPool(Generic[JobT, ValueT]):
         workers: How many jobs run at the same time; at least 1.
         queue_size: How many accepted jobs may wait for a worker. 0: none, a job is accepted when a worker is idle.
             None: 10 times the workers.
+        max_delayed: While so many jobs wait for a time (their next attempt, the rate limit that not all jobs have), no
+            others are accepted. Those that were accepted already may come on top.
         timeout: Seconds that one attempt at a job may take. The handler sees the deadline
             (`anyio.current_effective_deadline()`) and is cancelled once when it is over.
-        limiter: An async context manager that any number of jobs may be in (an aiolimiter, a semaphore): each job
-            enters it before its handler begins, and holds its worker while it waits there.
+        retry: Which failed jobs are tried again, how often and when. Between two attempts a job holds no worker.
+        limiter: How many attempts may start in a time: a `RateLimit`, for all jobs; or `RateLimit.per_key`, or any
+            function of the job that returns its `RateLimit`. What must wait holds no worker, and jobs with other limits
+            go past it. Or an async context manager that any number of jobs may be in (a semaphore, an aiolimiter),
+            or a function that returns one: each attempt enters it, and holds its worker while it waits there.
         resource: Makes an async context manager for each worker (a connection, a session). It is entered and left in
             one task, and replaced after a cancelled or timed-out job, and after an error that matches `recycle_on`.
         recycle_on: Which errors of a job replace its worker's resource: a type, a tuple of types, or a predicate.
         priority: Smaller keys first, in the order of acceptance among equals. Strict: a steady flow of jobs with
             smaller keys starves the others.
+        dead_letters: Where each job that failed for good is recorded: `DeadLetters`, `DeadLetterFile`, or your own.
         observers: Called with each event (see `asyncpool.events`), on the loop, between two steps of the pool. They
             must not block. One that raises is dropped and logged.
         name: For logs, statistics and task names.
@@ -85,9 +95,12 @@ class WorkerPool(Generic[JobT, ValueT]):
         *,
         workers: int | FixedSize,
         queue_size: int | None = None,
+        max_delayed: int = 10_000,
         timeout: float | None = None,
-        limiter: AbstractAsyncContextManager[Any] | None = None,
+        retry: Retry | None = None,
+        limiter: Limiter[Callable[[], Awaitable[Any]]] | None = None,
         priority: Callable[[Callable[[], Awaitable[Any]]], Any] | None = None,
+        dead_letters: DeadLetterSink[Callable[[], Awaitable[Any]]] | None = None,
         observers: Sequence[Observer] = (),
         name: str = "pool",
     ) -> None: ...
@@ -99,9 +112,12 @@ class WorkerPool(Generic[JobT, ValueT]):
         *,
         workers: int | FixedSize,
         queue_size: int | None = None,
+        max_delayed: int = 10_000,
         timeout: float | None = None,
-        limiter: AbstractAsyncContextManager[Any] | None = None,
+        retry: Retry | None = None,
+        limiter: Limiter[JobT] | None = None,
         priority: Callable[[JobT], Any] | None = None,
+        dead_letters: DeadLetterSink[JobT] | None = None,
         observers: Sequence[Observer] = (),
         name: str = "pool",
     ) -> None: ...
@@ -113,11 +129,14 @@ class WorkerPool(Generic[JobT, ValueT]):
         *,
         workers: int | FixedSize,
         queue_size: int | None = None,
+        max_delayed: int = 10_000,
         timeout: float | None = None,
-        limiter: AbstractAsyncContextManager[Any] | None = None,
+        retry: Retry | None = None,
+        limiter: Limiter[JobT] | None = None,
         resource: Callable[[], AbstractAsyncContextManager[ResourceT]],
         recycle_on: ErrorFilter = OSError,
         priority: Callable[[JobT], Any] | None = None,
+        dead_letters: DeadLetterSink[JobT] | None = None,
         observers: Sequence[Observer] = (),
         name: str = "pool",
     ) -> None: ...
@@ -128,11 +147,14 @@ class WorkerPool(Generic[JobT, ValueT]):
         *,
         workers: int | FixedSize,
         queue_size: int | None = None,
+        max_delayed: int = 10_000,
         timeout: float | None = None,
-        limiter: AbstractAsyncContextManager[Any] | None = None,
+        retry: Retry | None = None,
+        limiter: Limiter[Any] | None = None,
         resource: Callable[[], AbstractAsyncContextManager[Any]] | None = None,
         recycle_on: ErrorFilter = OSError,
         priority: Callable[[Any], Any] | None = None,
+        dead_letters: DeadLetterSink[Any] | None = None,
         observers: Sequence[Observer] = (),
         name: str = "pool",
     ) -> None:
@@ -143,9 +165,12 @@ class WorkerPool(Generic[JobT, ValueT]):
                 raise TypeError("resource needs a handler(job, resource): jobs that are called themselves take none")
         if priority is not None:
             _check_callable("priority", priority)
-        if limiter is not None and not isinstance(limiter, AbstractAsyncContextManager):
-            raise TypeError(f"limiter must be an async context manager, got {limiter!r}")
-        _check_filter("recycle_on", recycle_on)
+        if retry is not None and not isinstance(retry, Retry):
+            raise TypeError(f"retry must be a Retry, got {retry!r}: write retry=Retry(attempts=3)")
+        _check_limiter(limiter)
+        if dead_letters is not None and not isinstance(dead_letters, DeadLetterSink):
+            raise TypeError(f"dead_letters must have a method record(letter), got {dead_letters!r}")
+        check_filter("recycle_on", recycle_on)
         if not isinstance(name, str):
             raise TypeError(f"name must be a str, got {name!r}")
         self._size = workers if isinstance(workers, FixedSize) else FixedSize(workers)
@@ -153,10 +178,13 @@ class WorkerPool(Generic[JobT, ValueT]):
             name=name,
             handler=handler,
             most=lambda: self._size.most,
-            queue=JobQueue() if priority is None else PriorityJobQueue(priority),
+            make_queue=_queue_maker(priority, comes_back=retry is not None or limiter is not None),
             queue_size=None if queue_size is None else check_count("queue_size", queue_size, least=0),
+            max_delayed=check_count("max_delayed", max_delayed, least=1),
             timeout=None if timeout is None else check_seconds("timeout", timeout, positive=True),
+            retry=retry,
             limiter=limiter,
+            dead_letters=dead_letters,
             resource=resource,
             recycle_on=recycle_on,
             observers=Observers(observers),
@@ -197,9 +225,9 @@ class WorkerPool(Generic[JobT, ValueT]):
         """End the pool and wait for its end. From any task of the pool's loop, any number of times.
 
         1. Stop the intake (`submit` raises `PoolClosed`, streams pull no more), and lift a `pause()`.
-        2. Let queued and running jobs finish, for up to `drain_timeout` seconds (None: as long as it takes).
-        3. Settle what is queued as cancelled, then cancel what runs, and wait up to `grace` seconds for it to end, the
-           resources included.
+        2. Let queued, delayed and running jobs finish, for up to `drain_timeout` seconds (None: as long as it takes).
+        3. Settle what is queued or delayed as cancelled, then cancel what runs, and wait up to `grace` seconds for it
+           to end, the resources included.
         4. Abandon and name what ignores its cancellation.
 
         Cancelled while waiting, it goes to step 3 and waits on; cancelled again, to step 4; then it raises
@@ -267,23 +295,19 @@ class WorkerPool(Generic[JobT, ValueT]):
             PoolClosed, WrongLoop: The pool is closing, or not on this loop.
         """
         self._check_not_closing()
-        if not self._dispatcher.is_paused:
+        if not self._dispatcher.is_paused_by_user:
             self._dispatcher.pause()
-            if self._dispatcher.observers.any:
-                self._dispatcher.observers.emit(PoolPaused(pool=self.name))
 
     def resume(self) -> None:
-        """Let workers take jobs again.
+        """Let workers take jobs again. A pause that a job asked for by `RetryAfter` ends by itself, and not by this.
 
         Raises:
             PoolClosed: The pool is closing; that has lifted the pause.
             WrongLoop: The caller is not on the pool's loop.
         """
         self._check_not_closing()
-        if self._dispatcher.is_paused:
+        if self._dispatcher.is_paused_by_user:
             self._dispatcher.resume()
-            if self._dispatcher.observers.any:
-                self._dispatcher.observers.emit(PoolResumed(pool=self.name))
 
     def resize(self, workers: int | FixedSize) -> None:
         """Change the number of workers, now: new ones begin at once, surplus ones retire after their job.
@@ -334,7 +358,8 @@ class WorkerPool(Generic[JobT, ValueT]):
         if not dispatcher.line.is_free():
             raise QueueFull(
                 f"pool {self.name!r} is full: {dispatcher.queue.size} jobs are queued (queue_size is "
-                f"{dispatcher.queue_size}), {dispatcher.running} run, {len(dispatcher.line.waiting)} submitters wait"
+                f"{dispatcher.queue_size}), {dispatcher.delayed} are delayed, {dispatcher.running} run, "
+                f"{len(dispatcher.line.waiting)} submitters wait"
             )
         return self._accept(job)
 
@@ -433,8 +458,9 @@ class WorkerPool(Generic[JobT, ValueT]):
     def __repr__(self) -> str:
         dispatcher = self._dispatcher
         return (
-            f"<WorkerPool {self.name!r} {self._life.state.value}{', paused' if dispatcher.is_paused else ''}: "
-            f"{dispatcher.running} of {dispatcher.wanted_workers} workers busy, {dispatcher.queue.size} jobs queued>"
+            f"<WorkerPool {self.name!r} {self._life.state.value}{', paused' if dispatcher.is_paused_by_user else ''}: "
+            f"{dispatcher.running} of {dispatcher.wanted_workers} workers busy, {dispatcher.queue.size} jobs queued, "
+            f"{dispatcher.delayed} delayed>"
         )
 
     # -- Checks ------------------------------------------------------------------------------------------------------
@@ -470,9 +496,18 @@ def _check_handler(handler: object) -> None:
             raise TypeError(f"handler must return one awaitable, got the generator function {handler!r}")
 
 
-def _check_filter(name: str, value: object) -> None:
-    kinds = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
-    if all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+def _check_limiter(limiter: object) -> None:
+    if limiter is None or isinstance(limiter, RateLimit) or is_manager(limiter):
         return
-    if isinstance(value, (type, tuple)) or not callable(value):
-        raise TypeError(f"{name} must be an exception type, a tuple of them, or a predicate, got {value!r}")
+    if isinstance(limiter, type) or not callable(limiter):
+        raise TypeError(
+            "limiter must be a RateLimit, a function of the job that returns one, or an async context manager, "
+            f"got {limiter!r}"
+        )
+
+
+def _queue_maker(priority: Callable[[Any], Any] | None, *, comes_back: bool) -> Callable[[], JobQueue]:
+    """What makes the pool's queues: the cheapest that can do what is asked of it."""
+    if priority is not None:
+        return partial(PriorityJobQueue, priority)
+    return ReentryJobQueue if comes_back else JobQueue

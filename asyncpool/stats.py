@@ -146,7 +146,7 @@ class Throughput:
 class Counters:
     """The tally of a pool: how the jobs ended that ended, and what went unread."""
 
-    __slots__ = ("cancelled", "failed", "submitted", "succeeded", "unread_failures")
+    __slots__ = ("cancelled", "failed", "retries", "retries_refused", "submitted", "succeeded", "unread_failures")
 
     def __init__(self) -> None:
         self.submitted = 0
@@ -154,6 +154,8 @@ class Counters:
         self.failed = 0
         self.cancelled = 0
         self.unread_failures = 0
+        self.retries = 0
+        self.retries_refused = 0
 
     @property
     def ended(self) -> int:
@@ -174,7 +176,7 @@ class PoolStats:
     queued: int
     """Jobs that wait for a worker."""
     delayed: int
-    """Jobs that wait for a time."""
+    """Jobs that wait for a time: for their next attempt, or for the rate limit that not all jobs have."""
     running: int
     """Jobs that hold a worker."""
     succeeded: int
@@ -192,10 +194,15 @@ class PoolStats:
     stuck: int
     """Running jobs that were cancelled over five seconds ago and have not ended."""
     unread_failures: int
-    """Failures that were delivered to nobody: a handle was dropped, a stream was cut."""
+    """Failures delivered to nobody: a handle was dropped, a stream was cut. 0 if the pool has dead letters."""
+    retries: int
+    """How often a failed job was put off to another attempt."""
+    retries_refused: int
+    """How often it was not, because the retry budget was spent."""
     seconds_queued: Distribution
-    """From acceptance until the handler began, of the jobs whose handler has begun and ended."""
+    """From acceptance, or from the end of the pause before it, until the handler began, of the attempts in which it has
+    begun and ended."""
     seconds_running: Distribution
-    """How long the handler ran, of the same jobs."""
+    """How long the handler ran, of the same attempts."""
     throughput: float
     """Jobs ended per second, over the last ten seconds, or since the start if that is later."""

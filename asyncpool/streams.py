@@ -388,7 +388,7 @@ class Stream(Channel[ItemT_co]):
             pulled = 0
             for pulled, item in enumerate(islice(iterator, room), 1):  # noqa: B007  # it is read below
                 job = self._bring(item)
-                if self._is_stopped or job.accepted_at >= stop_at:
+                if self._is_stopped or job.ready_at >= stop_at:
                     break
             else:
                 if pulled < room:

@@ -1,0 +1,183 @@
+"""Where jobs wait for their rate limit when not all jobs have the same: a lane for each limit that is closed.
+
+A job is asked for when a worker would start it. What must wait goes to the lane of its limit, so that jobs of other
+limits go past it; when the limit opens, the first of the lane goes back to the queue, before all that is fresh there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from contextvars import Context
+from typing import Any
+
+from asyncpool._alarms import Alarms
+from asyncpool._job import Job
+from asyncpool._queue import JobQueue
+from asyncpool.rate import RateLimit, is_manager
+
+__all__ = ["Gate"]
+
+
+class _Lane:
+    """The jobs that wait for one limit.
+
+    Invariant: as long as it is in use, either one of its jobs is released (back in the queue, to be asked for again)
+    or its alarm is set. So its jobs start in their order, and no two wake for the same opening.
+    """
+
+    __slots__ = ("has_alarm", "limit", "queue", "released")
+
+    def __init__(self, limit: RateLimit, queue: JobQueue) -> None:
+        self.limit = limit
+        self.queue = queue
+        self.released: Job | None = None
+        self.has_alarm = False
+
+
+class Gate:
+    """Asks for each job whether it may start, and keeps those that may not yet.
+
+    Args:
+        limiter_of: The limit of a job, or another context manager to run it in, or None.
+        make_queue: Makes the queue of a lane.
+        put_back: Takes a job back into the queue, to be asked for again.
+    """
+
+    __slots__ = (
+        "_alarms",
+        "_lane_of",
+        "_lanes",
+        "_limiter_of",
+        "_make_queue",
+        "_managers",
+        "_put_back",
+        "_released",
+        "_time",
+    )
+
+    def __init__(
+        self,
+        limiter_of: Callable[[Any], object],
+        make_queue: Callable[[], JobQueue],
+        put_back: Callable[[Job], None],
+    ) -> None:
+        self._limiter_of = limiter_of
+        self._make_queue = make_queue
+        self._put_back = put_back
+        self._lanes: dict[RateLimit, _Lane] = {}
+        self._lane_of: dict[Job, _Lane] = {}  # of all that are parked or released
+        self._released = 0  # how many of those
+        # The context managers of jobs that are about to begin.
+        self._managers: dict[Job, AbstractAsyncContextManager[Any]] = {}
+        self._alarms: Alarms[_Lane] = Alarms(self._ring, lambda lane: lane.has_alarm)
+
+    def open(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
+        """Bind to the running loop."""
+        self._time = loop.time
+        self._alarms.open(loop, context)
+
+    @property
+    def size(self) -> int:
+        """How many jobs are parked."""
+        return len(self._lane_of) - self._released
+
+    def __iter__(self) -> Iterator[Job]:
+        """The parked jobs."""
+        return (job for job, lane in self._lane_of.items() if lane.released is not job)
+
+    def limiter_of(self, job: Job) -> RateLimit | AbstractAsyncContextManager[Any] | None:
+        """Return what limits a job that is queued: the user's function decides, and may raise.
+
+        Raises:
+            TypeError: It returned something else.
+        """
+        lane = self._lane_of.get(job)
+        if lane is not None:
+            return lane.limit
+        limiter = self._limiter_of(job.input)
+        if limiter is None or isinstance(limiter, RateLimit) or is_manager(limiter):
+            return limiter
+        raise TypeError(
+            "the function that is the limiter must return a RateLimit, an async context manager or None, "
+            f"got {limiter!r:.80}"
+        )
+
+    def admits(self, job: Job, limiter: RateLimit | AbstractAsyncContextManager[Any] | None, now: float) -> bool:
+        """Return whether a job that was just taken from the queue may start now. If not, it is parked here."""
+        lane = self._lane_of.get(job)
+        if lane is not None:
+            self._is_back(lane)
+            if not lane.limit.take(now):
+                del self._lane_of[job]
+                self._go_on(lane)
+                return True
+            lane.queue.put_back(job)  # another pool was faster
+            self._go_on(lane)
+            return False
+        if not isinstance(limiter, RateLimit):
+            if limiter is not None:
+                self._managers[job] = limiter
+            return True
+        lane = self._lanes.get(limiter)
+        if lane is None:
+            if not limiter.take(now):
+                return True
+            lane = self._lanes[limiter] = _Lane(limiter, self._make_queue())
+            limiter.users += 1
+        self._lane_of[job] = lane
+        if job.past is None:
+            lane.queue.put_in(job)
+        else:
+            lane.queue.put_back(job)
+        if lane.released is None and not lane.has_alarm:
+            self._go_on(lane)
+        return False
+
+    def manager_of(self, job: Job) -> AbstractAsyncContextManager[Any] | None:
+        """The context manager to run the attempt in, if the job has one. To be asked for once."""
+        return self._managers.pop(job, None)
+
+    def forget(self, job: Job) -> bool:
+        """Say that a waiting job was just settled; return whether it was parked here, and not in the queue."""
+        lane = self._lane_of.pop(job, None)
+        if lane is None:
+            return False
+        if lane.released is job:
+            self._is_back(lane)
+            self._go_on(lane)
+            return False
+        lane.queue.forget()
+        if not lane.queue.size and lane.has_alarm:
+            lane.has_alarm = False
+            self._alarms.forget(lane)
+            self._go_on(lane)
+        return True
+
+    def close(self) -> None:
+        """Drop the timer. All jobs are settled."""
+        self._alarms.clear()
+
+    def _ring(self, lane: _Lane) -> None:
+        lane.has_alarm = False
+        self._go_on(lane)
+
+    def _go_on(self, lane: _Lane) -> None:
+        """Release the first job of a lane, or set the alarm for it, or give the lane up: the invariant of `_Lane`."""
+        if not lane.queue.size:
+            del self._lanes[lane.limit]
+            lane.limit.users -= 1
+        elif lane.limit.next_start > self._time():
+            lane.has_alarm = True
+            self._alarms.set(lane.limit.next_start, lane)
+        else:
+            job = lane.queue.pop()
+            assert job is not None
+            lane.released = job
+            self._released += 1
+            self._put_back(job)
+
+    def _is_back(self, lane: _Lane) -> None:
+        lane.released = None
+        self._released -= 1

@@ -1,0 +1,161 @@
+"""How many attempts may start in a time: `RateLimit`, one for all jobs or one for each key.
+
+Pure but for `pause_for`, which reads the loop's clock: a time in, seconds out. Who waits meanwhile, and where, is the
+pool's (`_gate.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Generic, TypeAlias, TypeGuard, TypeVar
+
+from asyncpool._checks import check_count, check_number, check_seconds
+
+__all__ = ["KeyedRateLimit", "Limiter", "RateLimit", "is_manager"]
+
+KeyedT_contra = TypeVar("KeyedT_contra", contravariant=True)
+
+# So many keys are kept before the idle ones among them are looked for.
+_FEW_KEYS = 64
+
+
+class RateLimit:
+    """At most `rate` starts in `per` seconds, and `burst` more at once: `rate * w / per + burst` in any window of `w`.
+
+        WorkerPool(fetch, workers=20, limiter=RateLimit(100))              # 100/s, evenly
+        WorkerPool(fetch, workers=20, limiter=RateLimit(5000, per=3600, burst=100))
+
+    The generic cell rate algorithm (GCRA; ITU-T I.371), a leaky bucket that needs one float: the time at which the
+    bucket will be empty. Exact, where buckets that are filled up between two looks let through more.
+
+    A limit may be shared between pools of one loop: together they keep it.
+
+    A timer of the loop comes late: up to a millisecond by the selector, and as long as other callbacks take. With
+    `burst=1` each delay is lost, because what comes after must keep its distance: the rate is kept, and not reached
+    (docs/semantics.md has figures). With more, what came late is caught up on: a burst of `1 + rate * 0.002` is enough
+    for all of the rate on an idle loop.
+
+    Args:
+        rate: Starts in `per` seconds on the average, above 0.
+        per: Seconds, above 0.
+        burst: How many may start at once after a quiet time; at least 1.
+
+    Raises:
+        TypeError, ValueError: An argument is not a number of its range.
+    """
+
+    __slots__ = ("_burst", "_interval", "_per", "_rate", "_tolerance", "next_start", "users")
+
+    def __init__(self, rate: float, per: float = 1.0, burst: int = 1) -> None:
+        self._rate = check_number("rate", rate, above=True)
+        self._per = check_seconds("per", per, positive=True)
+        self._burst = check_count("burst", burst, least=1)
+        self._interval = self._per / self._rate
+        self._tolerance = (burst - 1) * self._interval
+        # Loop time from which one more may start: the "theoretical arrival time" of the algorithm, less its tolerance.
+        # Kept as this and not as the other, so that a timer at it is exact, and not a rounding error early.
+        self.next_start = float("-inf")
+        # How many pools have jobs that wait for it. It is not idle then, whatever the time is.
+        self.users = 0
+
+    @staticmethod
+    def per_key(
+        key: Callable[[KeyedT_contra], Hashable], rate: float, per: float = 1.0, burst: int = 1
+    ) -> KeyedRateLimit[KeyedT_contra]:
+        """Return a limit for each key of the jobs: `RateLimit.per_key(lambda url: URL(url).host, 2)`.
+
+        Raises:
+            TypeError, ValueError: An argument is not of its type or range.
+        """
+        return KeyedRateLimit(key, rate, per, burst)
+
+    def take(self, now: float) -> float:
+        """Start now if that is allowed, and return 0.0; else return the seconds until it will be, and start nothing."""
+        if now < self.next_start:
+            return self.next_start - now
+        self.next_start = max(self.next_start, now - self._tolerance) + self._interval
+        return 0.0
+
+    def pause_until(self, when: float) -> None:
+        """Let nothing start before loop time `when`, and no burst then."""
+        self.next_start = max(self.next_start, when)
+
+    def pause_for(self, seconds: float) -> None:
+        """Let nothing start for some seconds, in all pools that share the limit: as the API's `Retry-After` asks.
+
+        To be called on the loop, by a handler for instance. Jobs that run go on.
+
+        Raises:
+            TypeError, ValueError: `seconds` is not a number of seconds >= 0.
+            RuntimeError: No event loop runs here.
+        """
+        self.pause_until(asyncio.get_running_loop().time() + check_seconds("seconds", seconds))
+
+    def is_idle(self, now: float) -> bool:
+        """Whether it has nothing to remember: a new limit would allow the same."""
+        return self.next_start + self._tolerance <= now and not self.users
+
+    def __repr__(self) -> str:
+        return f"RateLimit({self._rate:g}, per={self._per:g}, burst={self._burst})"
+
+
+class KeyedRateLimit(Generic[KeyedT_contra]):
+    """A `RateLimit` for each key: politeness per host. Made by `RateLimit.per_key`; call it for the limit of a job.
+
+    A key that has been idle long enough to be as good as new is forgotten, so that memory is bounded by the keys in
+    use, and not by all keys there ever were.
+    """
+
+    __slots__ = ("_burst", "_key", "_limits", "_look_at", "_per", "_rate")
+
+    def __init__(self, key: Callable[[KeyedT_contra], Hashable], rate: float, per: float, burst: int) -> None:
+        if not callable(key):
+            raise TypeError(f"key must be a function of the job, got {key!r}")
+        RateLimit(rate, per, burst)  # says what is wrong with them, now and not at the first job
+        self._key = key
+        self._rate, self._per, self._burst = rate, per, burst
+        self._limits: dict[Hashable, RateLimit] = {}
+        self._look_at = _FEW_KEYS
+
+    def __call__(self, job: KeyedT_contra, /) -> RateLimit:
+        """Return the limit of a job, for instance to pause it: `limits(url).pause_for(30)`.
+
+        Raises:
+            Exception: What the key function raised; a TypeError if the key cannot be hashed.
+        """
+        key = self._key(job)
+        limit = self._limits.get(key)
+        if limit is None:
+            if len(self._limits) >= self._look_at:
+                self._forget_idle_keys()
+            limit = self._limits[key] = RateLimit(self._rate, self._per, self._burst)
+        return limit
+
+    def __len__(self) -> int:
+        """How many keys are remembered."""
+        return len(self._limits)
+
+    def _forget_idle_keys(self) -> None:
+        """Look through all keys; and not again before there are twice as many as were left."""
+        now = asyncio.get_running_loop().time()
+        self._limits = {key: limit for key, limit in self._limits.items() if not limit.is_idle(now)}
+        self._look_at = max(_FEW_KEYS, 2 * len(self._limits))
+
+    def __repr__(self) -> str:
+        return f"<{RateLimit(self._rate, self._per, self._burst)!r} for each of {len(self)} keys>"
+
+
+_JobT = TypeVar("_JobT")
+Limiter: TypeAlias = (
+    RateLimit
+    | AbstractAsyncContextManager[Any]
+    | Callable[[_JobT], RateLimit | AbstractAsyncContextManager[Any] | None]
+)
+"""What limits a pool's attempts: one rate for all, a context manager, or a function of the job that gives either."""
+
+
+def is_manager(limiter: object) -> TypeGuard[AbstractAsyncContextManager[Any]]:
+    """Whether a limiter is to be entered around each attempt."""
+    return isinstance(limiter, AbstractAsyncContextManager)

@@ -1,0 +1,925 @@
+"""Retries: what the policy says, and that a job between two attempts holds nothing and is never lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import pickle
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from random import Random
+from typing import Any
+
+import anyio
+import pytest
+
+from asyncpool import (
+    Cancelled,
+    CancelReason,
+    Failed,
+    JobCancelled,
+    JobCrashed,
+    JobExpired,
+    JobTimeout,
+    Permanent,
+    PoolDeadlock,
+    QueueFull,
+    Retry,
+    RetryAfter,
+    RetryBudget,
+    Succeeded,
+    WorkerPool,
+    current_job,
+    map,
+)
+from asyncpool.events import JobRetrying, JobStarted, PoolPaused, PoolResumed
+from asyncpool.testing import run, settle
+from tests.helpers import assert_conserved, cancel_soon, echo, fuzzed, now, virtual
+from tests.laws.witness import FACTORIES
+
+SURE = Retry(jitter=False)  # 0.1 and 0.2 s
+
+
+class Flaky:
+    """A handler that fails so often with each job, and then returns it. Notes when it was called with what."""
+
+    def __init__(self, failures: int = 1, error: Any = OSError, seconds: float = 0.0) -> None:
+        self.failures = failures
+        self.error = error
+        self.seconds = seconds
+        self.calls: list[tuple[float, Any]] = []
+
+    async def __call__(self, job: Any) -> Any:
+        self.calls.append((now(), job))
+        if self.seconds:
+            await asyncio.sleep(self.seconds)
+        if current_job().attempt <= self.failures:
+            raise self.error(job)
+        return job
+
+
+# -- The policy ------------------------------------------------------------------------------------------------------
+
+
+def pauses(retry: Retry, error: BaseException | None = None, seed: int = 0) -> list[float | None]:
+    return [retry.delay(attempt, error or OSError(), Random(seed)) for attempt in range(1, retry.attempts + 1)]
+
+
+def test_without_jitter_the_pauses_double_up_to_the_longest() -> None:
+    assert pauses(Retry(attempts=9, jitter=False)) == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, None]
+
+
+def test_with_jitter_a_pause_is_anything_up_to_that() -> None:
+    random = Random(7)
+    drawn = [Retry().delay(2, OSError(), random) or 0.0 for _ in range(2000)]
+    assert 0.0 <= min(drawn) < 0.002
+    assert 0.198 < max(drawn) <= 0.2
+    assert 0.095 < sum(drawn) / len(drawn) < 0.105
+
+
+def test_the_same_random_gives_the_same_pauses() -> None:
+    assert pauses(Retry(), seed=3) == pauses(Retry(), seed=3)
+    assert pauses(Retry(), seed=3) != pauses(Retry(), seed=4)
+
+
+def test_a_factor_beyond_all_numbers_is_the_longest_pause() -> None:
+    assert Retry(attempts=10_000, jitter=False).delay(9_000, OSError(), Random(0)) == 5.0
+
+
+def test_on_says_which_errors_are_tried_again() -> None:
+    assert pauses(Retry(on=OSError, jitter=False), ValueError()) == [None] * 3
+    assert pauses(Retry(on=(OSError, ValueError), jitter=False), ValueError()) == [0.1, 0.2, None]
+    assert pauses(Retry(on=lambda error: "busy" in str(error), jitter=False), ValueError("busy")) == [0.1, 0.2, None]
+    assert pauses(Retry(on=lambda error: "busy" in str(error), jitter=False), ValueError("full")) == [None] * 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncio.CancelledError(),
+        SystemExit(),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        StopIteration(),
+        StopAsyncIteration(),
+        JobCrashed(SystemExit()),
+        PoolDeadlock(),
+        Permanent(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_some_errors_are_never_tried_again(error: BaseException) -> None:
+    assert pauses(Retry(on=BaseException), error) == [None] * 3
+
+
+def test_retry_after_is_a_floor_and_jitter_only_adds() -> None:
+    assert pauses(SURE, RetryAfter(0.15)) == [0.15, 0.2, None]
+    random = Random(1)
+    drawn = [Retry().delay(1, RetryAfter(30), random) or 0.0 for _ in range(500)]
+    assert 30.0 <= min(drawn) < 30.01
+    assert 30.09 < max(drawn) <= 30.1
+
+
+def test_retry_after_counts_whatever_on_says() -> None:
+    assert pauses(Retry(on=OSError, jitter=False), RetryAfter(1)) == [1.0, 1.0, None]
+
+
+def caused(error: BaseException, cause: BaseException) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
+def test_retry_after_from_what_is_never_tried_again_is_not_either() -> None:
+    assert pauses(Retry(), caused(RetryAfter(1), SystemExit())) == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "said"),
+    [
+        ({"attempts": 0}, ValueError, "attempts must be >= 1, got 0"),
+        ({"attempts": True}, TypeError, "attempts must be an int, got True"),
+        ({"attempts": 2.0}, TypeError, "attempts must be an int, got 2.0"),
+        ({"backoff": -1}, ValueError, "backoff must be a finite number of seconds >= 0, got -1"),
+        ({"backoff": "1"}, TypeError, "backoff must be a number of seconds, got '1'"),
+        ({"backoff": 10}, ValueError, "max_backoff must be >= backoff, got 5.0 and 10"),
+        ({"factor": 0.5}, ValueError, "factor must be a finite number >= 1, got 0.5"),
+        ({"factor": float("nan")}, ValueError, "factor must be a finite number >= 1, got nan"),
+        ({"jitter": 0.1}, TypeError, "jitter must be a bool, got 0.1"),
+        ({"on": 5}, TypeError, "on must be an exception type, a tuple of them, or a predicate, got 5"),
+        ({"on": [OSError]}, TypeError, "on must be an exception type"),
+        ({"max_elapsed": 0}, ValueError, "max_elapsed must be a finite number of seconds > 0, got 0"),
+        ({"budget": 0.2}, TypeError, "budget must be a RetryBudget, got 0.2"),
+    ],
+    ids=str,
+)
+def test_the_policy_says_the_rule_and_the_value(arguments: Any, kind: type[Exception], said: str) -> None:
+    with pytest.raises(kind) as raised:
+        Retry(**arguments)
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("arguments", [{"ratio": -0.1}, {"min_per_second": -1}, {"window": 0}, {"ratio": "1"}], ids=str)
+def test_the_budget_says_the_rule_and_the_value(arguments: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=next(iter(arguments))):
+        RetryBudget(**arguments)
+
+
+def test_advice_checks_its_seconds() -> None:
+    with pytest.raises(ValueError, match="seconds must be a finite number of seconds >= 0, got -1"):
+        RetryAfter(-1)
+    with pytest.raises(TypeError, match="seconds must be a number of seconds, got '30'"):
+        RetryAfter("30")  # type: ignore[arg-type]
+
+
+def test_policies_and_advice_can_be_pickled() -> None:
+    retry = Retry(attempts=7, budget=RetryBudget(ratio=0.5))
+    assert pickle.loads(pickle.dumps(retry)) == retry
+    advice = pickle.loads(pickle.dumps(RetryAfter(3, pause=True)))
+    assert (advice.seconds, advice.pause) == (3.0, True)
+    assert pickle.loads(pickle.dumps(JobExpired(4.0))).max_elapsed == 4.0
+
+
+def test_the_pool_wants_a_policy() -> None:
+    with pytest.raises(TypeError, match=r"retry must be a Retry, got 3: write retry=Retry\(attempts=3\)"):
+        WorkerPool(echo, workers=1, retry=3)  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="max_delayed must be >= 1, got 0"):
+        WorkerPool(echo, workers=1, retry=Retry(), max_delayed=0)
+
+
+# -- Backing off frees the worker ------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_the_good_jobs_do_not_wait_for_those_that_back_off() -> None:
+    async def handler(job: int) -> float:
+        await asyncio.sleep(0.01)
+        if job % 5 == 0 and current_job().attempt == 1:
+            raise OSError
+        return now()
+
+    async with WorkerPool(handler, workers=10, retry=Retry(backoff=1.0, jitter=False)) as pool:
+        ends = {outcome.job: outcome.unwrap() async for outcome in pool.outcomes(range(100))}
+    good = sorted(end for job, end in ends.items() if job % 5)
+    assert len(good) == 80
+    assert good[-1] < 0.15
+    assert max(ends.values()) == pytest.approx(1.11)  # the last failed at 0.1, and was tried again a second later
+
+
+@virtual
+async def test_a_job_that_backs_off_is_delayed_and_holds_nothing() -> None:
+    async with WorkerPool(Flaky(), workers=1, retry=SURE) as pool:
+        handle = await pool.submit("x")
+        await settle()
+        stats = pool.stats
+        assert (stats.delayed, stats.queued, stats.running, stats.retries) == (1, 0, 0, 1)
+        assert_conserved(pool)
+        assert "1 delayed" in repr(pool)
+        assert "delayed" in repr(handle)
+        assert not handle.done()
+        assert await handle == "x"
+        assert pool.stats.delayed == 0
+
+
+@virtual
+async def test_the_outcome_tells_the_attempts_and_the_last_ones_times() -> None:
+    flaky = Flaky(failures=2, seconds=0.5)
+    async with WorkerPool(flaky, workers=1, retry=SURE) as pool:
+        (outcome,) = await pool.outcomes(["x"])
+        assert isinstance(outcome, Succeeded)
+        assert (outcome.attempts, outcome.worker) == (3, 1)
+        assert (outcome.seconds_queued, outcome.seconds_running) == (0.0, 0.5)
+        assert [when for when, _ in flaky.calls] == pytest.approx([0.0, 0.6, 1.3])
+        assert pool.stats.seconds_running.count == 3
+
+
+@virtual
+async def test_when_the_attempts_are_used_up_the_last_error_is_the_jobs() -> None:
+    async def handler(job: str) -> None:
+        raise OSError(f"attempt {current_job().attempt}")
+
+    async with WorkerPool(handler, workers=1, retry=SURE) as pool:
+        (outcome,) = await pool.outcomes(["x"])
+    assert isinstance(outcome, Failed)
+    assert (str(outcome.error), outcome.attempts) == ("attempt 3", 3)
+    assert pool.stats.failed == 1
+
+
+@virtual
+async def test_jobs_come_back_before_fresh_ones_in_the_order_of_their_pauses() -> None:
+    flaky = Flaky(seconds=0.05)
+    async with WorkerPool(flaky, workers=2, queue_size=20, retry=SURE) as pool:
+        await pool.outcomes(range(12))
+    first = [job for _, job in flaky.calls]
+    assert first[:8] == [0, 1, 2, 3, 4, 5, 0, 1]  # due at 0.15, when 4 and 5 end
+    assert sorted(first) == sorted([*range(12)] * 2)
+
+
+@virtual
+async def test_with_priorities_they_come_back_before_fresh_ones_of_equal_priority() -> None:
+    order: list[tuple[str, int]] = []
+
+    async def handler(job: tuple[str, int]) -> None:
+        order.append(job)
+        await asyncio.sleep(0.1)
+        if job == ("b", 0) and current_job().attempt == 1:
+            raise OSError
+
+    pool = WorkerPool(handler, workers=1, retry=SURE, priority=lambda job: job[0], queue_size=20)
+    async with pool:
+        pool.submit_nowait(("b", 0))
+        await settle()
+        for job in [("c", 1), ("b", 2), ("b", 3)]:
+            pool.submit_nowait(job)
+        await asyncio.sleep(0.15)  # ("b", 2) runs; the first is due at 0.2
+        pool.submit_nowait(("a", 4))
+        await pool.join()
+    assert order == [("b", 0), ("b", 2), ("a", 4), ("b", 0), ("b", 3), ("c", 1)]
+
+
+@fuzzed
+async def test_a_job_comes_back_past_a_full_queue() -> None:
+    flaky = Flaky(failures=2)
+    async with WorkerPool(flaky, workers=1, queue_size=0, retry=SURE) as pool:
+        outcomes = await pool.outcomes(range(5))
+    assert sorted(outcome.unwrap() for outcome in outcomes) == [0, 1, 2, 3, 4]
+    assert len(flaky.calls) == 15
+
+
+@virtual
+async def test_all_attempts_run_in_the_jobs_own_context() -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
+    seen: list[tuple[str, str]] = []
+
+    async def handler(job: str) -> None:
+        seen.append((job, variable.get()))
+        variable.set(f"{job}, attempt {current_job().attempt}")
+        raise OSError
+
+    async with WorkerPool(handler, workers=2, retry=SURE) as pool:
+        variable.set("of a")
+        a = await pool.submit("a")
+        variable.set("of b")
+        b = await pool.submit("b")
+        await a.outcome()
+        await b.outcome()
+    assert variable.get() == "of b"
+    assert [value for job, value in seen if job == "a"] == ["of a", "a, attempt 1", "a, attempt 2"]
+    assert [value for job, value in seen if job == "b"] == ["of b", "b, attempt 1", "b, attempt 2"]
+
+
+@pytest.mark.parametrize("mode", FACTORIES)
+def test_retries_work_however_the_loop_makes_tasks(mode: str) -> None:
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(FACTORIES[mode])
+        for seconds in (0.0, 0.1):
+            async with WorkerPool(Flaky(2, seconds=seconds), workers=2, queue_size=1, retry=Retry(backoff=0)) as pool:
+                assert await pool.map(range(10)) == [*range(10)]
+                assert pool.stats.retries == 20
+
+    for seed in (None, *range(10)):
+        run(main, seed=seed)
+
+
+@virtual
+async def test_map_raises_only_when_the_attempts_are_used_up() -> None:
+    assert await map(Flaky(2), range(5), workers=2, retry=SURE) == [0, 1, 2, 3, 4]
+    with pytest.raises(OSError, match="0"):
+        await map(Flaky(3), range(5), workers=2, retry=SURE)
+
+
+@virtual
+async def test_two_pools_share_a_policy() -> None:
+    retry = Retry(attempts=2, jitter=False, budget=RetryBudget(ratio=0, min_per_second=0.1))
+    for _ in range(2):  # each has a budget of its own: one retry in ten seconds
+        async with WorkerPool(Flaky(), workers=1, retry=retry) as pool:
+            outcomes = await pool.outcomes(range(2))
+            assert sum(isinstance(outcome, Succeeded) for outcome in outcomes) == 1
+
+
+@virtual
+async def test_observers_are_told_of_retries() -> None:
+    events: list[Any] = []
+    async with WorkerPool(Flaky(), workers=1, retry=SURE, observers=[events.append], name="p") as pool:
+        await pool.run("x")
+    (retrying,) = [event for event in events if isinstance(event, JobRetrying)]
+    assert (retrying.pool, retrying.id, retrying.job, retrying.attempt, retrying.seconds) == ("p", 1, "x", 1, 0.1)
+    assert isinstance(retrying.error, OSError)
+    assert [event.attempt for event in events if isinstance(event, JobStarted)] == [1, 2]
+
+
+@virtual
+async def test_a_hundred_thousand_jobs_back_off_under_one_timer() -> None:
+    loop: Any = asyncio.get_running_loop()
+    flaky = Flaky(seconds=0.001)
+    count = 20_000
+    async with WorkerPool(flaky, workers=100, retry=Retry(backoff=5.0, jitter=False), max_delayed=count) as pool:
+        handles = [await pool.submit(job) for job in range(count)]
+        while pool.stats.delayed < count:
+            await asyncio.sleep(0.001)
+        assert len(loop._scheduled) <= 2  # the pool's, and one that was cancelled
+        await pool.join()
+        assert all(handle.done() for handle in handles)
+        assert (pool.stats.succeeded, pool.stats.peak_running) == (count, 100)
+
+
+# -- What the handler says -------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_the_recorded_error_is_the_one_that_advice_was_raised_from() -> None:
+    async def handler(advice: Any) -> None:
+        try:
+            raise OSError("the cause")
+        except OSError as error:
+            raise advice from error
+
+    for retry in (None, Retry(attempts=1)):
+        async with WorkerPool(handler, workers=1, retry=retry) as pool:
+            for advice in (Permanent("no"), RetryAfter(1)):
+                with pytest.raises(OSError, match="the cause") as raised:
+                    await pool.run(advice)
+                assert [entry.name for entry in raised.traceback][-1] == "handler"
+
+
+@virtual
+async def test_advice_without_a_cause_is_the_recorded_error() -> None:
+    async def handler(job: object) -> None:
+        raise Permanent("no such mailbox")
+
+    async with WorkerPool(handler, workers=1, retry=Retry()) as pool:
+        (outcome,) = await pool.outcomes(["x"])
+    assert isinstance(outcome, Failed)
+    assert isinstance(outcome.error, Permanent)
+    assert outcome.attempts == 1
+
+
+@virtual
+async def test_retry_after_puts_the_job_off_for_so_long() -> None:
+    calls: list[float] = []
+
+    async def handler(job: object) -> None:
+        calls.append(now())
+        raise RetryAfter(10.0) from OSError()
+
+    async with WorkerPool(handler, workers=1, retry=SURE) as pool:
+        await pool.outcomes(["x"])
+    assert calls == [0.0, 10.0, 20.0]
+
+
+@virtual
+async def test_retry_after_with_pause_stops_the_taking_for_the_whole_pool() -> None:
+    calls: list[tuple[float, int, int]] = []
+
+    async def handler(job: int) -> None:
+        calls.append((now(), job, current_job().attempt))
+        if job == 1 and current_job().attempt == 1:
+            raise RetryAfter(3.0, pause=True) from OSError("429")
+        await asyncio.sleep(0.5)
+
+    events: list[Any] = []
+    async with WorkerPool(handler, workers=2, queue_size=1, retry=SURE, observers=[events.append]) as pool:
+        outcomes = await pool.outcomes(range(6))
+    assert {(when, attempt) for when, job, attempt in calls if job in (0, 1)} == {(0.0, 1), (3.0, 2), (0.0, 1)} | {
+        (when, 2) for when, job, attempt in calls if job == 1 and attempt == 2
+    }
+    assert min(when for when, job, _ in calls if job > 1) == 3.0
+    assert sorted(outcome.attempts for outcome in outcomes) == [1, 1, 1, 1, 1, 2]  # nobody else has burnt one
+    kinds = [(type(event), getattr(event, "seconds", None)) for event in events]
+    assert kinds.count((PoolPaused, 3.0)) == 1
+    assert kinds.count((PoolResumed, None)) == 1
+
+
+@virtual
+async def test_the_longest_pause_that_was_asked_for_counts() -> None:
+    async def handler(seconds: float) -> float:
+        await asyncio.sleep(0)  # so that all three run at once
+        if seconds and current_job().attempt == 1:
+            raise RetryAfter(seconds, pause=True)
+        return now()
+
+    async with WorkerPool(handler, workers=3, retry=SURE) as pool:
+        handles = [await pool.submit(seconds) for seconds in (5.0, 9.0, 2.0)]
+        await settle()
+        assert await pool.run(0.0) == 9.0
+        assert [await handle for handle in handles] == [9.0, 9.0, 9.0]
+
+
+@virtual
+async def test_a_pause_that_a_job_asked_for_is_kept_while_the_pool_drains() -> None:
+    async def handler(job: str) -> float:
+        if job == "busy":
+            raise RetryAfter(7.0, pause=True)
+        return now()
+
+    async with WorkerPool(handler, workers=1) as pool:
+        pool.submit_nowait("busy")
+        other = pool.submit_nowait("other")
+    assert await other == 7.0
+
+
+@virtual
+async def test_resume_does_not_end_a_pause_that_a_job_asked_for() -> None:
+    async def handler(job: str) -> float:
+        if job == "busy":
+            raise RetryAfter(7.0, pause=True)
+        return now()
+
+    async with WorkerPool(handler, workers=1) as pool:
+        with pytest.raises(RetryAfter):
+            await pool.run("busy")
+        pool.pause()
+        other = pool.submit_nowait("other")
+        await asyncio.sleep(1)
+        pool.resume()
+        assert await other == 7.0
+        with pytest.raises(RetryAfter):
+            await pool.run("busy")
+        pool.pause()
+        other = pool.submit_nowait("other")
+        await asyncio.sleep(20)
+        assert not other.done()  # nor does its end lift a pause()
+        pool.resume()
+        assert await other == 27.0
+
+
+@virtual
+async def test_a_predicate_that_raises_costs_only_the_retry(caplog: pytest.LogCaptureFixture) -> None:
+    def on(error: BaseException) -> bool:
+        raise LookupError("broken predicate")
+
+    async with WorkerPool(Flaky(), workers=1, retry=Retry(on=on)) as pool:
+        with pytest.raises(OSError):
+            await pool.run("x")
+    (record,) = caplog.records
+    assert "predicate `on` of the retry raised" in record.getMessage()
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], LookupError)
+
+
+# -- What is never tried again ---------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_a_cancelled_job_is_not_tried_again_even_if_it_fails() -> None:
+    started = asyncio.Event()
+
+    async def handler(job: object) -> None:
+        started.set()
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError:
+            raise OSError("while it was cancelled") from None
+
+    async with WorkerPool(handler, workers=1, retry=Retry()) as pool:
+        handle = await pool.submit("x")
+        await started.wait()
+        handle.cancel()
+        outcome = await handle.outcome()
+    assert isinstance(outcome, Failed)
+    assert pool.stats.retries == 0
+
+
+@virtual
+async def test_a_cancelled_job_that_gives_advice_is_cancelled() -> None:
+    async def handler(job: object) -> None:
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError as error:
+            raise RetryAfter(1) from error
+
+    async with WorkerPool(handler, workers=1, retry=Retry()) as pool:
+        handle = await pool.submit("x")
+        await settle()
+        handle.cancel()
+        assert isinstance(await handle.outcome(), Cancelled)
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit, StopAsyncIteration, PoolDeadlock])
+def test_a_crash_is_not_tried_again(error: type[BaseException]) -> None:
+    async def main() -> None:
+        flaky = Flaky(error=error)
+        async with WorkerPool(flaky, workers=1, retry=Retry(on=BaseException)) as pool:
+            (outcome,) = await pool.outcomes(["x"])
+        assert isinstance(outcome, Failed)
+        assert (outcome.attempts, len(flaky.calls)) == (1, 1)
+
+    run(main)
+
+
+@virtual
+async def test_a_timed_out_attempt_is_tried_again_if_the_policy_says_so() -> None:
+    async def handler(job: object) -> str:
+        await asyncio.sleep(5 if current_job().attempt == 1 else 0)
+        return "in time"
+
+    async with WorkerPool(handler, workers=1, timeout=1, retry=SURE) as pool:
+        assert await pool.run("x") == "in time"
+        assert now() == pytest.approx(1.1)
+    async with WorkerPool(handler, workers=1, timeout=1, retry=Retry(on=ConnectionError)) as pool:
+        with pytest.raises(JobTimeout):
+            await pool.run("x")
+
+
+@virtual
+async def test_a_timeout_that_was_turned_into_advice_is_a_timeout() -> None:
+    async def handler(job: object) -> None:
+        try:
+            await asyncio.sleep(5)
+        except asyncio.CancelledError as error:
+            raise RetryAfter(2) from error
+
+    async with WorkerPool(handler, workers=1, timeout=1, retry=Retry(attempts=2, jitter=False)) as pool:
+        with pytest.raises(JobTimeout):
+            await pool.run("x")
+        assert now() == 4.0
+
+
+# -- max_elapsed -----------------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_max_elapsed_ends_an_attempt_that_runs_into_it() -> None:
+    deadlines: list[float] = []
+
+    async def handler(job: object) -> None:
+        deadlines.append(anyio.current_effective_deadline())
+        if current_job().attempt == 1:
+            raise OSError("first")
+        await asyncio.sleep(60)
+
+    async with WorkerPool(handler, workers=1, timeout=4.0, retry=Retry(jitter=False, max_elapsed=3.0)) as pool:
+        with pytest.raises(JobExpired, match="not done within 3 s of its acceptance") as raised:
+            await pool.run("x")
+        assert now() == 3.0
+    assert str(raised.value.__cause__) == "first"
+    assert deadlines == pytest.approx([3.0, 3.0])
+
+
+@virtual
+async def test_the_timeout_of_an_attempt_counts_if_it_is_sooner() -> None:
+    async def handler(job: object) -> None:
+        await asyncio.sleep(60)
+
+    async with WorkerPool(handler, workers=1, timeout=1.0, retry=Retry(attempts=1, max_elapsed=3.0)) as pool:
+        with pytest.raises(JobTimeout):
+            await pool.run("x")
+
+
+@virtual
+async def test_a_job_that_is_taken_too_late_fails_unrun() -> None:
+    calls: list[float] = []
+
+    async def handler(seconds: float) -> None:
+        calls.append(seconds)
+        await asyncio.sleep(seconds)
+
+    async with WorkerPool(handler, workers=1, retry=Retry(max_elapsed=3.0)) as pool:
+        pool.pause()
+        late = await pool.submit(0.0)
+        await asyncio.sleep(4)
+        pool.resume()
+        outcome = await late.outcome()
+    assert isinstance(outcome, Failed)
+    assert isinstance(outcome.error, JobExpired)
+    assert (outcome.attempts, outcome.seconds_running) == (0, 0.0)
+    assert calls == []
+
+
+@virtual
+async def test_a_pause_that_would_pass_max_elapsed_is_not_made() -> None:
+    async def handler(job: object) -> None:
+        await asyncio.sleep(1)
+        raise OSError("the last")
+
+    async with WorkerPool(
+        handler, workers=1, retry=Retry(attempts=9, backoff=1, jitter=False, max_elapsed=4.0)
+    ) as pool:
+        with pytest.raises(OSError, match="the last") as raised:
+            await pool.run("x")  # 0..1, 2..3, and the next would begin at 5
+        assert now() == 3.0
+    assert raised.value.__notes__ == ["not tried again: that would be later than max_elapsed=4 s"]
+
+
+@virtual
+async def test_max_elapsed_counts_the_wait_for_a_limiter() -> None:
+    class Slow:
+        async def __aenter__(self) -> None:
+            await asyncio.sleep(5)
+
+        async def __aexit__(self, *exc: object) -> None:
+            pass
+
+    calls: list[object] = []
+
+    async def handler(job: object) -> None:
+        calls.append(job)
+
+    @asynccontextmanager
+    async def limiter() -> AsyncIterator[None]:
+        await asyncio.sleep(5)
+        yield
+
+    retry = Retry(max_elapsed=3.0)
+    async with WorkerPool(handler, workers=1, retry=retry, limiter=lambda job: limiter()) as pool:
+        with pytest.raises(JobExpired):
+            await pool.run("x")
+    assert calls == []
+
+
+# -- The budget ------------------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_the_budget_bounds_retries_by_fresh_work(caplog: pytest.LogCaptureFixture) -> None:
+    async def handler(job: int) -> None:
+        await asyncio.sleep(0.01)
+        raise OSError("down")
+
+    budget = RetryBudget(ratio=0.2, min_per_second=1, window=10)
+    async with WorkerPool(handler, workers=10, retry=Retry(attempts=10, budget=budget)) as pool:
+        outcomes = await pool.outcomes(range(1000))
+        stats = pool.stats
+    assert stats.retries == 210
+    assert stats.retries_refused == 1000
+    noted = [outcome for outcome in outcomes if isinstance(outcome, Failed) and hasattr(outcome.error, "__notes__")]
+    assert len(noted) == 1000
+    assert noted[0].error.__notes__[0].startswith("not tried again: the budget is spent, RetryBudget(ratio=0.2")
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warned) == 10  # the 1st, 2nd, 4th ... 512th
+
+
+@virtual
+async def test_the_budget_comes_back_with_time() -> None:
+    retry = Retry(attempts=2, jitter=False, budget=RetryBudget(ratio=0, min_per_second=0.2, window=10))
+    async with WorkerPool(Flaky(), workers=1, retry=retry) as pool:
+        for _ in range(3):
+            outcomes = await pool.outcomes(range(5))
+            assert sum(isinstance(outcome, Succeeded) for outcome in outcomes) == 2
+            await asyncio.sleep(12)
+
+
+def test_in_any_window_there_are_no_more_retries_than_the_budget_allows() -> None:
+    random = Random(5)
+    for _ in range(50):
+        budget = RetryBudget(ratio=random.random(), min_per_second=random.random() * 3, window=10)
+        tally = budget.start()
+        time, accepted = 0.0, 0
+        fresh: list[float] = []
+        retries: list[float] = []
+        for _ in range(500):
+            time += random.expovariate(5)
+            count = random.choice((0, 0, 1, 10))
+            accepted += count
+            fresh += [time] * count
+            tally.look(time, accepted)
+            if random.random() < 0.7 and tally.withdraw(time, accepted):
+                retries.append(time)
+        for end in retries:
+            made = sum(end - 10 < when <= end for when in retries)
+            # Looked at in tenths of the window: what was accepted up to one tenth before it counts too.
+            work = sum(end - 11.5 < when <= end for when in fresh)
+            assert made <= budget.ratio * work + budget.min_per_second * 10 + 1e-9
+
+
+@virtual
+async def test_one_error_object_is_told_once() -> None:
+    error = OSError("always the same")
+
+    async def handler(job: object) -> None:
+        raise error
+
+    async with WorkerPool(handler, workers=1, retry=Retry(budget=RetryBudget(ratio=0, min_per_second=0))) as pool:
+        await pool.outcomes(range(10))
+    assert len(error.__notes__) == 1
+
+
+# -- Cancelling, pausing, resizing, closing while jobs are delayed -----------------------------------------------------
+
+
+@virtual
+async def test_cancelling_a_delayed_job_settles_it_at_once() -> None:
+    async with WorkerPool(Flaky(seconds=0.5), workers=1, retry=Retry(backoff=5, jitter=False)) as pool:
+        handle = await pool.submit("x")
+        await asyncio.sleep(0.6)
+        assert pool.stats.delayed == 1
+        assert handle.cancel()
+        outcome = await handle.outcome()
+        assert isinstance(outcome, Cancelled)
+        assert (outcome.reason, outcome.started, outcome.attempts) == (CancelReason.HANDLE, True, 1)
+        assert (outcome.worker, outcome.seconds_running) == (1, 0.5)
+        assert pool.stats.delayed == 0
+        assert_conserved(pool)
+        await pool.join()
+    assert now() == 0.6
+
+
+@virtual
+async def test_a_job_that_came_back_and_is_queued_can_be_cancelled() -> None:
+    async with WorkerPool(Flaky(seconds=0.5), workers=1, retry=SURE) as pool:
+        handle = await pool.submit("x")
+        await asyncio.sleep(0.55)
+        pool.pause()
+        await asyncio.sleep(1)
+        assert (pool.stats.delayed, pool.stats.queued) == (0, 1)  # the pause stops the taking, not the timer
+        assert handle.cancel()
+        outcome = await handle.outcome()
+        assert isinstance(outcome, Cancelled)
+        assert (outcome.started, outcome.attempts, outcome.seconds_running) == (True, 1, 0.5)
+
+
+@virtual
+async def test_if_the_caller_of_run_is_cancelled_so_is_its_delayed_job() -> None:
+    async with WorkerPool(Flaky(), workers=1, retry=Retry(backoff=5, jitter=False)) as pool:
+        task = asyncio.create_task(pool.run("x"))
+        cancel_soon(task, 1.0)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (pool.stats.delayed, pool.stats.cancelled) == (0, 1)
+
+
+@virtual
+async def test_leaving_a_stream_cancels_its_delayed_jobs() -> None:
+    async with WorkerPool(Flaky(seconds=0.1), workers=4, retry=Retry(backoff=5, jitter=False)) as pool:
+        async with pool.outcomes(range(4)):
+            pass
+        stream = pool.outcomes(range(4))
+        step = asyncio.ensure_future(anext(aiter(stream)))
+        await asyncio.sleep(0.2)
+        assert pool.stats.delayed == 4
+        step.cancel()
+        await stream.aclose()
+        assert (pool.stats.delayed, pool.stats.cancelled) == (0, 4)
+
+
+@virtual
+async def test_draining_waits_for_delayed_jobs() -> None:
+    async with WorkerPool(Flaky(2), workers=1, retry=Retry(backoff=5, jitter=False)) as pool:
+        handles = [await pool.submit(job) for job in range(3)]
+        await settle()
+        report = await pool.close()
+    assert not report
+    assert [await handle for handle in handles] == [0, 1, 2]
+    assert now() == 10.0
+
+
+@virtual
+async def test_cancelling_the_pool_hands_delayed_jobs_back_as_unfinished() -> None:
+    pool = WorkerPool(Flaky(), workers=1, retry=Retry(backoff=5, jitter=False))
+    await pool.start()
+    handles = [await pool.submit(job) for job in range(3)]
+    await settle()
+    pool.pause()
+    fresh = await pool.submit(3)
+    report = await pool.close(drain_timeout=0)
+    assert [(entry.job, entry.started) for entry in report.unfinished] == [(0, True), (1, True), (2, True), (3, False)]
+    for handle in [*handles, fresh]:
+        with pytest.raises(JobCancelled):
+            await handle
+    assert pool.stats.delayed == 0
+    assert_conserved(pool)
+
+
+@virtual
+async def test_a_drain_that_takes_too_long_hands_back_what_is_delayed() -> None:
+    pool = WorkerPool(Flaky(), workers=1, retry=Retry(backoff=5, jitter=False))
+    await pool.start()
+    await pool.submit("x")
+    report = await pool.close(drain_timeout=1.0)
+    assert [entry.job for entry in report.unfinished] == ["x"]
+    assert now() == 1.0
+
+
+@virtual
+async def test_join_waits_for_delayed_jobs() -> None:
+    async with WorkerPool(Flaky(), workers=1, retry=Retry(backoff=5, jitter=False)) as pool:
+        await pool.submit("x")
+        await pool.join()
+        assert pool.stats.succeeded == 1
+        assert now() == 5.0
+
+
+@virtual
+async def test_resizing_does_not_touch_delayed_jobs() -> None:
+    async with WorkerPool(Flaky(seconds=0.01), workers=4, retry=SURE) as pool:
+        handles = [await pool.submit(job) for job in range(8)]
+        await asyncio.sleep(0.05)
+        assert pool.stats.delayed == 8
+        pool.resize(1)
+        assert [await handle for handle in handles] == [*range(8)]
+        assert pool.stats.peak_running == 4
+
+
+@virtual
+async def test_while_too_many_are_delayed_the_intake_waits() -> None:
+    async with WorkerPool(
+        Flaky(), workers=2, queue_size=0, retry=Retry(backoff=5, jitter=False), max_delayed=3
+    ) as pool:
+        submitted: list[int] = []
+
+        async def submit() -> None:
+            for job in range(10):
+                await pool.submit(job)
+                submitted.append(job)
+
+        task = asyncio.create_task(submit())
+        await asyncio.sleep(4)
+        assert 3 <= pool.stats.delayed <= 3 + 2
+        assert len(submitted) == pool.stats.delayed
+        with pytest.raises(QueueFull, match="are delayed"):
+            pool.submit_nowait(99)
+        await task
+        await pool.join()
+        assert pool.stats.succeeded == 10
+
+
+@virtual
+async def test_a_cancelled_delayed_job_lets_the_intake_go_on() -> None:
+    async with WorkerPool(
+        Flaky(), workers=1, retry=Retry(backoff=500, max_backoff=500, jitter=False), max_delayed=1
+    ) as pool:
+        first = await pool.submit("first")
+        await settle()
+        second = asyncio.create_task(pool.submit("second"))
+        await asyncio.sleep(1)
+        assert not second.done()
+        first.cancel()
+        handle = await second
+        handle.cancel()
+
+
+@virtual
+async def test_the_resource_is_replaced_after_an_attempt_whose_cause_spoils_it() -> None:
+    entered: list[int] = []
+
+    @asynccontextmanager
+    async def resource() -> AsyncIterator[int]:
+        entered.append(len(entered))
+        yield entered[-1]
+
+    async def handler(job: Any, held: int) -> int:
+        if current_job().attempt == 1:
+            raise RetryAfter(1) from job
+        return held
+
+    async with WorkerPool(handler, workers=1, resource=resource, retry=SURE) as pool:
+        assert await pool.run(ValueError()) == 0
+        assert await pool.run(ConnectionError()) == 1
+
+
+@fuzzed
+async def test_a_job_that_the_observer_cancels_as_it_is_put_off_ends_once() -> None:
+    handles: list[Any] = []
+
+    def observer(event: object) -> None:
+        if isinstance(event, JobRetrying):
+            assert handles[event.id - 1].cancel()
+
+    async with WorkerPool(Flaky(), workers=2, retry=SURE, observers=[observer]) as pool:
+        for job in range(4):
+            pool.pause()
+            handles.append(pool.submit_nowait(job))
+            pool.resume()
+        await pool.join()
+        assert (pool.stats.cancelled, pool.stats.delayed) == (4, 0)
+        assert_conserved(pool)
