@@ -95,6 +95,8 @@ def judge(job: Job, error: BaseException, now: float, handler: object) -> Failed
         error = doom.with_traceback(error.__traceback__)
         if isinstance(raised, RetryAdvice):
             raised.__cause__ = error
+    if raised is not error:
+        strip(raised)  # nobody gets it, but the frames that it knows lead to what others keep
     strip(error, handler)
     return Failed(job.input, error, job.attempts, job.worker.number, queued, ran)
 
@@ -106,11 +108,43 @@ def strip(error: BaseException, handler: object = None) -> None:
     """
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_frame.f_globals.get("__name__") in _OUR_MODULES:
+        _clear(traceback.tb_frame)  # the frames of the handler lead back to it
         traceback = traceback.tb_next
-    error.__traceback__ = traceback
+    _cut_earlier_raises(traceback)
+    # Not by setting the attribute: an error may be a frozen dataclass, and refuse that.
+    BaseException.with_traceback(error, traceback)
     _clear_locals(error, getattr(handler, "__code__", None))
 
 
+def _cut_earlier_raises(traceback: types.TracebackType | None) -> None:
+    """Cut off what an error object that is raised again and again brings along from its earlier raises.
+
+    Each raise puts its entries before those that are there: the entries, and the time to walk them, would grow with
+    each job. An earlier raise begins with the code that this one begins with, in a frame that was cleared then.
+    """
+    if traceback is None:
+        return
+    code = traceback.tb_frame.f_code
+    for _ in range(_MOST_ENTRIES):
+        following = traceback.tb_next
+        if following is None:
+            return
+        frame = following.tb_frame
+        if frame.f_code is code and code.co_argcount and not frame.f_locals:
+            break
+        traceback = following
+    traceback.tb_next = None
+
+
+def _clear(frame: types.FrameType) -> None:
+    try:
+        frame.clear()
+    except RuntimeError:
+        pass  # it still runs: it is ours, or of somebody who raised an error that a job had raised before
+
+
+# More than a stack may have by default.
+_MOST_ENTRIES = 1000
 _OUR_MODULES = {__name__, "asyncpool._dispatch", "asyncpool._gate", "asyncpool.rate"}
 _SUSPENDABLE = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
 # From 3.13 frame.clear() refuses a suspended frame. Before, it closes the coroutine, which may be a live one that only
@@ -142,8 +176,5 @@ def _clear_locals(error: BaseException, handler_code: object) -> None:
             if is_handler:
                 handler_is_next = False
             if _CLEARS_ONLY_DEAD_FRAMES or is_handler or not frame.f_code.co_flags & _SUSPENDABLE:
-                try:
-                    frame.clear()
-                except RuntimeError:
-                    pass  # it still runs: somebody above us, who raised an error that a job had raised before
+                _clear(frame)
             traceback = traceback.tb_next

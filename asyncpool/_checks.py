@@ -21,7 +21,7 @@ def check_seconds(name: str, value: object, *, positive: bool = False) -> float:
     """Return `value` as float seconds if it is a finite number (not a bool), not negative (or above 0)."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number of seconds, got {value!r}")
-    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+    if not _is_finite(value) or value < 0 or (positive and value == 0):
         raise ValueError(f"{name} must be a finite number of seconds {'> 0' if positive else '>= 0'}, got {value}")
     return float(value)
 
@@ -30,9 +30,16 @@ def check_number(name: str, value: object, *, least: float = 0.0, above: bool = 
     """Return `value` as a float if it is a finite number (not a bool) of at least (or above) `least`."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value) or value < least or (above and value == least):
+    if not _is_finite(value) or value < least or (above and value == least):
         raise ValueError(f"{name} must be a finite number {'>' if above else '>='} {least:g}, got {value}")
     return float(value)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that no float can hold
+        return False
 
 
 def check_filter(name: str, value: object) -> None:

@@ -22,10 +22,19 @@ _RECHECK_AFTER = 0.1
 class Waits:
     """The waits of a pool's running jobs for this pool, in the order in which they began."""
 
-    __slots__ = ("_is_to_recheck", "_most", "_owner", "_pending", "_running", "_waits_of")
+    __slots__ = ("_is_to_recheck", "_may_end_by_itself", "_most", "_owner", "_pending", "_running", "_waits_of")
 
-    def __init__(self, owner: JobOwner, *, running: Callable[[], int], most: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        owner: JobOwner,
+        *,
+        running: Callable[[], int],
+        most: Callable[[], int],
+        may_end_by_itself: Callable[[], bool],
+    ) -> None:
         self._owner = owner
+        # Whether some wait for a thing that comes with time: then nothing is told yet, and `check` is called again.
+        self._may_end_by_itself = may_end_by_itself
         self._running = running
         self._most = most
         self._pending: dict[asyncio.Future[Any], Job] = {}
@@ -79,7 +88,7 @@ class Waits:
         )
 
     def _may_be_dead(self) -> bool:
-        return len(self._waits_of) >= max(self._most(), self._running())
+        return len(self._waits_of) >= max(self._most(), self._running()) and not self._may_end_by_itself()
 
     def _recheck(self) -> None:
         self._is_to_recheck = False

@@ -33,12 +33,13 @@ from weakref import WeakKeyDictionary
 
 from asyncpool._alarms import Alarms
 from asyncpool._attempt import call_handler, inside_try, judge, strip, within_deadline, within_limiter
+from asyncpool._checks import check_seconds
 from asyncpool._deadlock import Waits
 from asyncpool._gate import Gate
 from asyncpool._job import CURRENT_JOB, Job, Past, Sink, new_job
 from asyncpool._queue import JobQueue, Line
 from asyncpool._worker import Keeper, Worker
-from asyncpool.dead_letters import DeadLetter, DeadLetterSink, PoolAwareSink
+from asyncpool.dead_letters import DeadLetter, DeadLetterSink, PoolAwareSink, safe_text
 from asyncpool.errors import (
     ErrorFilter,
     JobExpired,
@@ -51,6 +52,7 @@ from asyncpool.errors import (
     RetryAfter,
     WrongLoop,
     matches,
+    recorded_error,
 )
 from asyncpool.events import (
     JobAccepted,
@@ -95,8 +97,11 @@ def _raise(error: BaseException) -> None:
 
 def _add_note(error: BaseException, note: str) -> None:
     """Say something at an error, once: it may be one object that is raised again and again."""
-    if note not in getattr(error, "__notes__", ()):
-        error.add_note(note)
+    try:
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+    except Exception:
+        pass  # it takes no notes (a frozen dataclass does not): the note is a courtesy
 
 
 def _call(job: Any) -> Any:
@@ -150,6 +155,7 @@ class Dispatcher:
         "_handler",
         "_has_delays",
         "_has_handler",
+        "_has_taken",
         "_is_direct",
         "_is_eager",
         "_is_plain",
@@ -225,8 +231,6 @@ class Dispatcher:
         self._retry_tally: RetryTally | None = None
         if retry is not None:
             self._random = Random()  # of its own seed: processes with pools of the same name shall not move in step
-            if retry.budget is not None:
-                self._retry_tally = retry.budget.start()
         self._dead_letters = dead_letters
         self._enter_resource = resource
         self._recycle_on = recycle_on
@@ -236,6 +240,15 @@ class Dispatcher:
         self._max_delayed = max_delayed
 
         self.queue = make_queue()
+        if retry is not None and retry.budget is not None:
+            self._retry_tally = tally = retry.budget.start()
+            push = self.queue.push
+
+            def push_and_count(job: Job) -> None:
+                push(job)
+                tally.deposit(job.ready_at)
+
+            self.queue.push = push_and_count
         # Between two attempts.
         self._delays: Alarms[Job] = Alarms(self._come_back, lambda job: job.outcome is None)
         # A limiter is one of three: a rate limit of all jobs, a function of the job, or a context manager.
@@ -254,7 +267,7 @@ class Dispatcher:
             timeout is None
             and resource is None
             and self._limiter is None
-            and (self._gate is None or isinstance(limiter, KeyedRateLimit))
+            and (self._gate is None or type(limiter) is KeyedRateLimit)
             and (retry is None or retry.max_elapsed is None)
         )
         self.workers: dict[int, Worker] = {}
@@ -267,6 +280,7 @@ class Dispatcher:
         self.is_paused = False  # whether there are any
         self._advice_timer: asyncio.TimerHandle | None = None
         self._rate_timer: asyncio.TimerHandle | None = None
+        self._has_taken = False  # a start of the rate limit, since the last time that it was closed
         self.is_ended = False
         self.supervisor: asyncio.Task[None] | None = None
         self.is_open = False  # whether accepted jobs are run; else they are settled as cancelled at once
@@ -276,7 +290,7 @@ class Dispatcher:
         # Running jobs that were cancelled: the timer until they are called stuck, then None.
         self._dying: dict[Job, asyncio.TimerHandle | None] = {}
 
-        self.waits = Waits(self, running=lambda: self.running, most=most)
+        self.waits = Waits(self, running=lambda: self.running, most=most, may_end_by_itself=self.are_too_many_delayed)
         self.line = Line(self.room, self.waits.wait)
         self.counters = Counters()
         self.seconds_queued = Histogram()
@@ -306,6 +320,8 @@ class Dispatcher:
         self.throughput = Throughput(loop.time())
         self._tidy_at = loop.time()
         self._context = copy_context()
+        # In a turn of its own: the pool's step that told the observers is to be finished.
+        self.observers.interrupted = lambda error: loop.call_soon(_raise, error)
         # A task factory sees every task, as on any loop; but it may be an eager one, and may wrap the coroutine. Where
         # making a task never runs the job, it may be made at once, by whoever made the room or brought the job.
         has_factory = loop.get_task_factory() is not None
@@ -336,9 +352,13 @@ class Dispatcher:
 
     def room(self) -> int:
         """How many jobs may be accepted now: what the queue holds, and what idle workers will take from it."""
-        if self._has_delays and self.delayed >= self._max_delayed:
+        if self.are_too_many_delayed():
             return 0
         return self.queue_size + (0 if self.is_paused else len(self.idle)) - self.queue.size
+
+    def are_too_many_delayed(self) -> bool:
+        """Whether nothing is accepted because of that alone, until the time of some has come."""
+        return self._has_delays and self.delayed >= self._max_delayed
 
     def accept(self, input: Any, sink: Sink | None, context: Context) -> Job:
         """Take charge of an input, whether or not there is room: that was its submitter's to wait for.
@@ -422,9 +442,9 @@ class Dispatcher:
                     del attempt, context, task
                 else:
                     self._begin(job, worker)
-                began = job.started_at
+                began = job.started_at  # None: the attempt is over, and waits for the next
                 del job  # see _begin
-                if began is not None and began >= stop_at:
+                if (self._time() if began is None else began) >= stop_at:
                     break
         finally:  # also when a job raised KeyboardInterrupt: the others go on if the program does
             self._is_pumping = False
@@ -440,9 +460,13 @@ class Dispatcher:
             for _ in range(min(_PUMP_JOBS * len(self.workers), _MOST_PUMP_JOBS)):
                 if not idle or not queue.size or self.is_paused or now >= stop_at:
                     break
-                if rate_limit is not None and rate_limit.take(now):
-                    self._wait_for_rate(rate_limit)
-                    break
+                if self._first_is_expired(now):  # it shall not use up a start
+                    continue
+                if rate_limit is not None:
+                    if rate_limit.take(now):
+                        self._wait_for_rate(rate_limit)
+                        break
+                    self._has_taken = True
                 if gate is not None:
                     self._ask_for_first(gate, now)
                 elif (job := queue.pop()) is not None:
@@ -455,6 +479,20 @@ class Dispatcher:
                 self._wake()
             if self.line.waiting:
                 self.line.advance()  # what was parked has left the queue
+
+    def _first_is_expired(self, now: float) -> bool:
+        """Settle the first job of the queue if it is too late to begin it."""
+        if self._retry is None or self._retry.max_elapsed is None:
+            return False
+        job = self.queue.first()
+        if job is None or now < job.accepted_at + self._retry.max_elapsed:
+            return False
+        self.queue.take()
+        self._settle(job, self._failed_unrun(job, self._expired(job)))
+        if self._gate is not None:
+            self._gate.forget(job)
+        self._less()
+        return True
 
     def _ask_for_first(self, gate: Gate, now: float) -> None:
         """Start the first job of the queue, if its limit lets it, or park it."""
@@ -477,12 +515,16 @@ class Dispatcher:
         self.queue.take()
         if gate.admits(job, limiter, now):
             self._begin(job, self.idle.pop())
-        del job  # see _begin
+            del job  # see _begin
+            gate.go_on()
 
     def _wait_for_rate(self, rate_limit: RateLimit) -> None:
         """Leave all jobs where they are until the limit of all opens: nobody could go past."""
         self._pause_for(_Pause.RATE)
-        self._rate_timer = self.loop.call_at(rate_limit.next_start, self._lift, _Pause.RATE, context=self._context)
+        when = rate_limit.when_to_ask(has_taken=self._has_taken)
+        self._has_taken = False
+        rate_limit.users += 1
+        self._rate_timer = self.loop.call_at(when, self._lift, _Pause.RATE, context=self._context)
 
     def _begin(self, job: Job, worker: Worker) -> None:
         """Give a job to a worker and start the attempt's task."""
@@ -554,10 +596,15 @@ class Dispatcher:
             if self.loop.is_closed():  # the coroutine of an abandoned job is being collected: nobody is left to tell
                 raise
             raised = error
-            if job.doom is None and isinstance(error, asyncio.CancelledError) and self.is_torn_down():
+            if job.doom is None and self.is_torn_down() and isinstance(recorded_error(error), asyncio.CancelledError):
                 job.doom = CancelReason.SHUTDOWN
             now = self._time()
-            outcome = judge(job, error, now, self._handler if self._has_handler else job.input)
+            try:
+                outcome = judge(job, error, now, self._handler if self._has_handler else job.input)
+            except Exception as broken:  # an error whose own attributes raise is an outcome all the same
+                kinds = type(error).__qualname__, type(broken).__qualname__
+                _log.error("pool %r: an error of type %s cannot be looked at: that raises %s", self.name, *kinds)
+                outcome = Failed(job.input, error, job.attempts, worker.number, now - job.ready_at, 0.0)
             if job.started_at is not None:
                 self._record_queued(outcome.seconds_queued)
                 self._record_running(outcome.seconds_running)
@@ -644,6 +691,7 @@ class Dispatcher:
         raised: BaseException | None = None,
     ) -> None:
         """Settle a job whose task is about to end, or put it off to its next attempt; its worker takes the next job."""
+        pause = None if raised is None or job.outcome is not None else self._ask_user(job, worker, outcome, raised, now)
         if self._dying:
             timer = self._dying.pop(job, None)
             if timer is not None:
@@ -653,7 +701,7 @@ class Dispatcher:
                 "pool %r: job %d, abandoned when the pool closed, has ended: %r", self.name, job.number, outcome
             )
             return
-        if worker.keeper is not None and (job.doom is not None or self._spoils_resource(outcome)):
+        if job.doom is not None and worker.keeper is not None:
             worker.stale = True
         worker.job = job.task = None
         self.running -= 1
@@ -662,7 +710,9 @@ class Dispatcher:
             job.outcome = outcome
             self.counters.succeeded += 1
             job.sink.deliver(job, outcome)
-        elif not isinstance(outcome, Failed) or not self._is_retried(job, outcome, raised, now):
+        elif pause is not None and isinstance(outcome, Failed):
+            self._put_off(job, outcome, pause, now)
+        else:
             self._settle(job, outcome)
         if now >= self._tidy_at:
             self._tidy(now)
@@ -690,26 +740,37 @@ class Dispatcher:
         self.seconds_running.fold()
         if now >= self.throughput.due:
             self.throughput.mark(now, self.counters.ended)
-        if self._retry_tally is not None:
-            self._retry_tally.look(now, self.counters.submitted)
 
     # -- Between two attempts ----------------------------------------------------------------------------------------
 
-    def _is_retried(self, job: Job, failed: Failed[Any], raised: BaseException | None, now: float) -> bool:
-        """Put a job off to its next attempt, if it gets one. It has left its worker."""
-        advice = raised if isinstance(raised, RetryAdvice) else None
-        if isinstance(advice, RetryAfter) and advice.pause:
-            self._pause_until(now + advice.seconds, advice.seconds)
-        retry = self._retry
-        if retry is None or isinstance(job.doom, CancelReason):  # whose end was asked for
-            return False
+    def _ask_user(
+        self, job: Job, worker: Worker, outcome: Outcome[Any, Any], raised: BaseException, now: float
+    ) -> float | None:
+        """Ask the user's functions what follows from a failure; return the pause before the next attempt, if any.
+
+        The job still counts as running meanwhile: they may look at the pool, cancel this very job, or close the pool.
+        """
+        if not isinstance(outcome, Failed):
+            return None
+        if worker.keeper is not None and not worker.stale:
+            worker.stale = self._spoils_resource(outcome)
         try:
-            pause = retry.delay(job.attempts, failed.error if advice is None else advice, self._random)
+            if isinstance(raised, RetryAfter) and raised.pause:
+                seconds = check_seconds("seconds", raised.seconds)
+                self._pause_until(now + seconds, seconds)
+            if self._retry is None:
+                return None
+            advised = raised if isinstance(raised, RetryAdvice) else outcome.error
+            pause = self._retry.delay(job.attempts, advised, self._random)
         except BaseException as error:
-            self._log_hook("the predicate `on` of the retry", error)
-            return False
-        if pause is None or not self._is_affordable(job, failed, now, pause):
-            return False
+            self._log_hook("the predicate `on` of the retry, or the advice of the handler,", error)
+            return None
+        if pause is None or isinstance(job.doom, CancelReason):  # its end was asked for
+            return None
+        return pause if self._is_affordable(job, outcome, now, pause) else None
+
+    def _put_off(self, job: Job, failed: Failed[Any], pause: float, now: float) -> None:
+        """Let a job wait for its next attempt. It has left its worker."""
         job.past = Past(failed, job.accepted_at, job.has_begun)
         job.worker = job.started_at = job.doom = None
         self.counters.retries += 1
@@ -725,7 +786,6 @@ class Dispatcher:
                     seconds=pause,
                 )
             )
-        return True
 
     def _is_affordable(self, job: Job, failed: Failed[Any], now: float, pause: float) -> bool:
         """Whether the next attempt would come in time, and within the budget. If not, the error is told so."""
@@ -735,7 +795,7 @@ class Dispatcher:
             if not isinstance(failed.error, JobExpired):
                 _add_note(failed.error, f"not tried again: that would be later than max_elapsed={elapsed:g} s")
             return False
-        if self._retry_tally is not None and not self._retry_tally.withdraw(now, self.counters.submitted):
+        if self._retry_tally is not None and not self._retry_tally.withdraw(now):
             _add_note(failed.error, f"not tried again: the budget is spent, {self._retry.budget!r}")
             self.counters.retries_refused += 1
             count = self.counters.retries_refused
@@ -762,6 +822,7 @@ class Dispatcher:
             self._wake()
         if self.line.waiting:
             self.line.advance()  # there is room where the delayed jobs are, if that is what was missing
+        self.waits.check()  # and if it was not, that wait may be a deadlock
 
     def _failed_unrun(self, job: Job, error: BaseException) -> Failed[Any]:
         """The outcome of a job that fails while it waits."""
@@ -819,7 +880,13 @@ class Dispatcher:
                 )
             )
         except BaseException as error:
-            self._log_hook(f"recording the dead letter of {job.input!r:.80}", error)
+            self._log_hook("recording a dead letter", error)
+            _log.error(
+                "pool %r: a job failed that the dead letters do not have: %s",
+                self.name,
+                safe_text(repr, job.input),
+                exc_info=failed.error,
+            )
 
     def _tell_sink(self, what: str) -> None:
         if isinstance(self._dead_letters, PoolAwareSink):
@@ -985,6 +1052,8 @@ class Dispatcher:
         self._pauses.discard(why)
         if why is _Pause.ADVICE:
             self._advice_timer = None
+        elif why is _Pause.RATE and self._rate_limit is not None:
+            self._rate_limit.users -= 1
         self.is_paused = bool(self._pauses)
         if not self.is_paused:
             if self.queue.size:
@@ -1001,6 +1070,8 @@ class Dispatcher:
         for timer in (self._advice_timer, self._rate_timer):
             if timer is not None:
                 timer.cancel()
+        if _Pause.RATE in self._pauses:
+            self._lift(_Pause.RATE)
         if self._dead_letters is not None:
             self._tell_sink("pool_closed")
 

@@ -49,6 +49,7 @@ class Gate:
         "_alarms",
         "_lane_of",
         "_lanes",
+        "_left",
         "_limiter_of",
         "_make_queue",
         "_managers",
@@ -69,6 +70,7 @@ class Gate:
         self._lanes: dict[RateLimit, _Lane] = {}
         self._lane_of: dict[Job, _Lane] = {}  # of all that are parked or released
         self._released = 0  # how many of those
+        self._left: _Lane | None = None  # by the job that was just admitted
         # The context managers of jobs that are about to begin.
         self._managers: dict[Job, AbstractAsyncContextManager[Any]] = {}
         self._alarms: Alarms[_Lane] = Alarms(self._ring, lambda lane: lane.has_alarm)
@@ -111,7 +113,7 @@ class Gate:
             self._is_back(lane)
             if not lane.limit.take(now):
                 del self._lane_of[job]
-                self._go_on(lane)
+                self._left = lane
                 return True
             lane.queue.put_back(job)  # another pool was faster
             self._go_on(lane)
@@ -121,9 +123,11 @@ class Gate:
                 self._managers[job] = limiter
             return True
         lane = self._lanes.get(limiter)
+        # With a lane, those that wait there come first; unless the one that was released is behind this job in the
+        # queue, which is more urgent then.
+        if (lane is None or lane.released is not None) and not limiter.take(now):
+            return True
         if lane is None:
-            if not limiter.take(now):
-                return True
             lane = self._lanes[limiter] = _Lane(limiter, self._make_queue())
             limiter.users += 1
         self._lane_of[job] = lane
@@ -134,6 +138,15 @@ class Gate:
         if lane.released is None and not lane.has_alarm:
             self._go_on(lane)
         return False
+
+    def go_on(self) -> None:
+        """Let the next of a lane be released. To be called when the job that was admitted has begun.
+
+        Not before: a job that is on its way is neither queued nor running, and the room that it leaves is not free.
+        """
+        lane, self._left = self._left, None
+        if lane is not None:
+            self._go_on(lane, has_taken=True)
 
     def manager_of(self, job: Job) -> AbstractAsyncContextManager[Any] | None:
         """The context manager to run the attempt in, if the job has one. To be asked for once."""
@@ -163,14 +176,16 @@ class Gate:
         lane.has_alarm = False
         self._go_on(lane)
 
-    def _go_on(self, lane: _Lane) -> None:
+    def _go_on(self, lane: _Lane, *, has_taken: bool = False) -> None:
         """Release the first job of a lane, or set the alarm for it, or give the lane up: the invariant of `_Lane`."""
         if not lane.queue.size:
             del self._lanes[lane.limit]
             lane.limit.users -= 1
         elif lane.limit.next_start > self._time():
             lane.has_alarm = True
-            self._alarms.set(lane.limit.next_start, lane)
+            lane.limit.users -= 1  # for a moment: to see whether there are others
+            self._alarms.set(lane.limit.when_to_ask(has_taken=has_taken), lane)
+            lane.limit.users += 1
         else:
             job = lane.queue.pop()
             assert job is not None

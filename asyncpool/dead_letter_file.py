@@ -36,7 +36,7 @@ def _as_it_is(value: Any) -> Any:
 
 
 class DeadLetterFile(LetterStore[JobT]):
-    r"""Keeps dead letters in a file, to be opened again tomorrow.
+    """Keeps dead letters in a file, to be opened again tomorrow.
 
         letters = DeadLetterFile("failed.jsonl", encode=asdict, decode=lambda fields: Order(**fields))
         async with WorkerPool(ship, workers=20, dead_letters=letters) as pool:
@@ -50,7 +50,7 @@ class DeadLetterFile(LetterStore[JobT]):
     loop (some 10 us on a local disk): a letter that waited in memory for a thread would be lost by `kill -9`. It does
     not wait for the disk itself (no fsync): the letter survives the death of the process, not always that of the
     machine. A line that is torn by a crash or a full disk costs one letter: the next append begins a line of its own.
-    A replayed job is the pool's again as soon as that has accepted it.
+    A replayed job is the pool's again as soon as that has accepted it, and goes with it like any other.
 
     **What cannot be read** is skipped, counted in `skipped`, and logged once with its line number. It is never deleted.
 
@@ -198,7 +198,7 @@ class DeadLetterFile(LetterStore[JobT]):
     def _kept(self, line: bytes, gone: _Ids) -> _Kept | None:
         """Return the letter in a line; None if it has left, or there is none. Raises anything if it cannot be read."""
         fields = _fields(line)
-        if not fields or "replayed" in fields or (id := _id(fields["id"])) in gone:
+        if fields is None or "replayed" in fields or (id := _id(fields["id"])) in gone:
             return None
         is_replayable = "job" in fields
         letter = DeadLetter(
@@ -312,7 +312,7 @@ class DeadLetterFile(LetterStore[JobT]):
         for offset, _, line in _lines(old, end):
             try:
                 fields = _fields(line)
-                if not fields or "replayed" in fields or _id(fields["id"]) in gone:
+                if fields is None or "replayed" in fields or _id(fields["id"]) in gone:
                     continue
             except Exception:
                 pass  # it cannot be read: it stays
@@ -359,10 +359,10 @@ def _line(fields: dict[str, Any]) -> bytes:
         return json.dumps(fields).encode() + b"\n"
 
 
-def _fields(line: bytes) -> dict[str, Any]:
+def _fields(line: bytes) -> dict[str, Any] | None:
     if line.isspace():
-        return {}
-    fields = json.loads(line.decode())  # decoded here: json would take bytes that begin with NULs for UTF-16
+        return None
+    fields = json.loads(line)
     if not isinstance(fields, dict):
         raise ValueError("not an object")
     return cast("dict[str, Any]", fields)
@@ -390,7 +390,7 @@ def _replayed(file: BinaryIO, end: int) -> _Ids:
     for _, _, line in _lines(file, end):
         if b'"replayed"' in line:
             try:
-                gone.add(_id(_fields(line)["replayed"]))
+                gone.add(_id((_fields(line) or {})["replayed"]))
             except Exception:
                 pass  # a letter that only speaks of it, or a line that cannot be read
     return gone

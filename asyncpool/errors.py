@@ -200,6 +200,10 @@ class RetryAfter(RetryAdvice):
         TypeError, ValueError: `seconds` is not a number of seconds >= 0.
     """
 
+    # For subclasses that do not call this `__init__`.
+    seconds: float = 0.0
+    pause: bool = False
+
     def __init__(self, seconds: float, *, pause: bool = False) -> None:
         self.seconds = check_seconds("seconds", seconds)
         self.pause = bool(pause)

@@ -163,7 +163,7 @@ class Observers:
     `any` is False while there are none, so that no event is made that nobody gets.
     """
 
-    __slots__ = ("_observers", "any")
+    __slots__ = ("_observers", "any", "interrupted")
 
     def __init__(self, observers: Iterable[Observer]) -> None:
         if callable(observers) or not isinstance(observers, Iterable):
@@ -173,14 +173,16 @@ class Observers:
             if not callable(observer):
                 raise TypeError(f"observers must be callables that take an event, got {observer!r}")
         self.any = bool(self._observers)
+        # Gets the KeyboardInterrupt that comes while an observer runs, and raises it where that does no harm.
+        self.interrupted: Callable[[KeyboardInterrupt], object] = _log.error
 
     def emit(self, event: Event) -> None:
         """Give the event to each observer."""
         for observer in self._observers:
             try:
                 observer(event)
-            except KeyboardInterrupt:
-                raise
+            except KeyboardInterrupt as error:
+                self.interrupted(error)
             except BaseException:
                 self._observers = tuple(other for other in self._observers if other is not observer)
                 self.any = bool(self._observers)

@@ -170,6 +170,10 @@ class WorkerPool(Generic[JobT, ValueT]):
         _check_limiter(limiter)
         if dead_letters is not None and not isinstance(dead_letters, DeadLetterSink):
             raise TypeError(f"dead_letters must have a method record(letter), got {dead_letters!r}")
+        if dead_letters is not None and inspect.iscoroutinefunction(dead_letters.record):
+            raise TypeError(
+                f"record(letter) of dead_letters is called, not awaited: make it a plain `def`, in {dead_letters!r}"
+            )
         check_filter("recycle_on", recycle_on)
         if not isinstance(name, str):
             raise TypeError(f"name must be a str, got {name!r}")

@@ -7,6 +7,7 @@ pool's (`_gate.py`).
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Hashable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, TypeAlias, TypeGuard, TypeVar
@@ -53,11 +54,17 @@ class RateLimit:
         self._per = check_seconds("per", per, positive=True)
         self._burst = check_count("burst", burst, least=1)
         self._interval = self._per / self._rate
-        self._tolerance = (burst - 1) * self._interval
+        try:
+            self._tolerance = (burst - 1) * self._interval
+        except OverflowError:
+            self._tolerance = math.inf
+        if not self._interval + self._tolerance < math.inf:
+            raise ValueError(f"per / rate * burst must be a finite number of seconds, got {per} / {rate} * {burst}")
         # Loop time from which one more may start: the "theoretical arrival time" of the algorithm, less its tolerance.
         # Kept as this and not as the other, so that a timer at it is exact, and not a rounding error early.
         self.next_start = float("-inf")
-        # How many pools have jobs that wait for it. It is not idle then, whatever the time is.
+        # How many pools have jobs that wait for it: then it is not idle, whatever the time is; and a pool that has just
+        # taken a start lets the others try first.
         self.users = 0
 
     @staticmethod
@@ -77,6 +84,13 @@ class RateLimit:
             return self.next_start - now
         self.next_start = max(self.next_start, now - self._tolerance) + self._interval
         return 0.0
+
+    def when_to_ask(self, *, has_taken: bool) -> float:
+        """Return the loop time at which a pool that has jobs waiting should ask again.
+
+        Of two that ask at the same time the same one would always win: who has just taken a start comes a hair later.
+        """
+        return math.nextafter(self.next_start, math.inf) if has_taken and self.users else self.next_start
 
     def pause_until(self, when: float) -> None:
         """Let nothing start before loop time `when`, and no burst then."""
@@ -108,7 +122,7 @@ class KeyedRateLimit(Generic[KeyedT_contra]):
     use, and not by all keys there ever were.
     """
 
-    __slots__ = ("_burst", "_key", "_limits", "_look_at", "_per", "_rate")
+    __slots__ = ("_burst", "_calls", "_key", "_limits", "_look_at", "_per", "_rate")
 
     def __init__(self, key: Callable[[KeyedT_contra], Hashable], rate: float, per: float, burst: int) -> None:
         if not callable(key):
@@ -117,6 +131,7 @@ class KeyedRateLimit(Generic[KeyedT_contra]):
         self._key = key
         self._rate, self._per, self._burst = rate, per, burst
         self._limits: dict[Hashable, RateLimit] = {}
+        self._calls = 0  # since the idle keys were looked for
         self._look_at = _FEW_KEYS
 
     def __call__(self, job: KeyedT_contra, /) -> RateLimit:
@@ -126,10 +141,11 @@ class KeyedRateLimit(Generic[KeyedT_contra]):
             Exception: What the key function raised; a TypeError if the key cannot be hashed.
         """
         key = self._key(job)
+        self._calls += 1
+        if self._calls >= self._look_at:
+            self._forget_idle_keys()
         limit = self._limits.get(key)
         if limit is None:
-            if len(self._limits) >= self._look_at:
-                self._forget_idle_keys()
             limit = self._limits[key] = RateLimit(self._rate, self._per, self._burst)
         return limit
 
@@ -138,10 +154,13 @@ class KeyedRateLimit(Generic[KeyedT_contra]):
         return len(self._limits)
 
     def _forget_idle_keys(self) -> None:
-        """Look through all keys; and not again before there are twice as many as were left."""
-        now = asyncio.get_running_loop().time()
-        self._limits = {key: limit for key, limit in self._limits.items() if not limit.is_idle(now)}
-        self._look_at = max(_FEW_KEYS, 2 * len(self._limits))
+        """Look through all keys; and not again before as many calls, so that looking costs no more than they do."""
+        self._calls = 0
+        loop = asyncio._get_running_loop()
+        if loop is not None:  # else there is no time, and nothing that runs
+            now = loop.time()
+            self._limits = {key: limit for key, limit in self._limits.items() if not limit.is_idle(now)}
+        self._look_at = max(_FEW_KEYS, len(self._limits))
 
     def __repr__(self) -> str:
         return f"<{RateLimit(self._rate, self._per, self._burst)!r} for each of {len(self)} keys>"

@@ -57,18 +57,32 @@ class RetryBudget:
 class RetryTally:
     """How much of a budget a pool has used, in slices of a tenth of its window."""
 
-    __slots__ = ("_accepted", "_budget", "_retries", "_seen", "_slices")
+    __slots__ = ("_accepted", "_budget", "_retries", "_slices")
 
     def __init__(self, budget: RetryBudget) -> None:
         self._budget = budget
-        self._seen = 0  # how many jobs the pool had accepted at the last look
         # [begin, jobs accepted, retries made] of each slice in which there were any, and their sums.
         self._slices: deque[list[float]] = deque()
         self._accepted = 0.0
         self._retries = 0.0
 
-    def look(self, now: float, accepted: int) -> None:
-        """Note how many jobs were accepted by now. To be called every now and then."""
+    def deposit(self, now: float) -> None:
+        """Count a job that was accepted."""
+        self._go_on(now)
+        self._slices[-1][1] += 1
+        self._accepted += 1
+
+    def withdraw(self, now: float) -> bool:
+        """Return whether one more retry is allowed now, and count it if so."""
+        self._go_on(now)
+        budget = self._budget
+        if self._retries + 1 > budget.ratio * self._accepted + budget.min_per_second * budget.window:
+            return False
+        self._slices[-1][2] += 1
+        self._retries += 1
+        return True
+
+    def _go_on(self, now: float) -> None:
         slices, window = self._slices, self._budget.window
         # A slice counts until all of it is older than the window, so that no retry is forgotten too soon.
         while slices and slices[0][0] <= now - 1.1 * window:
@@ -77,20 +91,6 @@ class RetryTally:
             self._retries -= old_retries
         if not slices or slices[-1][0] <= now - 0.1 * window:
             slices.append([now, 0, 0])
-        fresh = accepted - self._seen
-        self._seen = accepted
-        self._accepted += fresh
-        slices[-1][1] += fresh
-
-    def withdraw(self, now: float, accepted: int) -> bool:
-        """Return whether one more retry is allowed now, and count it if so."""
-        self.look(now, accepted)
-        budget = self._budget
-        if self._retries + 1 > budget.ratio * self._accepted + budget.min_per_second * budget.window:
-            return False
-        self._retries += 1
-        self._slices[-1][2] += 1
-        return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,15 +155,15 @@ class Retry:
             random: Where jitter comes from.
 
         Raises:
-            Exception: What a predicate `on` raised.
+            Exception: What a predicate `on` raised, or that a `RetryAfter` has something else than seconds by now.
         """
         if attempt >= self.attempts or not self._is_meant(error):
             return None
         try:
             pause = min(self.backoff * self.factor ** (attempt - 1), self.max_backoff)
         except OverflowError:
-            pause = self.max_backoff
-        floor = error.seconds if isinstance(error, RetryAfter) else 0.0
+            pause = self.max_backoff if self.backoff else 0.0
+        floor = check_seconds("seconds", error.seconds) if isinstance(error, RetryAfter) else 0.0
         return floor + random.uniform(0.0, pause) if self.jitter else max(floor, pause)
 
     def _is_meant(self, error: BaseException) -> bool:

@@ -12,6 +12,8 @@ from benchmarks.cost_per_job import cost_per_job
 from benchmarks.efficiency import efficiency
 from benchmarks.harness import Answer, Settings, machine, show
 from benchmarks.memory import memory
+from benchmarks.rate import rate
+from benchmarks.retries import retries
 from benchmarks.round_trip import round_trip
 
 QUESTIONS: dict[str, Callable[[Settings], Answer]] = {
@@ -19,6 +21,8 @@ QUESTIONS: dict[str, Callable[[Settings], Answer]] = {
     "memory": memory,
     "efficiency": efficiency,
     "round-trip": round_trip,
+    "retries": retries,
+    "rate": rate,
 }
 RESULTS = Path(__file__).parent / "results"
 

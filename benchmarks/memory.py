@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.harness import ROOT, Answer, Budget, Measurement, Settings
 from benchmarks.rivals import do_nothing, gather, outcomes
 
-__all__ = ["memory"]
+__all__ = ["memory", "resident"]
 
 WORKERS = 100
 _WARM_UP = 10_000
@@ -46,7 +46,7 @@ def _grow(contender: str, jobs: int, rounds: int, settings: Settings, budget: Bu
 # -- In the process that is measured ----------------------------------------------------------------------------------
 
 
-def _resident() -> int:
+def resident() -> int:
     """Return the bytes of memory that the process holds now; where the system does not tell, the most it ever held."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -69,18 +69,18 @@ class _Growth:
 
     def __init__(self) -> None:
         gc.collect()
-        self._before, self._most_before = _resident(), _most_resident()
+        self._before, self._most_before = resident(), _most_resident()
         self._peak = self._before
 
     async def __call__(self, job: int) -> int:
         if job % _SAMPLE_EVERY == 0:
-            self._peak = max(self._peak, _resident())
+            self._peak = max(self._peak, resident())
         return job
 
     def bytes(self) -> int:
         """Return the growth, up to the highest peak that is known."""
         most = _most_resident()
-        peak = max(self._peak, _resident(), most if most > self._most_before else 0)
+        peak = max(self._peak, resident(), most if most > self._most_before else 0)
         return peak - self._before
 
 

@@ -117,6 +117,9 @@ def test_paused_nothing_starts_and_no_burst_is_saved_up() -> None:
         (("5",), TypeError, "rate must be a number, got '5'"),
         ((float("inf"),), ValueError, "rate must be a finite number > 0, got inf"),
         ((1, 0), ValueError, "per must be a finite number of seconds > 0, got 0"),
+        ((1e-320,), ValueError, "per / rate * burst must be a finite number of seconds, got 1.0 / 1e-320 * 1"),
+        ((10**400,), ValueError, "rate must be a finite number > 0, got 1000"),
+        ((1, 1, 10**400), ValueError, "per / rate * burst must be a finite number of seconds"),
         ((1, 1, 0), ValueError, "burst must be >= 1, got 0"),
         ((1, 1, 1.5), TypeError, "burst must be an int, got 1.5"),
     ],
@@ -252,6 +255,47 @@ async def test_two_pools_keep_a_limit_together() -> None:
             await handle
     assert sorted(one.times + other.times) == [max(0, number - 1) / 8 for number in range(20)]
     assert len(one.times) == len(other.times) == 10
+
+
+@pytest.mark.parametrize("limiter", [RateLimit(10), RateLimit.per_key(lambda job: 0, 10)], ids=repr)
+def test_of_pools_that_share_a_limit_none_starves(limiter: Any) -> None:
+    async def main() -> None:
+        started: Counter[str] = Counter()
+
+        async def handler(job: tuple[str, int]) -> None:
+            started[job[0]] += 1
+
+        async def use(name: str) -> None:
+            async with WorkerPool(handler, workers=2, limiter=limiter) as pool:
+                await pool.outcomes((name, number) for number in range(10_000))
+
+        tasks = [asyncio.create_task(use(name)) for name in "abc"]
+        await asyncio.sleep(60)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert sum(started.values()) == pytest.approx(600, abs=2)
+        assert min(started.values()) > 100
+
+    run(main)
+
+
+@virtual
+async def test_jobs_that_are_too_late_use_up_no_starts() -> None:
+    starts = Starts()
+    ends: list[float] = []
+    retry = Retry(max_elapsed=2.0)
+    async with WorkerPool(starts, workers=2, queue_size=20, limiter=RateLimit(1), retry=retry) as pool:
+        late = [pool.submit_nowait(job) for job in range(10)]
+        await asyncio.sleep(1.5)
+        fresh = await pool.submit("fresh")
+        for handle in late:
+            await handle.outcome()
+            ends.append(now())
+        await fresh
+    assert ends == [1.5] * 2 + [2.0] * 8
+    assert starts.jobs == [0, 1, "fresh"]
+    assert starts.times == [0.0, 1.0, 2.0]
 
 
 @virtual
@@ -497,6 +541,29 @@ async def test_a_function_that_cancels_the_very_job_it_is_asked_for() -> None:
         assert_conserved(pool)
         stats = pool.stats
         assert (stats.succeeded, stats.cancelled, stats.queued) == (3, 2, 0)
+
+
+@virtual
+async def test_a_more_urgent_job_does_not_wait_for_one_of_its_limit_that_waits_for_a_worker() -> None:
+    limit = RateLimit(1)
+    order: list[tuple[str, int]] = []
+
+    async def handler(job: tuple[str, int]) -> None:
+        order.append(job)
+        await asyncio.sleep(0.6)
+
+    def limits(job: tuple[str, int]) -> RateLimit | None:
+        return limit if job[0] == "limited" else None
+
+    async with WorkerPool(handler, workers=1, queue_size=20, limiter=limits, priority=lambda job: job[1]) as pool:
+        for job in [("limited", 0), ("limited", 2), *[("free", 1)] * 6]:
+            pool.submit_nowait(job)
+        await asyncio.sleep(2)  # the second was released, and is behind those that are free
+        pool.submit_nowait(("limited", 0))
+        await pool.join()
+    assert order == [("limited", 0), ("free", 1), ("free", 1), ("free", 1), ("limited", 0)] + [("free", 1)] * 3 + [
+        ("limited", 2)
+    ]
 
 
 @virtual

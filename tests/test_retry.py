@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import logging
 import pickle
 from collections.abc import AsyncIterator
@@ -492,7 +493,7 @@ async def test_a_predicate_that_raises_costs_only_the_retry(caplog: pytest.LogCa
         with pytest.raises(OSError):
             await pool.run("x")
     (record,) = caplog.records
-    assert "predicate `on` of the retry raised" in record.getMessage()
+    assert "predicate `on` of the retry" in record.getMessage()
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], LookupError)
 
@@ -704,21 +705,21 @@ def test_in_any_window_there_are_no_more_retries_than_the_budget_allows() -> Non
     for _ in range(50):
         budget = RetryBudget(ratio=random.random(), min_per_second=random.random() * 3, window=10)
         tally = budget.start()
-        time, accepted = 0.0, 0
+        time = 0.0
         fresh: list[float] = []
         retries: list[float] = []
         for _ in range(500):
             time += random.expovariate(5)
             count = random.choice((0, 0, 1, 10))
-            accepted += count
             fresh += [time] * count
-            tally.look(time, accepted)
-            if random.random() < 0.7 and tally.withdraw(time, accepted):
+            for _ in range(count):
+                tally.deposit(time)
+            if random.random() < 0.7 and tally.withdraw(time):
                 retries.append(time)
         for end in retries:
             made = sum(end - 10 < when <= end for when in retries)
-            # Looked at in tenths of the window: what was accepted up to one tenth before it counts too.
-            work = sum(end - 11.5 < when <= end for when in fresh)
+            # Counted in tenths of the window: what was accepted up to one tenth before it counts too.
+            work = sum(end - 11 < when <= end for when in fresh)
             assert made <= budget.ratio * work + budget.min_per_second * 10 + 1e-9
 
 
@@ -923,3 +924,125 @@ async def test_a_job_that_the_observer_cancels_as_it_is_put_off_ends_once() -> N
         await pool.join()
         assert (pool.stats.cancelled, pool.stats.delayed) == (4, 0)
         assert_conserved(pool)
+
+
+# -- What errors and functions of the user may do ----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    """An error whose attributes cannot be set, as typed code has them."""
+
+    number: int
+
+
+class TakesNoNotes(Exception):
+    def add_note(self, note: str) -> None:
+        raise RuntimeError("no notes")
+
+
+class TooMany(RetryAfter):
+    """Advice that does not call the `__init__` that it should."""
+
+    def __init__(self, response: str) -> None:
+        self.response = response
+
+
+class Unreadable(Exception):
+    @property
+    def __cause__(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("no cause")
+
+
+@pytest.mark.parametrize("error", [Frozen(1), TakesNoNotes(), TooMany("x"), Unreadable()], ids=repr)
+@pytest.mark.parametrize("retry", [None, Retry(budget=RetryBudget(ratio=0, min_per_second=0))], ids=["none", "retry"])
+def test_no_error_keeps_its_job_from_an_outcome(error: Exception, retry: Retry | None) -> None:
+    async def handler(job: object) -> None:
+        raise error
+
+    async def main() -> None:
+        async with WorkerPool(handler, workers=1, retry=retry) as pool:
+            outcomes = await pool.outcomes(range(3))
+            assert [outcome.error for outcome in outcomes if isinstance(outcome, Failed)] == [error] * 3
+            assert_conserved(pool)
+
+    run(main)
+
+
+@fuzzed
+async def test_functions_of_the_user_see_the_law_kept_and_may_cancel_the_job() -> None:
+    handles: list[Any] = []
+
+    def on(error: BaseException) -> bool:
+        assert_conserved(pool)
+        assert handles[int(str(error))].cancel()
+        return True
+
+    def observer(event: object) -> None:
+        assert_conserved(pool)
+
+    async def handler(job: int) -> None:
+        raise OSError(job)
+
+    pool = WorkerPool(handler, workers=2, retry=Retry(on=on, jitter=False), observers=[observer])
+    async with pool:
+        pool.pause()
+        handles += [pool.submit_nowait(job) for job in range(4)]
+        pool.resume()
+        await pool.join()
+        await asyncio.sleep(10)  # nobody calls a job stuck that has ended
+        assert (pool.stats.failed, pool.stats.retries, pool.stats.stuck) == (4, 0, 0)
+        for handle in handles:
+            await handle.outcome()
+
+
+@virtual
+async def test_a_job_that_waits_only_because_too_many_are_delayed_is_no_deadlock() -> None:
+    async def handler(job: str) -> str:
+        if job == "flaky" and current_job().attempt == 1:
+            raise OSError
+        if job == "parent":
+            await pool.submit("child")
+        return job
+
+    async with WorkerPool(handler, workers=1, retry=Retry(backoff=1, jitter=False), max_delayed=1) as pool:
+        flaky = await pool.submit("flaky")
+        parent = pool.submit_nowait("parent")
+        assert await parent == "parent"
+        assert await flaky == "flaky"
+        await pool.join()
+
+
+@virtual
+async def test_a_deadlock_that_comes_up_when_they_come_back_is_one() -> None:
+    async def handler(job: str) -> str:
+        if job == "flaky" and current_job().attempt == 1:
+            raise OSError
+        if job == "parent":
+            await pool.submit("child")
+        return job
+
+    retry = Retry(backoff=1, jitter=False)
+    async with WorkerPool(handler, workers=1, queue_size=1, retry=retry, max_delayed=1) as pool:
+        flaky = await pool.submit("flaky")
+        parent = pool.submit_nowait("parent")
+        with pytest.raises(PoolDeadlock):
+            await parent
+        assert await flaky == "flaky"
+
+
+@virtual
+async def test_the_budget_counts_work_when_it_was_accepted() -> None:
+    async def handler(job: int) -> None:
+        await asyncio.sleep(100)
+        raise OSError
+
+    retry = Retry(attempts=2, budget=RetryBudget(ratio=0.2, min_per_second=1))
+    async with WorkerPool(handler, workers=1000, retry=retry) as pool:
+        await pool.outcomes(range(1000))
+        assert pool.stats.retries == 10
+
+
+@virtual
+async def test_without_a_backoff_no_attempt_waits_however_many_there_are() -> None:
+    assert Retry(attempts=5000, backoff=0.0).delay(4000, OSError(), Random(0)) == 0.0
