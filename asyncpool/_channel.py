@@ -28,7 +28,8 @@ class Channel(Generic[ItemT_co]):
     """Jobs that belong together, and the one reader of their outcomes.
 
     The window bounds the jobs that are accepted and not yet read, so that a slow reader slows the intake, and never
-    a worker: a worker that delivers finds room always.
+    a worker: a worker that delivers finds room always. Jobs that wait for a time are not in it, or a few that wait long
+    would idle all workers: what bounds those is `max_delayed`.
 
     `raises` makes it a channel of values, which ends with the first job that did not succeed.
     """
@@ -42,6 +43,7 @@ class Channel(Generic[ItemT_co]):
         self._what = f"{what} of pool {dispatcher.name!r}"
         self._window = window
         self._live = 0  # accepted and not settled
+        self._delayed = 0  # of those, how many wait for a time
         self.line = Line(self._room)
         self._has_cursor = False
         self._reader: asyncio.Future[None] | None = None
@@ -60,8 +62,8 @@ class Channel(Generic[ItemT_co]):
 
     @property
     def unread(self) -> int:
-        """How many jobs are accepted and not read."""
-        return (len(self._in_order) if self._is_ordered else self._live) + len(self.ready)
+        """How many jobs are accepted and not read, those that wait for a time left out."""
+        return (len(self._in_order) if self._is_ordered else self._live) + len(self.ready) - self._delayed
 
     def _room(self) -> int:
         return self.window - self.unread
@@ -91,6 +93,12 @@ class Channel(Generic[ItemT_co]):
             self._fail_from(job, outcome)
         if self._reader is not None and self.ready:
             self._wake_reader()
+
+    def count_delayed(self, change: int, /) -> None:
+        """Be told that one more of the jobs waits for a time, or one less. For the pool."""
+        self._delayed += change
+        if self.line.waiting:
+            self.line.advance()
 
     def _move_to_ready(self) -> None:
         jobs = self._in_order
@@ -145,7 +153,7 @@ class Channel(Generic[ItemT_co]):
             self._failure.unwrap()
         if self._is_cut:
             raise self._cut_error()
-        if not self._intake_is_open and not self.unread:
+        if not self._intake_is_open and not self.unread and not self._delayed:
             await self._finish()
             self._is_over = True
             raise StopAsyncIteration if self._end is None else self._end

@@ -517,6 +517,8 @@ class Dispatcher:
             self._begin(job, self.idle.pop())
             del job  # see _begin
             gate.go_on()
+        elif job.sink is not None:
+            job.sink.count_delayed(1)
 
     def _wait_for_rate(self, rate_limit: RateLimit) -> None:
         """Leave all jobs where they are until the limit of all opens: nobody could go past."""
@@ -775,6 +777,8 @@ class Dispatcher:
         job.worker = job.started_at = job.doom = None
         self.counters.retries += 1
         self._delays.set(now + pause, job)
+        if job.sink is not None:
+            job.sink.count_delayed(1)
         if self.observers.any:
             self.observers.emit(
                 JobRetrying(
@@ -818,6 +822,8 @@ class Dispatcher:
 
     def _put_back(self, job: Job) -> None:
         self.queue.put_back(job)
+        if job.sink is not None:
+            job.sink.count_delayed(-1)
         if self.idle and not self._is_pumping:
             self._wake()
         if self.line.waiting:
@@ -924,10 +930,14 @@ class Dispatcher:
             return True
         outcome = self._handed_back(job, reason)
         self._count(job, outcome)
+        was_delayed = True
         if job.past is not None and job.past.is_waiting:
             self._delays.forget(job)
         elif self._gate is None or not self._gate.forget(job):
             self.queue.forget()
+            was_delayed = False
+        if was_delayed and job.sink is not None:
+            job.sink.count_delayed(-1)
         self._tell(job, outcome)
         self._less()
         return True

@@ -37,6 +37,9 @@ class Sink(Protocol):
     """Whoever is told of a job's outcome: exactly once, on the loop, and it must not raise."""
 
     def deliver(self, job: Job, outcome: Outcome[Any, Any], /) -> None: ...
+    def count_delayed(self, change: int, /) -> None:
+        """Be told that one more of its jobs waits for a time (1), or one less (-1)."""
+        ...
 
 
 class JobOwner(Protocol):
@@ -268,6 +271,9 @@ class JobHandle(Generic[JobT, ValueT]):
         for future in waiters:
             if not future.done():
                 future.set_result(None)
+
+    def count_delayed(self, change: int, /) -> None:
+        """Nothing to do. For the pool, not for users."""
 
     def __del__(self) -> None:
         # May run in any thread, whenever the collector likes: so it asks the loop, and does nothing itself.

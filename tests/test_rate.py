@@ -354,7 +354,7 @@ def host(job: tuple[str, int]) -> str:
 async def test_jobs_for_other_hosts_go_past_those_that_wait() -> None:
     starts = Starts(seconds=0.1)
     jobs = [("slow", number) for number in range(10)] + [(f"host {number}", number) for number in range(10)]
-    async with WorkerPool(starts, workers=2, limiter=RateLimit.per_key(host, 1)) as pool:
+    async with WorkerPool(starts, workers=2, queue_size=0, limiter=RateLimit.per_key(host, 1)) as pool:
         await pool.outcomes(jobs)
     by_host = {name: when for (name, _), when in zip(starts.jobs, starts.times, strict=True)}
     assert max(by_host[f"host {number}"] for number in range(10)) < 0.6

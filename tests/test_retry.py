@@ -329,6 +329,39 @@ async def test_map_raises_only_when_the_attempts_are_used_up() -> None:
         await map(Flaky(3), range(5), workers=2, retry=SURE)
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_jobs_that_back_off_do_not_fill_the_window_of_a_stream(ordered: bool) -> None:
+    """Or a few that wait long would idle all workers, whatever max_delayed is."""
+
+    async def handler(job: int) -> float:
+        await asyncio.sleep(1)
+        if job >= 4 and job < 60 and current_job().attempt == 1:
+            raise OSError
+        return now()
+
+    async def main() -> None:
+        retry = Retry(backoff=1000, max_backoff=1000, jitter=False)
+        async with WorkerPool(handler, workers=2, queue_size=0, retry=retry) as pool:
+            ends = {outcome.job: outcome.unwrap() async for outcome in pool.outcomes(range(62), ordered=ordered)}
+        assert (ends[60], ends[61]) == (31.0, 31.0)  # nobody has waited for the pauses of the others
+        assert pool.stats.delayed == 0
+        assert len(ends) == 62
+
+    run(main)
+
+
+@virtual
+async def test_cancelled_while_they_back_off_jobs_leave_no_trace_in_the_window() -> None:
+    async with WorkerPool(Flaky(), workers=2, queue_size=0, retry=Retry(backoff=5, jitter=False)) as pool:
+        group = pool.group(window=2)
+        for job in range(6):
+            await group.submit(job)
+        await settle()
+        assert pool.stats.delayed == 6
+        await group.aclose()
+        assert (group.unread, pool.stats.delayed) == (0, 0)
+
+
 @virtual
 async def test_two_pools_share_a_policy() -> None:
     retry = Retry(attempts=2, jitter=False, budget=RetryBudget(ratio=0, min_per_second=0.1))
