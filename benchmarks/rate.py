@@ -12,14 +12,13 @@ from benchmarks.harness import Answer, Measurement, Settings, measure
 __all__ = ["rate"]
 
 RATES = (10, 100, 500, 1000, 2000, 5000, 10_000, 20_000)
-_SECONDS = 1.0
 
 
 def rate(settings: Settings) -> Answer:
     """Measure the rate reached, in percent of the one asked for, without a burst and with what timers need."""
     measurements: list[Measurement] = []
     for asked in RATES:
-        jobs = min(settings.jobs or 10**9, max(5, int(asked * _SECONDS)))
+        jobs = max(5, min(settings.jobs or 1000, asked))
         bursts = dict.fromkeys((1, burst_for(asked)))
         measurements += [
             one
@@ -38,7 +37,7 @@ def rate(settings: Settings) -> Answer:
 
 def burst_for(asked: float) -> int:
     """What the docstring of RateLimit recommends."""
-    return 2 + int(asked * 0.002)
+    return 1 + max(1, round(asked * 0.002))
 
 
 def _reached(asked: int, burst: int, jobs: int) -> Callable[[], Coroutine[Any, Any, float]]:

@@ -45,18 +45,36 @@ def test_links_between_documents_lead_somewhere(document: Path) -> None:
     assert missing == []
 
 
-def test_the_basic_example_runs() -> None:
+def printed_by(example: str) -> list[str]:
     ran = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "examples.basic_pool"],
+        [sys.executable, "-W", "error", "-m", example],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
     )
-    assert ran.stderr == ""
-    lines = ran.stdout.splitlines()
+    assert (ran.returncode, ran.stderr) == (0, "")
+    return ran.stdout.splitlines()
+
+
+def test_the_basic_example_runs() -> None:
+    lines = printed_by("examples.basic_pool")
     assert len(lines) == 21
     assert {line.split(": ")[1] for line in lines[:20]} == {f"{n} squared is {n * n}" for n in range(1, 21)}
     assert lines[20].startswith("20 jobs in ")
     assert lines[20].endswith(" on 5 workers")
+
+
+def test_the_example_of_retries_and_dead_letters_runs() -> None:
+    lines = printed_by("examples.retries_and_dead_letters")
+    outcomes = [line for line in lines if line.startswith(("Succeeded(", "Failed("))]
+    alerts = [line for line in lines if line.startswith("ALERT: job ")]
+    failed = sum(line.startswith("Failed(") for line in outcomes)
+    assert len(outcomes) == 10
+    assert len(alerts) >= failed
+    assert all("after 3 attempts: ConnectionError: attempt 3: no connection" in line for line in alerts)
+    left = re.fullmatch(r"(\d+) delivered, \d+ retries, (\d+) dead letters left", lines[-1])
+    assert left is not None
+    assert int(left[1]) + int(left[2]) == 10
+    assert len(alerts) == failed + int(left[2])

@@ -10,9 +10,15 @@ import asyncpool
 from asyncpool import (
     Cancelled,
     CancelReason,
+    DeadLetter,
+    DeadLetterFile,
+    DeadLetters,
+    DeadLetterSink,
     Failed,
     JobHandle,
     Outcome,
+    RateLimit,
+    Retry,
     ShutdownReport,
     Stream,
     Succeeded,
@@ -123,6 +129,14 @@ def outcomes_match_exhaustively(outcome: Outcome[str, int]) -> str:
             assert_never(outcome)
 
 
+def host(word: str) -> str:
+    return word
+
+
+def limit_of(word: str) -> RateLimit | asyncio.Semaphore | None:
+    return None
+
+
 def observers_get_a_closed_union(event: asyncpool.Event) -> None:
     match event:
         case PoolStarted(workers=workers):
@@ -134,6 +148,40 @@ def observers_get_a_closed_union(event: asyncpool.Event) -> None:
 
 
 WorkerPool(length, workers=1, observers=[observers_get_a_closed_union])
+
+
+# -- Dead letters, retries, rate limits --------------------------------------------------------------------------------
+
+assert_type(WorkerPool(length, workers=1, dead_letters=DeadLetters()), WorkerPool[str, int])
+store: DeadLetters[str] = DeadLetters(max_size=5)
+assert_type(WorkerPool(length, workers=1, dead_letters=store, retry=Retry(on=OSError)), WorkerPool[str, int])
+assert_type(WorkerPool(length, workers=1, dead_letters=DeadLetterFile("letters.jsonl")), WorkerPool[str, int])
+any_store: DeadLetterSink[Any] = store
+WorkerPool(length, workers=1, dead_letters=any_store)
+for letter in store:
+    assert_type(letter.job, str)
+Retry(on=(OSError, ValueError))
+Retry(on=lambda error: "busy" in str(error))
+
+
+class Table:
+    """A sink of one's own."""
+
+    def record(self, letter: DeadLetter[str], /) -> None: ...
+
+
+assert_type(WorkerPool(length, workers=1, dead_letters=Table()), WorkerPool[str, int])
+WorkerPool(length, workers=1, limiter=RateLimit(5))
+WorkerPool(length, workers=1, limiter=RateLimit.per_key(host, 5))
+WorkerPool(length, workers=1, limiter=limit_of)
+assert_type(WorkerPool(length, workers=1, limiter=lambda word: None), WorkerPool[str, int])
+assert_type(asyncpool.map(length, ["a"], workers=1, retry=Retry(), dead_letters=DeadLetters()), Stream[int])
+
+
+async def letters_are_watched_and_replayed(pool: WorkerPool[str, int]) -> None:
+    async for letter in store.watch():
+        assert_type(letter.job, str)
+    assert_type(await store.replay(pool, where=lambda letter: letter.attempts < 3), int)
 
 
 def outcomes_are_covariant(outcome: Outcome[str, bool]) -> Outcome[object, int]:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import assert_never
 
 import asyncpool
-from asyncpool import Failed, Outcome, Succeeded, WorkerPool
+from asyncpool import DeadLetters, Failed, Outcome, Succeeded, WorkerPool
 
 
 class Connection: ...
@@ -36,6 +36,8 @@ def blocking(job: str) -> int:
     return len(job)
 
 
+numbers: DeadLetters[int] = DeadLetters()
+
 WorkerPool(blocking, workers=1)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
 WorkerPool(stored, workers=1)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
 WorkerPool(length, workers=1, resource=connect)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -43,6 +45,10 @@ WorkerPool(stored_elsewhere, workers=1, resource=connect)  # type: ignore[misc] 
 WorkerPool(workers=1, resource=connect)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 WorkerPool(length)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 WorkerPool(length, 2)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+WorkerPool(length, workers=1, retry=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+WorkerPool(length, workers=1, limiter=5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+WorkerPool(length, workers=1, dead_letters=[])  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+WorkerPool(length, workers=1, dead_letters=numbers)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
 WorkerPool(length, workers="2")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
