@@ -290,7 +290,9 @@ class Dispatcher:
         # Running jobs that were cancelled: the timer until they are called stuck, then None.
         self._dying: dict[Job, asyncio.TimerHandle | None] = {}
 
-        self.waits = Waits(self, running=lambda: self.running, most=most, may_end_by_itself=self.are_too_many_delayed)
+        self.waits = Waits(
+            self, running=lambda: self.running, most=most, may_end_by_itself=self._room_may_come_by_itself
+        )
         self.line = Line(self.room, self.waits.wait)
         self.counters = Counters()
         self.seconds_queued = Histogram()
@@ -357,8 +359,14 @@ class Dispatcher:
         return self.queue_size + (0 if self.is_paused else len(self.idle)) - self.queue.size
 
     def are_too_many_delayed(self) -> bool:
-        """Whether nothing is accepted because of that alone, until the time of some has come."""
+        """Whether nothing is accepted because of that."""
         return self._has_delays and self.delayed >= self._max_delayed
+
+    def _room_may_come_by_itself(self) -> bool:
+        """Whether nothing is accepted because too many are delayed, and the time of some is still to come."""
+        if not self.are_too_many_delayed():
+            return False
+        return self._delays.size > 0 or (self._gate is not None and self._gate.is_anything_due)
 
     def accept(self, input: Any, sink: Sink | None, context: Context) -> Job:
         """Take charge of an input, whether or not there is room: that was its submitter's to wait for.

@@ -85,6 +85,11 @@ class Gate:
         """How many jobs are parked."""
         return len(self._lane_of) - self._released
 
+    @property
+    def is_anything_due(self) -> bool:
+        """Whether the time of some lane is still to come: else all wait for workers."""
+        return self._alarms.size > 0
+
     def __iter__(self) -> Iterator[Job]:
         """The parked jobs."""
         return (job for job, lane in self._lane_of.items() if lane.released is not job)

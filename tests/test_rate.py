@@ -18,6 +18,7 @@ from asyncpool import (
     Cancelled,
     Failed,
     KeyedRateLimit,
+    PoolDeadlock,
     RateLimit,
     Retry,
     Succeeded,
@@ -564,6 +565,25 @@ async def test_a_more_urgent_job_does_not_wait_for_one_of_its_limit_that_waits_f
     assert order == [("limited", 0), ("free", 1), ("free", 1), ("free", 1), ("limited", 0)] + [("free", 1)] * 3 + [
         ("limited", 2)
     ]
+
+
+@virtual
+async def test_a_job_that_waits_for_room_while_all_of_a_limit_wait_for_its_worker_is_a_deadlock() -> None:
+    limit = RateLimit(1)
+
+    async def handler(job: str) -> None:
+        if job == "parent":
+            await pool.submit("child")
+
+    def limits(job: str) -> RateLimit | None:
+        return limit if job == "limited" else None
+
+    async with WorkerPool(handler, workers=1, queue_size=50, max_delayed=1, limiter=limits) as pool:
+        handles = [pool.submit_nowait(job) for job in ("limited", "limited", "limited", "parent")]
+        with pytest.raises(PoolDeadlock):
+            await handles.pop()
+        for handle in handles:
+            await handle
 
 
 @virtual
