@@ -26,7 +26,7 @@ class Alarms(Generic[ItemT]):
     walk. They are swept before they outnumber the living. `ring` must not raise, and may set alarms.
     """
 
-    __slots__ = ("_context", "_dead", "_heap", "_is_live", "_loop", "_numbers", "_ring", "_timer")
+    __slots__ = ("_context", "_dead", "_due", "_heap", "_is_live", "_loop", "_numbers", "_ring", "_timer")
 
     def __init__(self, ring: Callable[[ItemT], None], is_live: Callable[[ItemT], bool]) -> None:
         self._ring = ring
@@ -34,7 +34,8 @@ class Alarms(Generic[ItemT]):
         self._heap: list[tuple[float, int, ItemT]] = []
         self._dead = 0
         self._numbers = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._due = 0.0  # of the timer; not asked of it, because uvloop's need not know
 
     def open(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
         """Bind to the running loop."""
@@ -79,9 +80,10 @@ class Alarms(Generic[ItemT]):
             return
         when = self._heap[0][0]
         if self._timer is not None:
-            if self._timer.when() <= when:
+            if self._due <= when:
                 return
             self._timer.cancel()
+        self._due = when
         self._timer = self._loop.call_at(when, self._go_off, context=self._context)
 
     def _go_off(self) -> None:

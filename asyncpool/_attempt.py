@@ -130,7 +130,9 @@ def _cut_earlier_raises(traceback: types.TracebackType | None) -> None:
         if following is None:
             return
         frame = following.tb_frame
-        if frame.f_code is code and code.co_argcount and not frame.f_locals:
+        # Not where a job raises the failure of another job that it awaited: that belongs to this raise.
+        is_handed_on = traceback.tb_frame.f_globals.get("__name__") == "asyncpool.outcomes"
+        if frame.f_code is code and code.co_argcount and not is_handed_on and not frame.f_locals:
             break
         traceback = following
     traceback.tb_next = None

@@ -29,7 +29,7 @@ class Channel(Generic[ItemT_co]):
 
     The window bounds the jobs that are accepted and not yet read, so that a slow reader slows the intake, and never
     a worker: a worker that delivers finds room always. Jobs that wait for a time are not in it, or a few that wait long
-    would idle all workers: what bounds those is `max_delayed`.
+    would idle all workers: what bounds those is `max_delayed`. A window that was asked for holds them too.
 
     `raises` makes it a channel of values, which ends with the first job that did not succeed.
     """
@@ -62,8 +62,9 @@ class Channel(Generic[ItemT_co]):
 
     @property
     def unread(self) -> int:
-        """How many jobs are accepted and not read, those that wait for a time left out."""
-        return (len(self._in_order) if self._is_ordered else self._live) + len(self.ready) - self._delayed
+        """How many jobs are accepted and not read; without those that are delayed, unless the window was asked for."""
+        unread = (len(self._in_order) if self._is_ordered else self._live) + len(self.ready)
+        return unread - self._delayed if self._window is None else unread
 
     def _room(self) -> int:
         return self.window - self.unread
@@ -153,7 +154,7 @@ class Channel(Generic[ItemT_co]):
             self._failure.unwrap()
         if self._is_cut:
             raise self._cut_error()
-        if not self._intake_is_open and not self.unread and not self._delayed:
+        if not self._intake_is_open and not self.unread and not self._live:
             await self._finish()
             self._is_over = True
             raise StopAsyncIteration if self._end is None else self._end

@@ -144,6 +144,7 @@ class Dispatcher:
     __slots__ = (
         "__weakref__",
         "_advice_timer",
+        "_advice_until",
         "_context",
         "_dead_letters",
         "_delays",
@@ -160,6 +161,7 @@ class Dispatcher:
         "_is_eager",
         "_is_plain",
         "_is_pumping",
+        "_is_user",
         "_limiter",
         "_max_delayed",
         "_pauses",
@@ -279,8 +281,10 @@ class Dispatcher:
         self._pauses: set[_Pause] = set()
         self.is_paused = False  # whether there are any
         self._advice_timer: asyncio.TimerHandle | None = None
+        self._advice_until = 0.0
         self._rate_timer: asyncio.TimerHandle | None = None
         self._has_taken = False  # a start of the rate limit, since the last time that it was closed
+        self._is_user = False  # of it: it was closed, and we have taken no start since
         self.is_ended = False
         self.supervisor: asyncio.Task[None] | None = None
         self.is_open = False  # whether accepted jobs are run; else they are settled as cancelled at once
@@ -337,7 +341,6 @@ class Dispatcher:
         if self._dead_letters is not None:
             # Letters are read tomorrow, in another process, where the loop's time says nothing.
             self._epoch = time.time() - loop.time()  # noqa: TID251
-            self._tell_sink("pool_opened")
         self.is_open = True
 
     # -- Intake ------------------------------------------------------------------------------------------------------
@@ -475,6 +478,7 @@ class Dispatcher:
                         self._wait_for_rate(rate_limit)
                         break
                     self._has_taken = True
+                    self._wait_no_longer(rate_limit)
                 if gate is not None:
                     self._ask_for_first(gate, now)
                 elif (job := queue.pop()) is not None:
@@ -533,8 +537,15 @@ class Dispatcher:
         self._pause_for(_Pause.RATE)
         when = rate_limit.when_to_ask(has_taken=self._has_taken)
         self._has_taken = False
-        rate_limit.users += 1
+        if not self._is_user:
+            self._is_user = True
+            rate_limit.users += 1
         self._rate_timer = self.loop.call_at(when, self._lift, _Pause.RATE, context=self._context)
+
+    def _wait_no_longer(self, rate_limit: RateLimit) -> None:
+        if self._is_user:
+            self._is_user = False
+            rate_limit.users -= 1
 
     def _begin(self, job: Job, worker: Worker) -> None:
         """Give a job to a worker and start the attempt's task."""
@@ -894,15 +905,22 @@ class Dispatcher:
                 )
             )
         except BaseException as error:
-            self._log_hook("recording a dead letter", error)
-            _log.error(
-                "pool %r: a job failed that the dead letters do not have: %s",
-                self.name,
-                safe_text(repr, job.input),
-                exc_info=failed.error,
-            )
+            self.counters.unrecorded += 1
+            count = self.counters.unrecorded
+            if count & (count - 1) == 0:
+                _log.error(
+                    "pool %r: a job failed that the dead letters do not have (number %d of such): %s",
+                    self.name,
+                    count,
+                    safe_text(repr, job.input),
+                    exc_info=failed.error,
+                )
+                self._log_hook("recording it", error)
+            elif isinstance(error, KeyboardInterrupt):
+                self._log_hook("recording a dead letter", error)
 
-    def _tell_sink(self, what: str) -> None:
+    def tell_sink(self, what: str) -> None:
+        """Call a method of the dead letters that only some of them have."""
         if isinstance(self._dead_letters, PoolAwareSink):
             try:
                 getattr(self._dead_letters, what)(self.name)
@@ -1052,9 +1070,10 @@ class Dispatcher:
     def _pause_until(self, when: float, seconds: float) -> None:
         """Take no more jobs for a time, as a job has asked; the latest that was asked for counts."""
         if self._advice_timer is not None:
-            if self._advice_timer.when() >= when:
+            if self._advice_until >= when:
                 return
             self._advice_timer.cancel()
+        self._advice_until = when
         self._advice_timer = self.loop.call_at(when, self._lift, _Pause.ADVICE, context=self._context)
         self._pause_for(_Pause.ADVICE)
         _log.info("pool %r: a job has asked for a pause of %g s", self.name, seconds)
@@ -1070,8 +1089,6 @@ class Dispatcher:
         self._pauses.discard(why)
         if why is _Pause.ADVICE:
             self._advice_timer = None
-        elif why is _Pause.RATE and self._rate_limit is not None:
-            self._rate_limit.users -= 1
         self.is_paused = bool(self._pauses)
         if not self.is_paused:
             if self.queue.size:
@@ -1088,10 +1105,9 @@ class Dispatcher:
         for timer in (self._advice_timer, self._rate_timer):
             if timer is not None:
                 timer.cancel()
-        if _Pause.RATE in self._pauses:
-            self._lift(_Pause.RATE)
-        if self._dead_letters is not None:
-            self._tell_sink("pool_closed")
+        if self._rate_limit is not None:
+            self._wait_no_longer(self._rate_limit)
+        self.tell_sink("pool_closed")
 
     def resize(self, wanted: int) -> None:
         """Make new workers, or retire surplus ones: at once who has no job, then whoever ends his job first."""

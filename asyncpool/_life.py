@@ -87,8 +87,12 @@ class Life:
         self.state = State.STARTING
         self._supervisor.add_done_callback(self._supervisor_is_done)
         dispatcher.supervisor = self._supervisor
+        dispatcher.tell_sink("pool_opened")
         if dispatcher.has_resource:
             await self._enter_first_resource()
+        elif self.state is not State.STARTING:  # whoever keeps the dead letters has closed the pool
+            await self.wait_closed()
+            raise PoolClosed(f"pool {dispatcher.name!r} was closed while it started")
         dispatcher.resize(dispatcher.wanted_workers)
         self.state = State.OPEN
         _log.debug("pool %r: started with %d workers", dispatcher.name, dispatcher.wanted_workers)

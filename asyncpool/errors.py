@@ -181,7 +181,8 @@ class ResourceDied(PoolError):
 class RetryAdvice(PoolError):
     """What a handler raises to tell its pool of another attempt: `RetryAfter` or `Permanent`.
 
-    `raise ... from error` makes `error` what the job failed with; without it, that is the advice itself.
+    `raise ... from error` makes `error` what the job failed with; without it, that is the advice itself. It counts if
+    the handler itself raises it, and not inside an exception group.
     """
 
 
@@ -213,11 +214,14 @@ class RetryAfter(RetryAdvice):
         return f"retry after {self.seconds:g} s{', the whole pool' if self.pause else ''}"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _retry_after, (self.seconds, self.pause)
+        return _restored, (type(self), self.args, self.__dict__)
 
 
-def _retry_after(seconds: float, pause: bool) -> RetryAfter:
-    return RetryAfter(seconds, pause=pause)
+def _restored(kind: type[RetryAfter], args: tuple[object, ...], attributes: dict[str, object]) -> RetryAfter:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 class Permanent(RetryAdvice):

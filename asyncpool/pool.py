@@ -421,7 +421,8 @@ class WorkerPool(Generic[JobT, ValueT]):
 
         Args:
             ordered: Whether outcomes come in the order of submission, or as jobs complete.
-            window: How many jobs may be submitted and not read; None: `queue_size` + `workers`.
+            window: How many jobs may be submitted and not read; None: `queue_size` + `workers`, without those that
+                wait for a time.
 
         Raises:
             PoolNotStarted, PoolClosed, WrongLoop: The pool takes no jobs from here, or not now.

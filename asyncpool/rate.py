@@ -10,13 +10,12 @@ import asyncio
 import math
 from collections.abc import Callable, Hashable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Generic, TypeAlias, TypeGuard, TypeVar
+from typing import Any, TypeAlias, TypeGuard, TypeVar
 
 from asyncpool._checks import check_count, check_number, check_seconds
 
 __all__ = ["KeyedRateLimit", "Limiter", "RateLimit", "is_manager"]
 
-KeyedT_contra = TypeVar("KeyedT_contra", contravariant=True)
 
 # So many keys are kept before the idle ones among them are looked for.
 _FEW_KEYS = 64
@@ -68,9 +67,7 @@ class RateLimit:
         self.users = 0
 
     @staticmethod
-    def per_key(
-        key: Callable[[KeyedT_contra], Hashable], rate: float, per: float = 1.0, burst: int = 1
-    ) -> KeyedRateLimit[KeyedT_contra]:
+    def per_key(key: Callable[[Any], Hashable], rate: float, per: float = 1.0, burst: int = 1) -> KeyedRateLimit:
         """Return a limit for each key of the jobs: `RateLimit.per_key(lambda url: URL(url).host, 2)`.
 
         Raises:
@@ -115,7 +112,7 @@ class RateLimit:
         return f"RateLimit({self._rate:g}, per={self._per:g}, burst={self._burst})"
 
 
-class KeyedRateLimit(Generic[KeyedT_contra]):
+class KeyedRateLimit:
     """A `RateLimit` for each key: politeness per host. Made by `RateLimit.per_key`; call it for the limit of a job.
 
     A key that has been idle long enough to be as good as new is forgotten, so that memory is bounded by the keys in
@@ -124,7 +121,7 @@ class KeyedRateLimit(Generic[KeyedT_contra]):
 
     __slots__ = ("_burst", "_calls", "_key", "_limits", "_look_at", "_per", "_rate")
 
-    def __init__(self, key: Callable[[KeyedT_contra], Hashable], rate: float, per: float, burst: int) -> None:
+    def __init__(self, key: Callable[[Any], Hashable], rate: float, per: float, burst: int) -> None:
         if not callable(key):
             raise TypeError(f"key must be a function of the job, got {key!r}")
         RateLimit(rate, per, burst)  # says what is wrong with them, now and not at the first job
@@ -134,7 +131,7 @@ class KeyedRateLimit(Generic[KeyedT_contra]):
         self._calls = 0  # since the idle keys were looked for
         self._look_at = _FEW_KEYS
 
-    def __call__(self, job: KeyedT_contra, /) -> RateLimit:
+    def __call__(self, job: object, /) -> RateLimit:
         """Return the limit of a job, for instance to pause it: `limits(url).pause_for(30)`.
 
         Raises:

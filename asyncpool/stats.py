@@ -146,7 +146,16 @@ class Throughput:
 class Counters:
     """The tally of a pool: how the jobs ended that ended, and what went unread."""
 
-    __slots__ = ("cancelled", "failed", "retries", "retries_refused", "submitted", "succeeded", "unread_failures")
+    __slots__ = (
+        "cancelled",
+        "failed",
+        "retries",
+        "retries_refused",
+        "submitted",
+        "succeeded",
+        "unread_failures",
+        "unrecorded",
+    )
 
     def __init__(self) -> None:
         self.submitted = 0
@@ -156,6 +165,7 @@ class Counters:
         self.unread_failures = 0
         self.retries = 0
         self.retries_refused = 0
+        self.unrecorded = 0  # failures that the dead letters refused
 
     @property
     def ended(self) -> int:

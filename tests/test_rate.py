@@ -156,7 +156,7 @@ def test_limits_show_what_they_are() -> None:
 
 @virtual
 async def test_idle_keys_are_forgotten() -> None:
-    limits: KeyedRateLimit[int] = RateLimit.per_key(lambda job: job, rate=1)
+    limits: KeyedRateLimit = RateLimit.per_key(lambda job: job, rate=1)
     for job in range(10_000):
         limits(job).take(now())
         await asyncio.sleep(0.01)  # so about a hundred are not idle
@@ -166,7 +166,7 @@ async def test_idle_keys_are_forgotten() -> None:
 
 @virtual
 async def test_a_key_that_jobs_wait_for_is_not_forgotten() -> None:
-    limits: KeyedRateLimit[str] = RateLimit.per_key(lambda job: job, rate=1)
+    limits: KeyedRateLimit = RateLimit.per_key(lambda job: job, rate=1)
     starts = Starts()
     async with WorkerPool(starts, workers=1, limiter=limits) as pool:
         handles = [pool.submit_nowait("x") for _ in range(2)]
@@ -387,7 +387,7 @@ def test_no_host_gets_more_than_its_rate_under_random_load(mode: str, priority: 
     async def main(random: Random) -> None:
         asyncio.get_running_loop().set_task_factory(FACTORIES[mode])
         times: dict[str, list[float]] = {}
-        limits: KeyedRateLimit[Any] = RateLimit.per_key(host, 8, burst=2)
+        limits: KeyedRateLimit = RateLimit.per_key(host, 8, burst=2)
 
         async def handler(job: tuple[str, int]) -> None:
             times.setdefault(job[0], []).append(now())
@@ -462,7 +462,7 @@ async def test_a_released_job_that_is_cancelled_lets_the_next_of_its_host_go_on(
 
 @virtual
 async def test_of_two_pools_that_share_limits_neither_goes_above_the_rate() -> None:
-    limits: KeyedRateLimit[Any] = RateLimit.per_key(host, 8)
+    limits: KeyedRateLimit = RateLimit.per_key(host, 8)
     starts = Starts()
     async with (
         WorkerPool(starts, workers=2, limiter=limits) as one,

@@ -7,6 +7,7 @@ import contextvars
 import dataclasses
 import logging
 import pickle
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import Random
@@ -35,7 +36,7 @@ from asyncpool import (
     map,
 )
 from asyncpool.events import JobRetrying, JobStarted, PoolPaused, PoolResumed
-from asyncpool.testing import run, settle
+from asyncpool.testing import VirtualTimeLoop, run, settle
 from tests.helpers import assert_conserved, cancel_soon, echo, fuzzed, now, virtual
 from tests.laws.witness import FACTORIES
 
@@ -353,7 +354,7 @@ def test_jobs_that_back_off_do_not_fill_the_window_of_a_stream(ordered: bool) ->
 @virtual
 async def test_cancelled_while_they_back_off_jobs_leave_no_trace_in_the_window() -> None:
     async with WorkerPool(Flaky(), workers=2, queue_size=0, retry=Retry(backoff=5, jitter=False)) as pool:
-        group = pool.group(window=2)
+        group = pool.group()
         for job in range(6):
             await group.submit(job)
         await settle()
@@ -1079,3 +1080,70 @@ async def test_the_budget_counts_work_when_it_was_accepted() -> None:
 @virtual
 async def test_without_a_backoff_no_attempt_waits_however_many_there_are() -> None:
     assert Retry(attempts=5000, backoff=0.0).delay(4000, OSError(), Random(0)) == 0.0
+
+
+class HandlesThatDoNotTellTheTime(VirtualTimeLoop):
+    """As uvloop's, whose timers that are due at once are plain handles."""
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
+        if when <= self.time():
+            return self.call_soon(callback, *args, context=context)
+        return super().call_at(when, callback, *args, context=context)
+
+
+def test_timers_need_not_tell_when_they_are_due() -> None:
+    async def main() -> None:
+        async with WorkerPool(Flaky(2), workers=3, retry=Retry(backoff=0)) as pool:
+            assert len(await pool.outcomes(range(500))) == 500
+            assert pool.stats.retries == 1000
+
+    with asyncio.Runner(loop_factory=HandlesThatDoNotTellTheTime) as runner:
+        runner.run(main())
+
+
+@virtual
+async def test_the_line_that_failed_is_told_also_of_a_job_of_the_same_handler() -> None:
+    async def handler(job: int) -> None:
+        if job:
+            await pool.run(job - 1)
+        else:
+            raise OSError("the cause")
+
+    async with WorkerPool(handler, workers=3, queue_size=3) as pool:
+        with pytest.raises(OSError) as raised:
+            await pool.run(2)
+    lines = [str(entry.statement).strip() for entry in raised.traceback if entry.name == "handler"]
+    assert lines == ["await pool.run(job - 1)", "await pool.run(job - 1)", 'raise OSError("the cause")']
+
+
+@virtual
+async def test_an_error_object_that_is_raised_again_and_again_does_not_grow() -> None:
+    error = OSError("always the same")
+
+    def fail() -> None:
+        raise error
+
+    async def handler(job: int) -> None:
+        fail()
+
+    async with WorkerPool(handler, workers=2, retry=Retry(backoff=0)) as pool:
+        await pool.outcomes(range(100))
+    assert [entry.name for entry in traceback.extract_tb(error.__traceback__)] == ["handler", "fail"]
+
+
+@virtual
+async def test_a_window_that_was_asked_for_holds_delayed_jobs_too() -> None:
+    async with WorkerPool(Flaky(), workers=2, retry=Retry(backoff=5, jitter=False)) as pool:
+        group = pool.group(window=2)
+        tasks = [asyncio.create_task(group.submit(job)) for job in range(4)]
+        await asyncio.sleep(1)
+        assert (group.unread, pool.stats.delayed) == (2, 2)
+        for task in tasks:
+            task.cancel()
+        await group.aclose()
+
+
+def test_a_subclass_of_advice_can_be_pickled() -> None:
+    advice = pickle.loads(pickle.dumps(TooMany("response")))
+    assert isinstance(advice, TooMany)
+    assert (advice.response, advice.seconds) == ("response", 0.0)

@@ -173,6 +173,7 @@ class Table:
 assert_type(WorkerPool(length, workers=1, dead_letters=Table()), WorkerPool[str, int])
 WorkerPool(length, workers=1, limiter=RateLimit(5))
 WorkerPool(length, workers=1, limiter=RateLimit.per_key(host, 5))
+assert_type(WorkerPool(length, workers=1, limiter=RateLimit.per_key(lambda word: word[0], 5)), WorkerPool[str, int])
 WorkerPool(length, workers=1, limiter=limit_of)
 assert_type(WorkerPool(length, workers=1, limiter=lambda word: None), WorkerPool[str, int])
 assert_type(asyncpool.map(length, ["a"], workers=1, retry=Retry(), dead_letters=DeadLetters()), Stream[int])
