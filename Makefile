@@ -15,13 +15,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-long coverage check format bench build clean
+.PHONY: help demo campaign test test-long coverage check format bench build clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 demo: $(STAMPS)/demo ## the image service: make photos, serve, download, resize them
 	@exec $(BIN)/python -m examples.image_service --out demo-output $(ARGS)
+
+campaign: $(STAMPS)/demo ## the e-mail campaign: 100 mails over 10 SMTP connections, with faults on purpose
+	@exec $(BIN)/python -m examples.email_campaign --limit 100 $(ARGS)
 
 test: $(STAMPS)/test ## all tests, with a fixed budget for the random ones
 	@exec $(BIN)/python -m pytest $(ARGS)
@@ -55,7 +58,7 @@ build: $(STAMPS)/venv ## wheel and sdist in dist/
 	$(BIN)/python -m build
 
 clean: ## remove what make made, .venv too
-	rm -rf .venv .venv-* dist demo-output .coverage* htmlcov .hypothesis .import_linter_cache
+	rm -rf .venv .venv-* dist demo-output email-campaign.db* .coverage* htmlcov .hypothesis .import_linter_cache
 	rm -rf .mypy_cache .pytest_cache .ruff_cache
 	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 

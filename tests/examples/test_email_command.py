@@ -1,0 +1,291 @@
+"""`python -m examples.email_campaign`, as a user runs it: in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from examples.email_campaign import command
+from tests.examples.email_parts import make_database, marks, query
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "examples.email_campaign"]
+GIVE_UP = 60.0
+KILLS = int(os.environ.get("EMAIL_KILLS", "3"))
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    arguments = tuple(map(str, arguments))
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=GIVE_UP, check=False
+    )
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start the command, to be read line by line; it is killed at the end if the test has not seen its end."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str | Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [*COMMAND, *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+class Server:
+    """A debug server in a process that outlives the campaigns, and the log of what it has accepted."""
+
+    def __init__(self, log: Path, *arguments: str) -> None:
+        self.log = log
+        log.touch()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "examples.email_campaign.server", "--log", str(log), *arguments],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.address = f"127.0.0.1:{int(self.process.stdout.readline())}"
+
+    def accepted(self) -> Counter[str]:
+        return Counter(self.log.read_text().split())
+
+    def wait_for(self, mails: int) -> None:
+        deadline = time.monotonic() + GIVE_UP
+        while self.accepted().total() < mails:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+
+
+@contextmanager
+def server(log: Path, *arguments: str) -> Iterator[Server]:
+    running = Server(log, *arguments)
+    try:
+        yield running
+    finally:
+        running.process.communicate()  # closes its standard input, which ends it
+        assert running.process.returncode == 0
+
+
+# -- what is told --
+
+
+def test_the_demo_makes_users_sends_to_them_and_tells_the_figures(tmp_path: Path) -> None:
+    database = tmp_path / "users.db"
+    done = run("--db", database, "--users", "400", "--limit", "100", "--latency", "0-10", "--faults", "550=0.05")
+
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("Progress")]
+    sent = sum(mark == "sent" for mark in marks(database).values())
+    assert lines[0] == f"Made {database} with 400 users"
+    assert re.fullmatch(r"Debug server on port \d+: 0-10 ms a mail, faults 550=0.05", lines[1])
+    assert lines[2] == "Campaign we-miss-you: 100 mails to send, over 10 connections"
+    assert lines[3:7] == [
+        "Total processed: 100",
+        f"Sent: {sent}",
+        f"Failed: {100 - sent} ({100 - sent} x 550)",
+        "Retries: 0",
+    ]
+    assert re.fullmatch(r"Total time: \d+\.\d\ds", lines[7])
+    assert re.fullmatch(r"Rate: \d+\.\d mails/s", lines[8])
+    assert re.fullmatch(r"Latency: p50 \d+ ms, p95 \d+ ms, p99 \d+ ms", lines[9])
+    assert lines[10].startswith(f"Dead letters: {database}.dead-letters.jsonl")
+    assert len(lines) == 11
+
+    replay = run("--db", database, "--replay", f"{database}.dead-letters.jsonl", "--faults", "0", "--latency", "0")
+    assert replay.returncode == 0
+    assert f"Sent: {100 - sent}\n" in replay.stdout
+    assert set(marks(database).values()) == {"sent"}
+
+
+def test_progress_is_told_while_mails_are_sent(tmp_path: Path) -> None:
+    database = make_database(tmp_path / "users.db", inactive=4)
+    done = run("--db", database, "--workers", "1", "--latency", "200", "--faults", "0")
+
+    assert done.returncode == 0
+    assert re.search(r"^Progress: [1-4]/4 mails, [1-4] sent, 0 failed \(\d+\.\d mails/s\)$", done.stdout, re.M)
+
+
+# -- going on --
+
+
+def test_ctrl_c_finishes_what_is_under_way_and_the_next_run_does_the_rest(tmp_path: Path, start: Start) -> None:
+    database = make_database(tmp_path / "users.db", inactive=60)
+    with server(tmp_path / "log", "--latency", "50") as relay:
+        process = start("--db", database, "--smtp", relay.address, "--workers", "5")
+        relay.wait_for(10)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=GIVE_UP)
+
+        assert process.returncode == 130
+        assert "Stopping: what is under way is finished first" in output
+        assert "Unfinished" not in output
+        left = 60 - len(marks(database))
+        assert f"Interrupted: {left} users are left; run the same command again to go on." in output
+        assert 0 < left < 60
+        assert run("--db", database, "--smtp", relay.address).returncode == 0
+
+    assert len(relay.accepted()) == 60
+    assert set(relay.accepted().values()) == {1}
+
+
+def test_ctrl_c_twice_cancels_and_tells_what_was_cut_off(tmp_path: Path, start: Start) -> None:
+    database = make_database(tmp_path / "users.db", inactive=20)
+    with server(tmp_path / "log", "--faults", "stall=1") as relay:
+        process = start("--db", database, "--smtp", relay.address, "--workers", "5")
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("Campaign"):
+                process.send_signal(signal.SIGINT)
+            if line.startswith("Stopping"):
+                process.send_signal(signal.SIGINT)
+                break
+        output = process.stdout.read()
+        process.wait(timeout=GIVE_UP)
+
+    assert process.returncode == 130
+    assert "Interrupted: 20 users are left" in output
+    assert "Traceback" not in output
+    assert marks(database) == {}
+
+
+def test_on_a_terminal_a_bar_shows_how_far_it_is(tmp_path: Path) -> None:
+    database = make_database(tmp_path / "users.db", inactive=30)
+    arguments = ("--db", str(database), "--latency", "20", "--faults", "0", "--workers", "2")
+    master, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], cwd=ROOT, stdout=terminal, stderr=terminal, env={**os.environ, "TERM": "xterm"}
+    )
+    os.close(terminal)
+    shown = b""
+    try:
+        while chunk := os.read(master, 65536):
+            shown += chunk
+    except OSError:  # the other side is closed
+        pass
+    os.close(master)
+
+    assert process.wait(GIVE_UP) == 0
+    assert b"/30" in shown
+    assert b"Progress:" not in shown
+    assert b"Sent: 30\r\n" in shown
+
+
+@pytest.mark.slow
+def test_kill_9_forgets_nobody_and_repeats_no_more_than_was_in_flight(tmp_path: Path, start: Start) -> None:
+    random = Random(KILLS)
+    inactive, workers = 200 * KILLS, 10
+    database = make_database(tmp_path / "users.db", inactive=inactive)
+    faults = "421=0.01,451=0.02,drop=0.01"
+    with server(tmp_path / "log", "--latency", "1-10", "--faults", faults) as relay:
+        arguments = ("--db", database, "--smtp", relay.address, "--workers", str(workers))
+        for when in sorted(random.sample(range(1, inactive * 9 // 10), KILLS)):
+            process = start(*arguments)
+            relay.wait_for(when)
+            time.sleep(random.uniform(0, 0.02))
+            process.kill()
+            process.wait()
+            assert process.returncode == -signal.SIGKILL
+            unknown = len(relay.accepted()) - len(marks(database))
+            assert 0 <= unknown <= workers
+        assert run(*arguments).returncode == 0
+    accepted = relay.accepted()
+
+    assert set(accepted) == {f"<we-miss-you.{user}@example.com>" for user in range(1, inactive + 1)}
+    assert set(marks(database).values()) == {"sent"}
+    repeated = accepted.total() - inactive
+    print(f"{KILLS} kills, {inactive} mails, {repeated} sent twice")
+    assert repeated <= workers * KILLS
+
+
+# -- what makes no sense --
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--users", "0"], "argument --users: it must be a whole number >= 1, got '0'"),
+        (["--workers", "many"], "argument --workers: it must be a whole number >= 1, got 'many'"),
+        (["--limit", "-1"], "argument --limit: it must be a whole number >= 1, got '-1'"),
+        (["--rate", "0"], "argument --rate: it must be a number > 0, got '0'"),
+        (["--timeout", "nan"], "argument --timeout: it must be a number > 0, got 'nan'"),
+        (["--smtp", "localhost"], "argument --smtp: a mail server must be HOST:PORT, got 'localhost'"),
+        (["--smtp", "h:70000"], "argument --smtp: a mail server must be HOST:PORT, got 'h:70000'"),
+        (["--latency", "100-20"], "argument --latency: latency must be LEAST-MOST milliseconds, such as 20-100"),
+        (["--faults", "2"], "argument --faults: faults must be a share from 0 to 1, or KIND=SHARE,..."),
+        (["--campaign", "a b"], "argument --campaign: a campaign's name must be of letters, digits"),
+        (["--bogus"], "unrecognized arguments: --bogus"),
+    ],
+)
+def test_what_makes_no_sense_is_told_in_a_sentence(
+    tmp_path: Path, arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command.main(["--db", str(tmp_path / "users.db"), *arguments])
+
+    assert caught.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"email_campaign: error: {sentence}")
+    assert told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_relay_that_is_not_there_is_told_in_a_sentence(tmp_path: Path) -> None:
+    with server(tmp_path / "log") as relay:
+        pass
+    done = run("--db", make_database(tmp_path / "users.db", inactive=3), "--smtp", relay.address)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"email_campaign: error: the mail server {relay.address} cannot be reached: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("broken", ["garbage", "folder", "missing folder", "no users", "no letters", "read-only"])
+def test_files_that_cannot_be_used_are_told_in_a_sentence(tmp_path: Path, broken: str) -> None:
+    database = tmp_path / "users.db"
+    more: list[str | Path] = []
+    if broken == "garbage":
+        database.write_bytes(b"no database at all " * 100)
+    elif broken == "folder":
+        database.mkdir()
+    elif broken == "missing folder":
+        database = tmp_path / "missing" / "users.db"
+    elif broken == "no users":
+        query(database, "CREATE TABLE customers (id INTEGER)")
+    elif broken == "no letters":
+        more = ["--replay", tmp_path / "missing.jsonl"]
+    elif os.geteuid() == 0:
+        pytest.skip("nothing is read-only for root")
+    else:
+        make_database(database, inactive=3)
+        database.chmod(0o400)
+        tmp_path.chmod(0o500)
+    done = run("--db", database, *more)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("email_campaign: error: the")
+    assert done.stderr.count("\n") == 1
