@@ -23,10 +23,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context, copy_context
-from enum import Enum
 from functools import partial
 from itertools import chain
-from random import Random
 from types import CoroutineType
 from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
@@ -37,18 +35,19 @@ from asyncpool._checks import check_seconds
 from asyncpool._deadlock import Waits
 from asyncpool._gate import Gate
 from asyncpool._job import CURRENT_JOB, Job, Past, Sink, new_job
+from asyncpool._letterbox import Letterbox
+from asyncpool._pauses import Pauses
 from asyncpool._queue import JobQueue, Line
+from asyncpool._retries import Retries
 from asyncpool._worker import Keeper, Worker
-from asyncpool.dead_letters import DeadLetter, DeadLetterSink, PoolAwareSink, safe_text
+from asyncpool.dead_letters import DeadLetterSink
 from asyncpool.errors import (
     ErrorFilter,
-    JobExpired,
     JobTimeout,
     PoolClosed,
     PoolError,
     PoolNotStarted,
     ResourceDied,
-    RetryAdvice,
     RetryAfter,
     WrongLoop,
     matches,
@@ -67,7 +66,7 @@ from asyncpool.events import (
 )
 from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, Succeeded, Unfinished
 from asyncpool.rate import KeyedRateLimit, Limiter, RateLimit, is_manager
-from asyncpool.retry import Retry, RetryTally
+from asyncpool.retry import Retry
 from asyncpool.stats import Counters, Histogram, PoolStats, Throughput
 
 __all__ = ["Dispatcher", "Guest"]
@@ -93,15 +92,6 @@ _Task: Any = asyncio.Task  # Any: the type checkers know of `eager_start` from 3
 
 def _raise(error: BaseException) -> None:
     raise error
-
-
-def _add_note(error: BaseException, note: str) -> None:
-    """Say something at an error, once: it may be one object that is raised again and again."""
-    try:
-        if note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
-    except Exception:
-        pass  # it takes no notes (a frozen dataclass does not): the note is a courtesy
 
 
 def _call(job: Any) -> Any:
@@ -130,56 +120,40 @@ class Guest(Protocol):
         ...
 
 
-class _Pause(Enum):
-    """Why workers take no jobs, for now."""
-
-    USER = "pause()"
-    ADVICE = "RetryAfter(pause=True)"
-    RATE = "the rate limit of all jobs"
-
-
 class Dispatcher:
     """The queue, the workers, and the jobs on their way from one to the other."""
 
     __slots__ = (
         "__weakref__",
-        "_advice_timer",
-        "_advice_until",
         "_context",
-        "_dead_letters",
         "_delays",
         "_dying",
         "_enter_resource",
-        "_epoch",
         "_free_numbers",
         "_gate",
         "_handler",
         "_has_delays",
         "_has_handler",
-        "_has_taken",
         "_is_direct",
         "_is_eager",
         "_is_plain",
         "_is_pumping",
-        "_is_user",
+        "_letterbox",
         "_limiter",
         "_max_delayed",
-        "_pauses",
         "_queue_size",
-        "_random",
         "_rate_limit",
-        "_rate_timer",
         "_record_queued",
         "_record_running",
         "_recycle_on",
-        "_retry",
-        "_retry_tally",
+        "_retries",
         "_surplus",
         "_take_turn",
         "_task_name",
         "_tidy_at",
         "_time",
         "_timeout",
+        "_was_told",
         "abandoned",
         "counters",
         "guests",
@@ -192,6 +166,7 @@ class Dispatcher:
         "most",
         "name",
         "observers",
+        "pauses",
         "peak_running",
         "queue",
         "resource_errors",
@@ -229,11 +204,9 @@ class Dispatcher:
         self._handler: Callable[..., Any] = _call if handler is None else handler
         self._has_handler = handler is not None
         self._timeout = timeout
-        self._retry = retry
-        self._retry_tally: RetryTally | None = None
-        if retry is not None:
-            self._random = Random()  # of its own seed: processes with pools of the same name shall not move in step
-        self._dead_letters = dead_letters
+        self.counters = Counters()
+        self._retries = None if retry is None else Retries(retry, name, self.counters)
+        self._letterbox = None if dead_letters is None else Letterbox(dead_letters, name)
         self._enter_resource = resource
         self._recycle_on = recycle_on
         self.observers = observers
@@ -242,9 +215,8 @@ class Dispatcher:
         self._max_delayed = max_delayed
 
         self.queue = make_queue()
-        if retry is not None and retry.budget is not None:
-            self._retry_tally = tally = retry.budget.start()
-            push = self.queue.push
+        if self._retries is not None and self._retries.tally is not None:
+            tally, push = self._retries.tally, self.queue.push
 
             def push_and_count(job: Job) -> None:
                 push(job)
@@ -270,7 +242,7 @@ class Dispatcher:
             and resource is None
             and self._limiter is None
             and (self._gate is None or type(limiter) is KeyedRateLimit)
-            and (retry is None or retry.max_elapsed is None)
+            and (self._retries is None or not self._retries.has_deadline)
         )
         self.workers: dict[int, Worker] = {}
         self.idle: list[Worker] = []
@@ -278,13 +250,9 @@ class Dispatcher:
         self.peak_running = 0
         self.wanted_workers = 0
         self._surplus = 0  # how many busy workers are to retire after their job, whoever ends first
-        self._pauses: set[_Pause] = set()
+        self.pauses = Pauses(self._pauses_changed)
         self.is_paused = False  # whether there are any
-        self._advice_timer: asyncio.TimerHandle | None = None
-        self._advice_until = 0.0
-        self._rate_timer: asyncio.TimerHandle | None = None
-        self._has_taken = False  # a start of the rate limit, since the last time that it was closed
-        self._is_user = False  # of it: it was closed, and we have taken no start since
+        self._was_told = False  # whether observers have been told of one
         self.is_ended = False
         self.supervisor: asyncio.Task[None] | None = None
         self.is_open = False  # whether accepted jobs are run; else they are settled as cancelled at once
@@ -298,7 +266,6 @@ class Dispatcher:
             self, running=lambda: self.running, most=most, may_end_by_itself=self._room_may_come_by_itself
         )
         self.line = Line(self.room, self.waits.wait)
-        self.counters = Counters()
         self.seconds_queued = Histogram()
         self.seconds_running = Histogram()
         self._record_queued = self.seconds_queued.record
@@ -335,12 +302,12 @@ class Dispatcher:
         is_gated = self._rate_limit is not None or self._gate is not None
         self._is_direct = not _HAS_EAGER_TASKS and not has_factory and not is_gated
         self._task_name = f"{self.name} job"
+        self.pauses.open(loop, self._context)
         self._delays.open(loop, self._context)
         if self._gate is not None:
             self._gate.open(loop, self._context)
-        if self._dead_letters is not None:
-            # Letters are read tomorrow, in another process, where the loop's time says nothing.
-            self._epoch = time.time() - loop.time()  # noqa: TID251
+        if self._letterbox is not None:
+            self._letterbox.open(loop.time(), self.observers.interrupted)
         self.is_open = True
 
     # -- Intake ------------------------------------------------------------------------------------------------------
@@ -473,12 +440,8 @@ class Dispatcher:
                     break
                 if self._first_is_expired(now):  # it shall not use up a start
                     continue
-                if rate_limit is not None:
-                    if rate_limit.take(now):
-                        self._wait_for_rate(rate_limit)
-                        break
-                    self._has_taken = True
-                    self._wait_no_longer(rate_limit)
+                if rate_limit is not None and not self.pauses.allows_start(rate_limit, now):
+                    break  # all wait in the queue, in its order: nobody could go past
                 if gate is not None:
                     self._ask_for_first(gate, now)
                 elif (job := queue.pop()) is not None:
@@ -494,13 +457,13 @@ class Dispatcher:
 
     def _first_is_expired(self, now: float) -> bool:
         """Settle the first job of the queue if it is too late to begin it."""
-        if self._retry is None or self._retry.max_elapsed is None:
+        if self._retries is None or not self._retries.has_deadline or (job := self.queue.first()) is None:
             return False
-        job = self.queue.first()
-        if job is None or now < job.accepted_at + self._retry.max_elapsed:
+        left = self._retries.seconds_left(job, now)
+        if left is None or left > 0.0:
             return False
         self.queue.take()
-        self._settle(job, self._failed_unrun(job, self._expired(job)))
+        self._settle(job, self._failed_unrun(job, self._retries.expired(job)))
         if self._gate is not None:
             self._gate.forget(job)
         self._less()
@@ -531,21 +494,6 @@ class Dispatcher:
             gate.go_on()
         elif job.sink is not None:
             job.sink.count_delayed(1)
-
-    def _wait_for_rate(self, rate_limit: RateLimit) -> None:
-        """Leave all jobs where they are until the limit of all opens: nobody could go past."""
-        self._pause_for(_Pause.RATE)
-        when = rate_limit.when_to_ask(has_taken=self._has_taken)
-        self._has_taken = False
-        if not self._is_user:
-            self._is_user = True
-            rate_limit.users += 1
-        self._rate_timer = self.loop.call_at(when, self._lift, _Pause.RATE, context=self._context)
-
-    def _wait_no_longer(self, rate_limit: RateLimit) -> None:
-        if self._is_user:
-            self._is_user = False
-            rate_limit.users -= 1
 
     def _begin(self, job: Job, worker: Worker) -> None:
         """Give a job to a worker and start the attempt's task."""
@@ -629,7 +577,7 @@ class Dispatcher:
             if job.started_at is not None:
                 self._record_queued(outcome.seconds_queued)
                 self._record_running(outcome.seconds_running)
-            if self._retry is not None:
+            if self._retries is not None:
                 job.context = copy_context()  # of this very attempt: the next goes on with it
         self._end(job, worker, outcome, now, raised)
         if raised is not None:
@@ -664,24 +612,16 @@ class Dispatcher:
 
     def _seconds_left(self, job: Job) -> float | None:
         """How long a job may still take; None if that has no limit. Raises `JobExpired` if it is over."""
-        if self._retry is None or self._retry.max_elapsed is None:
-            return None
-        left = job.accepted_at + self._retry.max_elapsed - self._time()
-        if left <= 0.0:
+        left = None if self._retries is None else self._retries.seconds_left(job, self._time())
+        if left is not None and left <= 0.0:
+            assert self._retries is not None
             job.attempts -= 1  # this one is none
-            raise self._expired(job)
+            raise self._retries.expired(job)
         return left
 
-    def _expired(self, job: Job) -> JobExpired:
-        assert self._retry is not None
-        assert self._retry.max_elapsed is not None
-        error = JobExpired(self._retry.max_elapsed)
-        if job.past is not None:
-            error.__cause__ = job.past.failed.error
-        return error
-
     def _expire(self, job: Job) -> None:
-        self._doom(job, self._expired(job))
+        assert self._retries is not None
+        self._doom(job, self._retries.expired(job))
 
     def _time_out(self, job: Job) -> None:
         assert self._timeout is not None
@@ -777,18 +717,11 @@ class Dispatcher:
             worker.stale = self._spoils_resource(outcome)
         try:
             if isinstance(raised, RetryAfter) and raised.pause:
-                seconds = check_seconds("seconds", raised.seconds)
-                self._pause_until(now + seconds, seconds)
-            if self._retry is None:
-                return None
-            advised = raised if isinstance(raised, RetryAdvice) else outcome.error
-            pause = self._retry.delay(job.attempts, advised, self._random)
+                self._pause_for(check_seconds("seconds", raised.seconds), now)
+            return None if self._retries is None else self._retries.pause(job, outcome, raised, now)
         except BaseException as error:
             self._log_hook("the predicate `on` of the retry, or the advice of the handler,", error)
             return None
-        if pause is None or isinstance(job.doom, CancelReason):  # its end was asked for
-            return None
-        return pause if self._is_affordable(job, outcome, now, pause) else None
 
     def _put_off(self, job: Job, failed: Failed[Any], pause: float, now: float) -> None:
         """Let a job wait for its next attempt. It has left its worker."""
@@ -809,28 +742,6 @@ class Dispatcher:
                     seconds=pause,
                 )
             )
-
-    def _is_affordable(self, job: Job, failed: Failed[Any], now: float, pause: float) -> bool:
-        """Whether the next attempt would come in time, and within the budget. If not, the error is told so."""
-        assert self._retry is not None
-        elapsed = self._retry.max_elapsed
-        if elapsed is not None and now + pause >= job.accepted_at + elapsed:
-            if not isinstance(failed.error, JobExpired):
-                _add_note(failed.error, f"not tried again: that would be later than max_elapsed={elapsed:g} s")
-            return False
-        if self._retry_tally is not None and not self._retry_tally.withdraw(now):
-            _add_note(failed.error, f"not tried again: the budget is spent, {self._retry.budget!r}")
-            self.counters.retries_refused += 1
-            count = self.counters.retries_refused
-            if count & (count - 1) == 0:
-                _log.warning(
-                    "pool %r: the retry budget is spent, so a failed job is not tried again (number %d of such): %r",
-                    self.name,
-                    count,
-                    job.input,
-                )
-            return False
-        return True
 
     def _come_back(self, job: Job) -> None:
         """A job's pause is over: it may be taken for its next attempt."""
@@ -871,8 +782,8 @@ class Dispatcher:
             counters.succeeded += 1
         elif isinstance(outcome, Failed):
             counters.failed += 1
-            if self._dead_letters is not None:
-                self._record_letter(self._dead_letters, job, outcome)
+            if self._letterbox is not None:
+                self._letterbox.post(job, outcome, self._time())
         else:
             counters.cancelled += 1
             if outcome.reason in (CancelReason.SHUTDOWN, CancelReason.ABANDONED):
@@ -893,39 +804,6 @@ class Dispatcher:
             self.observers.emit(JobEnded(pool=self.name, id=job.number, outcome=outcome))
         if job.sink is not None:
             job.sink.deliver(job, outcome)
-
-    def _record_letter(self, sink: DeadLetterSink[Any], job: Job, failed: Failed[Any]) -> None:
-        try:
-            sink.record(
-                DeadLetter.of(
-                    failed,
-                    pool=self.name,
-                    first_at=self._epoch + job.accepted_at,
-                    last_at=self._epoch + self._time(),
-                )
-            )
-        except BaseException as error:
-            self.counters.unrecorded += 1
-            count = self.counters.unrecorded
-            if count & (count - 1) == 0:
-                _log.error(
-                    "pool %r: a job failed that the dead letters do not have (number %d of such): %s",
-                    self.name,
-                    count,
-                    safe_text(repr, job.input),
-                    exc_info=failed.error,
-                )
-                self._log_hook("recording it", error)
-            elif isinstance(error, KeyboardInterrupt):
-                self._log_hook("recording a dead letter", error)
-
-    def tell_sink(self, what: str) -> None:
-        """Call a method of the dead letters that only some of them have."""
-        if isinstance(self._dead_letters, PoolAwareSink):
-            try:
-                getattr(self._dead_letters, what)(self.name)
-            except BaseException as error:
-                self._log_hook(f"{what} of the dead letters", error)
 
     def _log_hook(self, what: str, error: BaseException) -> None:
         """What the user's code raises at the end of a job is logged, and changes nothing: the job is to be settled."""
@@ -1052,62 +930,46 @@ class Dispatcher:
 
     # -- Workers -----------------------------------------------------------------------------------------------------
 
-    @property
-    def is_paused_by_user(self) -> bool:
-        """Whether `pause()` was called, and not `resume()` since."""
-        return _Pause.USER in self._pauses
-
     def pause(self) -> None:
         """Take no more jobs from the queue."""
-        self._pause_for(_Pause.USER)
+        self.pauses.by_user()
         if self.observers.any:
             self.observers.emit(PoolPaused(pool=self.name, seconds=None))
 
     def resume(self) -> None:
         """Take jobs from the queue again, unless a job has asked for a pause that is not over."""
-        self._lift(_Pause.USER)
+        self.pauses.lift_by_user()
 
-    def _pause_until(self, when: float, seconds: float) -> None:
-        """Take no more jobs for a time, as a job has asked; the latest that was asked for counts."""
-        if self._advice_timer is not None:
-            if self._advice_until >= when:
-                return
-            self._advice_timer.cancel()
-        self._advice_until = when
-        self._advice_timer = self.loop.call_at(when, self._lift, _Pause.ADVICE, context=self._context)
-        self._pause_for(_Pause.ADVICE)
-        _log.info("pool %r: a job has asked for a pause of %g s", self.name, seconds)
-        if self.observers.any:
-            self.observers.emit(PoolPaused(pool=self.name, seconds=seconds))
+    def _pause_for(self, seconds: float, now: float) -> None:
+        """Take no more jobs for a time, as a job has asked."""
+        if self.pauses.until(now + seconds):
+            _log.info("pool %r: a job has asked for a pause of %g s", self.name, seconds)
+            if self.observers.any:
+                self.observers.emit(PoolPaused(pool=self.name, seconds=seconds))
 
-    def _pause_for(self, why: _Pause) -> None:
-        self._pauses.add(why)
-        self.is_paused = True
-
-    def _lift(self, why: _Pause) -> None:
-        """Take jobs again, if this was the last reason not to."""
-        self._pauses.discard(why)
-        if why is _Pause.ADVICE:
-            self._advice_timer = None
-        self.is_paused = bool(self._pauses)
-        if not self.is_paused:
+    def _pauses_changed(self, is_paused: bool) -> None:
+        was_told, self._was_told = self._was_told, self.pauses.is_told
+        self.is_paused = is_paused
+        if not is_paused:
             if self.queue.size:
                 self._wake()
             self.line.advance()
-        if why is not _Pause.RATE and not self._pauses - {_Pause.RATE} and self.observers.any:
+        if was_told and not self._was_told and self.observers.any:
             self.observers.emit(PoolResumed(pool=self.name))
+
+    def tell_opened(self) -> None:
+        """Tell whoever keeps the dead letters that there may be some. It may do anything, even close the pool."""
+        if self._letterbox is not None:
+            self._letterbox.tell_opened()
 
     def silence(self) -> None:
         """Drop all timers: every job is settled, and the pool is closed."""
         self._delays.clear()
         if self._gate is not None:
             self._gate.close()
-        for timer in (self._advice_timer, self._rate_timer):
-            if timer is not None:
-                timer.cancel()
-        if self._rate_limit is not None:
-            self._wait_no_longer(self._rate_limit)
-        self.tell_sink("pool_closed")
+        self.pauses.close(self._rate_limit)
+        if self._letterbox is not None:
+            self._letterbox.tell_closed()
 
     def resize(self, wanted: int) -> None:
         """Make new workers, or retire surplus ones: at once who has no job, then whoever ends his job first."""
@@ -1217,7 +1079,7 @@ class Dispatcher:
 
     def note_unread(self, failed: Failed[Any]) -> None:
         """Count a failure that was delivered to nobody. From any thread, and while the collector runs."""
-        if self._dead_letters is not None:
+        if self._letterbox is not None:
             return  # it is kept there
         try:
             self.loop.call_soon_threadsafe(self.count_unread, (failed,))
@@ -1226,7 +1088,7 @@ class Dispatcher:
 
     def count_unread(self, failures: Sequence[Failed[Any]]) -> None:
         """Count failures that were delivered to nobody; log the 1st, 2nd, 4th, 8th ... of them."""
-        if self._dead_letters is not None:
+        if self._letterbox is not None:
             return  # they are kept there
         for failed in failures:
             self.counters.unread_failures += 1

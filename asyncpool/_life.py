@@ -87,7 +87,7 @@ class Life:
         self.state = State.STARTING
         self._supervisor.add_done_callback(self._supervisor_is_done)
         dispatcher.supervisor = self._supervisor
-        dispatcher.tell_sink("pool_opened")
+        dispatcher.tell_opened()
         if dispatcher.has_resource:
             await self._enter_first_resource()
         elif self.state is not State.STARTING:  # whoever keeps the dead letters has closed the pool
@@ -150,7 +150,7 @@ class Life:
         dispatcher.line.close(dispatcher.closed_error)
         for guest in list(dispatcher.guests):
             guest.stop(dispatcher.closed_error())
-        if dispatcher.is_paused_by_user:
+        if dispatcher.pauses.is_by_user:
             dispatcher.resume()
         if dispatcher.observers.any:
             dispatcher.observers.emit(PoolStopping(pool=dispatcher.name, drains=drains))

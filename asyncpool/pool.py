@@ -299,7 +299,7 @@ class WorkerPool(Generic[JobT, ValueT]):
             PoolClosed, WrongLoop: The pool is closing, or not on this loop.
         """
         self._check_not_closing()
-        if not self._dispatcher.is_paused_by_user:
+        if not self._dispatcher.pauses.is_by_user:
             self._dispatcher.pause()
 
     def resume(self) -> None:
@@ -310,7 +310,7 @@ class WorkerPool(Generic[JobT, ValueT]):
             WrongLoop: The caller is not on the pool's loop.
         """
         self._check_not_closing()
-        if self._dispatcher.is_paused_by_user:
+        if self._dispatcher.pauses.is_by_user:
             self._dispatcher.resume()
 
     def resize(self, workers: int | FixedSize) -> None:
@@ -463,7 +463,7 @@ class WorkerPool(Generic[JobT, ValueT]):
     def __repr__(self) -> str:
         dispatcher = self._dispatcher
         return (
-            f"<WorkerPool {self.name!r} {self._life.state.value}{', paused' if dispatcher.is_paused_by_user else ''}: "
+            f"<WorkerPool {self.name!r} {self._life.state.value}{', paused' if dispatcher.pauses.is_by_user else ''}: "
             f"{dispatcher.running} of {dispatcher.wanted_workers} workers busy, {dispatcher.queue.size} jobs queued, "
             f"{dispatcher.delayed} delayed>"
         )

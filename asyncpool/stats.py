@@ -154,7 +154,6 @@ class Counters:
         "submitted",
         "succeeded",
         "unread_failures",
-        "unrecorded",
     )
 
     def __init__(self) -> None:
@@ -165,7 +164,6 @@ class Counters:
         self.unread_failures = 0
         self.retries = 0
         self.retries_refused = 0
-        self.unrecorded = 0  # failures that the dead letters refused
 
     @property
     def ended(self) -> int:

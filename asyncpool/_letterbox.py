@@ -1,0 +1,78 @@
+"""How a pool's failures get to whoever keeps its dead letters.
+
+What a letter is, and who may keep them, is `dead_letters.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from asyncpool._job import Job
+from asyncpool.dead_letters import DeadLetter, DeadLetterSink, PoolAwareSink, safe_text
+from asyncpool.outcomes import Failed
+
+__all__ = ["Letterbox"]
+
+_log = logging.getLogger("asyncpool")
+
+
+class Letterbox:
+    """Writes a letter for each job that failed for good. What the sink raises is logged, and changes nothing else.
+
+    `interrupted` gets a KeyboardInterrupt that came while the sink ran, and raises it where that does no harm.
+    """
+
+    __slots__ = ("_epoch", "_interrupted", "_name", "_refused", "_sink")
+
+    def __init__(self, sink: DeadLetterSink[Any], name: str) -> None:
+        self._sink = sink
+        self._name = name
+        self._refused = 0
+
+    def open(self, now: float, interrupted: Callable[[KeyboardInterrupt], object]) -> None:
+        """Begin at loop time `now`."""
+        # Letters are read tomorrow, in another process, where the loop's time says nothing.
+        self._epoch = time.time() - now  # noqa: TID251
+        self._interrupted = interrupted
+
+    def post(self, job: Job, failed: Failed[Any], now: float) -> None:
+        """Record a job that has failed for good at loop time `now`."""
+        try:
+            letter = DeadLetter.of(
+                failed, pool=self._name, first_at=self._epoch + job.accepted_at, last_at=self._epoch + now
+            )
+            self._sink.record(letter)
+        except BaseException as error:
+            self._refused += 1
+            if self._refused & (self._refused - 1) == 0:
+                _log.error(
+                    "pool %r: a job failed that the dead letters do not have (number %d of such): %s",
+                    self._name,
+                    self._refused,
+                    safe_text(repr, job.input),
+                    exc_info=failed.error,
+                )
+                _log.error("pool %r: for recording its letter raised", self._name, exc_info=error)
+            if isinstance(error, KeyboardInterrupt):
+                self._interrupted(error)
+
+    def tell_opened(self) -> None:
+        """Tell the sink that the pool may write letters from now on, if it wants to know."""
+        if isinstance(self._sink, PoolAwareSink):
+            self._tell(self._sink.pool_opened)
+
+    def tell_closed(self) -> None:
+        """Tell the sink that the pool writes no more letters, if it wants to know."""
+        if isinstance(self._sink, PoolAwareSink):
+            self._tell(self._sink.pool_closed)
+
+    def _tell(self, method: Callable[[str], object]) -> None:
+        try:
+            method(self._name)
+        except BaseException as error:
+            _log.error("pool %r: %s of the dead letters raised", self._name, method.__name__, exc_info=error)
+            if isinstance(error, KeyboardInterrupt):
+                self._interrupted(error)
