@@ -52,7 +52,8 @@ class DeadLetterFile(LetterStore[JobT]):
     machine. A line that is torn by a crash or a full disk costs one letter: the next append begins a line of its own.
     A replayed job is the pool's again as soon as that has accepted it, and goes with it like any other.
 
-    **What cannot be read** is skipped, counted in `skipped`, and logged once with its line number. It is never deleted.
+    **What cannot be read** is skipped, counted in `skipped`, and logged with its line number, the 1st, 2nd, 4th, 8th
+    ... time. It is never deleted.
 
     **What cannot be written.** If `encode` or JSON refuse a job, its letter is kept with `repr(job)` in its place, and
     the error logged, the 1st, 2nd, 4th, 8th ... time. Nobody can replay such a letter: `unreplayable()` lists them.
@@ -221,9 +222,14 @@ class DeadLetterFile(LetterStore[JobT]):
         if offset >= self._told:
             self._told = offset + 1
             self.skipped += 1
-            _log.error(
-                "dead letters: %s:%d cannot be read and is skipped: %s", self.path, number, safe_text(repr, error)
-            )
+            if self.skipped & (self.skipped - 1) == 0:
+                _log.error(
+                    "dead letters: %s:%d cannot be read and is skipped (number %d of such): %.200s",
+                    self.path,
+                    number,
+                    self.skipped,
+                    safe_text(repr, error),
+                )
 
     # -- Leaving -----------------------------------------------------------------------------------------------------
 

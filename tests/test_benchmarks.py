@@ -13,7 +13,8 @@ from benchmarks.harness import Budget, Measurement
 
 @pytest.mark.parametrize("question", benchmarks.QUESTIONS)
 def test_each_question_is_answered(question: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert benchmarks.main([question, "--rounds", "1", "--jobs", "200"]) == 0
+    jobs = "5" if question == "rate" else "200"  # ten a second take their time
+    assert benchmarks.main([question, "--rounds", "1", "--jobs", jobs]) == 0
     printed = capsys.readouterr().out
     assert "pool." in printed
     assert "python" in printed

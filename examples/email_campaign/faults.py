@@ -89,5 +89,7 @@ def read_faults(text: str) -> dict[Fault, float]:
             raise ValueError
     except ValueError:
         kinds = ", ".join(fault.value for fault in Fault)
-        raise ValueError(f"faults must be a share from 0 to 1, or KIND=SHARE,... of {kinds}, got {text!r}") from None
+        raise ValueError(
+            f"faults must be a share from 0 to 1, or KIND=SHARE,... of {kinds} that are 1 at most in all, got {text!r}"
+        ) from None
     return shares

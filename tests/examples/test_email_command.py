@@ -98,7 +98,7 @@ def test_the_demo_makes_users_sends_to_them_and_tells_the_figures(tmp_path: Path
     database = tmp_path / "users.db"
     done = run("--db", database, "--users", "400", "--limit", "100", "--latency", "0-10", "--faults", "550=0.05")
 
-    assert (done.returncode, done.stderr) == (1, "")
+    assert (done.returncode, done.stderr) == (0, "")  # mailboxes are missing on purpose
     lines = [line for line in done.stdout.splitlines() if not line.startswith("Progress")]
     sent = sum(mark == "sent" for mark in marks(database).values())
     assert lines[0] == f"Made {database} with 400 users"
@@ -113,13 +113,33 @@ def test_the_demo_makes_users_sends_to_them_and_tells_the_figures(tmp_path: Path
     assert re.fullmatch(r"Total time: \d+\.\d\ds", lines[7])
     assert re.fullmatch(r"Rate: \d+\.\d mails/s", lines[8])
     assert re.fullmatch(r"Latency: p50 \d+ ms, p95 \d+ ms, p99 \d+ ms", lines[9])
-    assert lines[10].startswith(f"Dead letters: {database}.dead-letters.jsonl")
-    assert len(lines) == 11
+    letters = os.path.relpath(f"{database}.dead-letters.jsonl")
+    assert lines[10] == f"Dead letters: {letters}, which --replay FILE sends again"
+    assert lines[11] == "They have failed as they should: the debug server has some mailboxes missing on purpose."
+    assert len(lines) == 12
 
     replay = run("--db", database, "--replay", f"{database}.dead-letters.jsonl", "--faults", "0", "--latency", "0")
     assert replay.returncode == 0
     assert f"Sent: {100 - sent}\n" in replay.stdout
     assert set(marks(database).values()) == {"sent"}
+
+
+def test_a_file_without_letters_of_the_campaign_is_told_in_a_sentence(tmp_path: Path) -> None:
+    database = make_database(tmp_path / "users.db", inactive=1)
+    done = run("--db", database, "--replay", database)
+
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("email_campaign: error: ")]
+    assert errors == [f"email_campaign: error: {database} has no dead letters of the campaign we-miss-you"]
+    assert marks(database) == {}
+
+
+def test_there_are_no_more_connections_than_mails(tmp_path: Path) -> None:
+    database = make_database(tmp_path / "users.db", inactive=3)
+    done = run("--db", database, "--workers", "50", "--limit", "1", "--latency", "0", "--faults", "0")
+
+    assert done.returncode == 0
+    assert "1 mails to send, over 1 connection\n" in done.stdout
 
 
 def test_progress_is_told_while_mails_are_sent(tmp_path: Path) -> None:
