@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import cast
 
-__all__ = ["check_count", "check_filter", "check_number", "check_seconds"]
+__all__ = ["check_count", "check_filter", "check_function", "check_number", "check_seconds"]
 
 
 def check_count(name: str, value: object, *, least: int) -> int:
@@ -19,19 +20,15 @@ def check_count(name: str, value: object, *, least: int) -> int:
 
 def check_seconds(name: str, value: object, *, positive: bool = False) -> float:
     """Return `value` as float seconds if it is a finite number (not a bool), not negative (or above 0)."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number of seconds, got {value!r}")
-    if not _is_finite(value) or value < 0 or (positive and value == 0):
-        raise ValueError(f"{name} must be a finite number of seconds {'> 0' if positive else '>= 0'}, got {value}")
-    return float(value)
+    return check_number(name, value, above=positive, what="number of seconds")
 
 
-def check_number(name: str, value: object, *, least: float = 0.0, above: bool = False) -> float:
+def check_number(name: str, value: object, *, least: float = 0.0, above: bool = False, what: str = "number") -> float:
     """Return `value` as a float if it is a finite number (not a bool) of at least (or above) `least`."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+        raise TypeError(f"{name} must be a {what}, got {value!r}")
     if not _is_finite(value) or value < least or (above and value == least):
-        raise ValueError(f"{name} must be a finite number {'>' if above else '>='} {least:g}, got {value}")
+        raise ValueError(f"{name} must be a finite {what} {'>' if above else '>='} {least:g}, got {value}")
     return float(value)
 
 
@@ -49,3 +46,12 @@ def check_filter(name: str, value: object) -> None:
         return
     if isinstance(value, (type, tuple)) or not callable(value):
         raise TypeError(f"{name} must be an exception type, a tuple of them, or a predicate, got {value!r}")
+    check_function(name, value)
+
+
+def check_function(name: str, value: object) -> None:
+    """Raise unless `value` is a function that can be called and need not be awaited."""
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, got {value!r}")
+    if inspect.iscoroutinefunction(value):
+        raise TypeError(f"{name} is called and not awaited, so it must not be an async function, got {value!r}")

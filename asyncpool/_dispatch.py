@@ -18,6 +18,7 @@ import asyncio
 import heapq
 import inspect
 import logging
+import math
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -136,6 +137,7 @@ class Dispatcher:
         "_has_handler",
         "_is_direct",
         "_is_eager",
+        "_is_gated",
         "_is_plain",
         "_is_pumping",
         "_letterbox",
@@ -258,7 +260,13 @@ class Dispatcher:
         self.is_open = False  # whether accepted jobs are run; else they are settled as cancelled at once
         self._free_numbers: list[int] = []
         self._is_pumping = False
-        self._take_turn = self._pump if self._rate_limit is None and self._gate is None else self._pump_gated
+        # Whether it is asked of each job whether it may begin.
+        self._is_gated = (
+            self._rate_limit is not None
+            or self._gate is not None
+            or (self._retries is not None and self._retries.has_deadline)
+        )
+        self._take_turn = self._pump_gated if self._is_gated else self._pump
         # Running jobs that were cancelled: the timer until they are called stuck, then None.
         self._dying: dict[Job, asyncio.TimerHandle | None] = {}
 
@@ -299,15 +307,14 @@ class Dispatcher:
         # making a task never runs the job, it may be made at once, by whoever made the room or brought the job.
         has_factory = loop.get_task_factory() is not None
         self._is_eager = _HAS_EAGER_TASKS and not has_factory
-        is_gated = self._rate_limit is not None or self._gate is not None
-        self._is_direct = not _HAS_EAGER_TASKS and not has_factory and not is_gated
+        self._is_direct = not _HAS_EAGER_TASKS and not has_factory and not self._is_gated
         self._task_name = f"{self.name} job"
         self.pauses.open(loop, self._context)
         self._delays.open(loop, self._context)
         if self._gate is not None:
             self._gate.open(loop, self._context)
         if self._letterbox is not None:
-            self._letterbox.open(loop.time(), self.observers.interrupted)
+            self._letterbox.interrupted = self.observers.interrupted
         self.is_open = True
 
     # -- Intake ------------------------------------------------------------------------------------------------------
@@ -319,7 +326,7 @@ class Dispatcher:
 
     @property
     def window(self) -> int:
-        """How many jobs of one stream may be accepted and not delivered."""
+        """How many jobs of one stream may be accepted and not delivered, those that wait for a time not counted."""
         return max(1, self.queue_size + self.most())
 
     def room(self) -> int:
@@ -336,7 +343,7 @@ class Dispatcher:
         """Whether nothing is accepted because too many are delayed, and the time of some is still to come."""
         if not self.are_too_many_delayed():
             return False
-        return self._delays.size > 0 or (self._gate is not None and self._gate.is_anything_due)
+        return self._delays.size > 0 or (self._gate is not None and self._gate.waits_for_a_time)
 
     def accept(self, input: Any, sink: Sink | None, context: Context) -> Job:
         """Take charge of an input, whether or not there is room: that was its submitter's to wait for.
@@ -430,7 +437,7 @@ class Dispatcher:
                 self._wake()
 
     def _pump_gated(self) -> None:
-        """Start jobs on idle workers, those that their rate limits let start: the pump of pools that have any."""
+        """Start jobs on idle workers that may begin now: the pump of pools with rate limits or a time for each job."""
         idle, queue, rate_limit, gate = self.idle, self.queue, self._rate_limit, self._gate
         now = self._time()
         stop_at = now + _PUMP_SECONDS
@@ -438,13 +445,15 @@ class Dispatcher:
             for _ in range(min(_PUMP_JOBS * len(self.workers), _MOST_PUMP_JOBS)):
                 if not idle or not queue.size or self.is_paused or now >= stop_at:
                     break
-                if self._first_is_expired(now):  # it shall not use up a start
+                if self._settle_first_if_expired(now):  # it shall use up no start, no worker and no resource
                     continue
-                if rate_limit is not None and not self.pauses.allows_start(rate_limit, now):
-                    break  # all wait in the queue, in its order: nobody could go past
                 if gate is not None:
                     self._ask_for_first(gate, now)
-                elif (job := queue.pop()) is not None:
+                elif rate_limit is not None and not self.pauses.take_start(rate_limit, now):
+                    break  # all wait in the queue, in its order: nobody could go past
+                else:
+                    job = queue.pop()
+                    assert job is not None
                     self._begin(job, idle.pop())
                     del job  # see _begin
                 now = self._time()
@@ -455,12 +464,10 @@ class Dispatcher:
             if self.line.waiting:
                 self.line.advance()  # what was parked has left the queue
 
-    def _first_is_expired(self, now: float) -> bool:
+    def _settle_first_if_expired(self, now: float) -> bool:
         """Settle the first job of the queue if it is too late to begin it."""
-        if self._retries is None or not self._retries.has_deadline or (job := self.queue.first()) is None:
-            return False
-        left = self._retries.seconds_left(job, now)
-        if left is None or left > 0.0:
+        job = None if self._retries is None else self.queue.first()
+        if job is None or self._retries is None or self._retries.seconds_left(job, now) > 0.0:
             return False
         self.queue.take()
         self._settle(job, self._failed_unrun(job, self._retries.expired(job)))
@@ -488,10 +495,12 @@ class Dispatcher:
         if self.queue.first() is not job or not self.idle or self.is_paused:
             return  # it has changed it
         self.queue.take()
-        if gate.admits(job, limiter, now):
-            self._begin(job, self.idle.pop())
-            del job  # see _begin
-            gate.go_on()
+        if gate.admit_or_park(job, limiter, now):
+            try:
+                self._begin(job, self.idle.pop())
+            finally:  # also when it raised KeyboardInterrupt in its first step
+                del job  # see _begin
+                gate.begun()
         elif job.sink is not None:
             job.sink.count_delayed(1)
 
@@ -591,7 +600,6 @@ class Dispatcher:
     async def _surrounded(self, job: Job, worker: Worker) -> Any:
         """Call the handler with what was asked to surround it: the limiter outside, so that its wait is not timed."""
         limiter = self._limiter if self._gate is None else self._gate.manager_of(job)
-        self._seconds_left(job)
         args = (job.input,) if self._enter_resource is None else (job.input, worker.resource)
         inner = self._timed(job, args)
         if limiter is None:
@@ -602,22 +610,18 @@ class Dispatcher:
             inner.close()  # if the limiter never let it begin
 
     async def _timed(self, job: Job, args: tuple[Any, ...]) -> Any:
-        seconds, left = self._timeout, self._seconds_left(job)
-        job.started_at = self._time()
-        if left is not None and (seconds is None or left < seconds):
+        now = self._time()
+        seconds = math.inf if self._timeout is None else self._timeout
+        left = math.inf if self._retries is None else self._retries.seconds_left(job, now)
+        if left <= 0.0:  # it has waited for the limiter
+            assert self._retries is not None
+            raise self._retries.expired(job)
+        job.started_at = now
+        if left < seconds:
             return await within_deadline(left, partial(self._expire, job), self._handler, *args)
-        if seconds is not None:
+        if seconds < math.inf:
             return await within_deadline(seconds, partial(self._time_out, job), self._handler, *args)
         return await call_handler(self._handler, *args)
-
-    def _seconds_left(self, job: Job) -> float | None:
-        """How long a job may still take; None if that has no limit. Raises `JobExpired` if it is over."""
-        left = None if self._retries is None else self._retries.seconds_left(job, self._time())
-        if left is not None and left <= 0.0:
-            assert self._retries is not None
-            job.attempts -= 1  # this one is none
-            raise self._retries.expired(job)
-        return left
 
     def _expire(self, job: Job) -> None:
         assert self._retries is not None
@@ -652,7 +656,9 @@ class Dispatcher:
         raised: BaseException | None = None,
     ) -> None:
         """Settle a job whose task is about to end, or put it off to its next attempt; its worker takes the next job."""
-        pause = None if raised is None or job.outcome is not None else self._ask_user(job, worker, outcome, raised, now)
+        backoff = (
+            None if raised is None or job.outcome is not None else self._what_follows(job, worker, outcome, raised, now)
+        )
         if self._dying:
             timer = self._dying.pop(job, None)
             if timer is not None:
@@ -671,8 +677,8 @@ class Dispatcher:
             job.outcome = outcome
             self.counters.succeeded += 1
             job.sink.deliver(job, outcome)
-        elif pause is not None and isinstance(outcome, Failed):
-            self._put_off(job, outcome, pause, now)
+        elif backoff is not None and isinstance(outcome, Failed):
+            self._put_off(job, outcome, backoff, now)
         else:
             self._settle(job, outcome)
         if now >= self._tidy_at:
@@ -704,31 +710,31 @@ class Dispatcher:
 
     # -- Between two attempts ----------------------------------------------------------------------------------------
 
-    def _ask_user(
+    def _what_follows(
         self, job: Job, worker: Worker, outcome: Outcome[Any, Any], raised: BaseException, now: float
     ) -> float | None:
-        """Ask the user's functions what follows from a failure; return the pause before the next attempt, if any.
+        """Ask the user's functions what follows from a failure; return the backoff before the next attempt, if any.
 
         The job still counts as running meanwhile: they may look at the pool, cancel this very job, or close the pool.
         """
         if not isinstance(outcome, Failed):
             return None
-        if worker.keeper is not None and not worker.stale:
+        if worker.keeper is not None and not worker.stale and job.started_at is not None:
             worker.stale = self._spoils_resource(outcome)
         try:
             if isinstance(raised, RetryAfter) and raised.pause:
                 self._pause_for(check_seconds("seconds", raised.seconds), now)
-            return None if self._retries is None else self._retries.pause(job, outcome, raised, now)
+            return None if self._retries is None else self._retries.backoff(job, outcome, raised, now)
         except BaseException as error:
             self._log_hook("the predicate `on` of the retry, or the advice of the handler,", error)
             return None
 
-    def _put_off(self, job: Job, failed: Failed[Any], pause: float, now: float) -> None:
+    def _put_off(self, job: Job, failed: Failed[Any], backoff: float, now: float) -> None:
         """Let a job wait for its next attempt. It has left its worker."""
         job.past = Past(failed, job.accepted_at, job.has_begun)
         job.worker = job.started_at = job.doom = None
         self.counters.retries += 1
-        self._delays.set(now + pause, job)
+        self._delays.set(now + backoff, job)
         if job.sink is not None:
             job.sink.count_delayed(1)
         if self.observers.any:
@@ -739,7 +745,7 @@ class Dispatcher:
                     job=job.input,
                     attempt=job.attempts,
                     error=failed.error,
-                    seconds=pause,
+                    seconds=backoff,
                 )
             )
 
@@ -763,11 +769,16 @@ class Dispatcher:
     def _failed_unrun(self, job: Job, error: BaseException) -> Failed[Any]:
         """The outcome of a job that fails while it waits."""
         strip(error)
-        now = self._time()
-        if job.past is None:
-            return Failed(job.input, error, job.attempts, None, now - job.ready_at, 0.0)
-        last = job.past.failed
-        return Failed(job.input, error, job.attempts, last.worker, last.seconds_queued, last.seconds_running)
+        return Failed(job.input, error, job.attempts, *self._figures(job))
+
+    def _figures(self, job: Job) -> tuple[int | None, float, float]:
+        """The worker, and the seconds queued and run, of this attempt; between two attempts, of the last."""
+        if job.worker is None and job.past is not None:
+            last = job.past.failed
+            return last.worker, last.seconds_queued, last.seconds_running
+        now, began = self._time(), job.started_at
+        worker = None if job.worker is None else job.worker.number
+        return worker, (now if began is None else began) - job.ready_at, 0.0 if began is None else now - began
 
     def _settle(self, job: Job, outcome: Outcome[Any, Any]) -> None:
         """Give a job its one outcome, and whoever accepted it the news. The caller has moved it out of its place."""
@@ -813,15 +824,7 @@ class Dispatcher:
 
     def _handed_back(self, job: Job, reason: CancelReason) -> Cancelled[Any]:
         """The outcome of a job that is cancelled by us and not by its own end."""
-        if job.worker is None and job.past is not None:
-            last = job.past.failed
-            figures = last.worker, last.seconds_queued, last.seconds_running
-        else:
-            now = self._time()
-            began = job.started_at
-            worker = None if job.worker is None else job.worker.number
-            figures = worker, (now if began is None else began) - job.ready_at, 0.0 if began is None else now - began
-        return Cancelled(job.input, reason, job.has_begun, job.attempts, *figures)
+        return Cancelled(job.input, reason, job.has_begun, job.attempts, *self._figures(job))
 
     # -- Cancellation ------------------------------------------------------------------------------------------------
 
@@ -849,6 +852,7 @@ class Dispatcher:
     def _less(self) -> None:
         """Tell whoever waits for that: there is a job less."""
         self.line.advance()
+        self.waits.check()  # what was delayed may have been all that was still to come
         if self.when_less is not None:
             self.when_less()
 

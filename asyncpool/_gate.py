@@ -27,12 +27,12 @@ class _Lane:
     or its alarm is set. So its jobs start in their order, and no two wake for the same opening.
     """
 
-    __slots__ = ("has_alarm", "limit", "queue", "released")
+    __slots__ = ("has_alarm", "has_released", "limit", "queue")
 
     def __init__(self, limit: RateLimit, queue: JobQueue) -> None:
         self.limit = limit
         self.queue = queue
-        self.released: Job | None = None
+        self.has_released = False
         self.has_alarm = False
 
 
@@ -47,12 +47,12 @@ class Gate:
 
     __slots__ = (
         "_alarms",
-        "_lane_of",
         "_lanes",
         "_left",
         "_limiter_of",
         "_make_queue",
         "_managers",
+        "_parked",
         "_put_back",
         "_released",
         "_time",
@@ -68,8 +68,8 @@ class Gate:
         self._make_queue = make_queue
         self._put_back = put_back
         self._lanes: dict[RateLimit, _Lane] = {}
-        self._lane_of: dict[Job, _Lane] = {}  # of all that are parked or released
-        self._released = 0  # how many of those
+        self._parked: dict[Job, _Lane] = {}
+        self._released: dict[Job, _Lane] = {}
         self._left: _Lane | None = None  # by the job that was just admitted
         # The context managers of jobs that are about to begin.
         self._managers: dict[Job, AbstractAsyncContextManager[Any]] = {}
@@ -83,16 +83,16 @@ class Gate:
     @property
     def size(self) -> int:
         """How many jobs are parked."""
-        return len(self._lane_of) - self._released
-
-    @property
-    def is_anything_due(self) -> bool:
-        """Whether the time of some lane is still to come: else all wait for workers."""
-        return self._alarms.size > 0
+        return len(self._parked)
 
     def __iter__(self) -> Iterator[Job]:
         """The parked jobs."""
-        return (job for job, lane in self._lane_of.items() if lane.released is not job)
+        return iter(self._parked)
+
+    @property
+    def waits_for_a_time(self) -> bool:
+        """Whether some lane does. Else all that is parked waits for workers."""
+        return self._alarms.size > 0
 
     def limiter_of(self, job: Job) -> RateLimit | AbstractAsyncContextManager[Any] | None:
         """Return what limits a job that is queued: the user's function decides, and may raise.
@@ -100,7 +100,7 @@ class Gate:
         Raises:
             TypeError: It returned something else.
         """
-        lane = self._lane_of.get(job)
+        lane = self._released.get(job)
         if lane is not None:
             return lane.limit
         limiter = self._limiter_of(job.input)
@@ -111,47 +111,45 @@ class Gate:
             f"got {limiter!r:.80}"
         )
 
-    def admits(self, job: Job, limiter: RateLimit | AbstractAsyncContextManager[Any] | None, now: float) -> bool:
+    def admit_or_park(self, job: Job, limiter: RateLimit | AbstractAsyncContextManager[Any] | None, now: float) -> bool:
         """Return whether a job that was just taken from the queue may start now. If not, it is parked here."""
-        lane = self._lane_of.get(job)
-        if lane is not None:
-            self._is_back(lane)
-            if not lane.limit.take(now):
-                del self._lane_of[job]
-                self._left = lane
-                return True
-            lane.queue.put_back(job)  # another pool was faster
-            self._go_on(lane)
-            return False
         if not isinstance(limiter, RateLimit):
             if limiter is not None:
                 self._managers[job] = limiter
             return True
+        lane = self._released.pop(job, None)
+        if lane is not None:
+            lane.has_released = False
+            if not limiter.take(now):
+                self._left = lane
+                return True
+            self._park(job, lane, lane.queue.put_back)  # another pool was faster
+            return False
         lane = self._lanes.get(limiter)
         # With a lane, those that wait there come first; unless the one that was released is behind this job in the
         # queue, which is more urgent then.
-        if (lane is None or lane.released is not None) and not limiter.take(now):
+        if (lane is None or lane.has_released) and not limiter.take(now):
             return True
         if lane is None:
             lane = self._lanes[limiter] = _Lane(limiter, self._make_queue())
-            limiter.users += 1
-        self._lane_of[job] = lane
-        if job.past is None:
-            lane.queue.put_in(job)
-        else:
-            lane.queue.put_back(job)
-        if lane.released is None and not lane.has_alarm:
-            self._go_on(lane)
+            limiter.join()
+        self._park(job, lane, lane.queue.put_in if job.past is None else lane.queue.put_back)
         return False
 
-    def go_on(self) -> None:
-        """Let the next of a lane be released. To be called when the job that was admitted has begun.
+    def _park(self, job: Job, lane: _Lane, add: Callable[[Job], None]) -> None:
+        self._parked[job] = lane
+        add(job)
+        if not lane.has_released and not lane.has_alarm:
+            self._serve(lane)
+
+    def begun(self) -> None:
+        """Let the next of its lane be released, as the job that was admitted has begun.
 
         Not before: a job that is on its way is neither queued nor running, and the room that it leaves is not free.
         """
         lane, self._left = self._left, None
         if lane is not None:
-            self._go_on(lane, has_taken=True)
+            self._serve(lane, has_taken=True)
 
     def manager_of(self, job: Job) -> AbstractAsyncContextManager[Any] | None:
         """The context manager to run the attempt in, if the job has one. To be asked for once."""
@@ -159,18 +157,19 @@ class Gate:
 
     def forget(self, job: Job) -> bool:
         """Say that a waiting job was just settled; return whether it was parked here, and not in the queue."""
-        lane = self._lane_of.pop(job, None)
-        if lane is None:
+        lane = self._released.pop(job, None)
+        if lane is not None:
+            lane.has_released = False
+            self._serve(lane)
             return False
-        if lane.released is job:
-            self._is_back(lane)
-            self._go_on(lane)
+        lane = self._parked.pop(job, None)
+        if lane is None:
             return False
         lane.queue.forget()
         if not lane.queue.size and lane.has_alarm:
             lane.has_alarm = False
             self._alarms.forget(lane)
-            self._go_on(lane)
+            self._serve(lane)
         return True
 
     def close(self) -> None:
@@ -179,25 +178,20 @@ class Gate:
 
     def _ring(self, lane: _Lane) -> None:
         lane.has_alarm = False
-        self._go_on(lane)
+        self._serve(lane)
 
-    def _go_on(self, lane: _Lane, *, has_taken: bool = False) -> None:
+    def _serve(self, lane: _Lane, *, has_taken: bool = False) -> None:
         """Release the first job of a lane, or set the alarm for it, or give the lane up: the invariant of `_Lane`."""
         if not lane.queue.size:
             del self._lanes[lane.limit]
-            lane.limit.users -= 1
+            lane.limit.leave()
         elif lane.limit.next_start > self._time():
             lane.has_alarm = True
-            lane.limit.users -= 1  # for a moment: to see whether there are others
-            self._alarms.set(lane.limit.when_to_ask(has_taken=has_taken), lane)
-            lane.limit.users += 1
+            self._alarms.set(lane.limit.when_to_ask(lets_others_first=has_taken and lane.limit.users > 1), lane)
         else:
             job = lane.queue.pop()
             assert job is not None
-            lane.released = job
-            self._released += 1
+            del self._parked[job]
+            self._released[job] = lane
+            lane.has_released = True
             self._put_back(job)
-
-    def _is_back(self, lane: _Lane) -> None:
-        lane.released = None
-        self._released -= 1

@@ -25,26 +25,21 @@ class Letterbox:
     `interrupted` gets a KeyboardInterrupt that came while the sink ran, and raises it where that does no harm.
     """
 
-    __slots__ = ("_epoch", "_interrupted", "_name", "_refused", "_sink")
+    __slots__ = ("_name", "_refused", "_sink", "interrupted")
 
     def __init__(self, sink: DeadLetterSink[Any], name: str) -> None:
         self._sink = sink
         self._name = name
         self._refused = 0
-
-    def open(self, now: float, interrupted: Callable[[KeyboardInterrupt], object]) -> None:
-        """Begin at loop time `now`."""
-        # Letters are read tomorrow, in another process, where the loop's time says nothing.
-        self._epoch = time.time() - now  # noqa: TID251
-        self._interrupted = interrupted
+        self.interrupted: Callable[[KeyboardInterrupt], object] = _log.error
 
     def post(self, job: Job, failed: Failed[Any], now: float) -> None:
         """Record a job that has failed for good at loop time `now`."""
         try:
-            letter = DeadLetter.of(
-                failed, pool=self._name, first_at=self._epoch + job.accepted_at, last_at=self._epoch + now
-            )
-            self._sink.record(letter)
+            # Letters are read tomorrow, in another process, where the loop's time says nothing.
+            wall = time.time()  # noqa: TID251
+            first_at = wall - (now - job.accepted_at)
+            self._sink.record(DeadLetter.of(failed, pool=self._name, first_at=first_at, last_at=wall))
         except BaseException as error:
             self._refused += 1
             if self._refused & (self._refused - 1) == 0:
@@ -55,9 +50,9 @@ class Letterbox:
                     safe_text(repr, job.input),
                     exc_info=failed.error,
                 )
-                _log.error("pool %r: for recording its letter raised", self._name, exc_info=error)
+                _log.error("pool %r: record() of the dead letters raised", self._name, exc_info=error)
             if isinstance(error, KeyboardInterrupt):
-                self._interrupted(error)
+                self.interrupted(error)
 
     def tell_opened(self) -> None:
         """Tell the sink that the pool may write letters from now on, if it wants to know."""
@@ -75,4 +70,4 @@ class Letterbox:
         except BaseException as error:
             _log.error("pool %r: %s of the dead letters raised", self._name, method.__name__, exc_info=error)
             if isinstance(error, KeyboardInterrupt):
-                self._interrupted(error)
+                self.interrupted(error)

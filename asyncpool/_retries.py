@@ -6,6 +6,8 @@ The policy is `retry.py`. Where a job waits between two attempts is `_dispatch.p
 from __future__ import annotations
 
 import logging
+import math
+import random
 from random import Random
 
 from asyncpool._job import Job
@@ -28,7 +30,9 @@ class Retries:
         self._policy = policy
         self._name = name
         self._counters = counters
-        self._random = Random()  # of its own seed: processes with pools of the same name shall not move in step
+        # By way of the random numbers of the process: so processes with pools of the same name do not move in step,
+        # and a program that seeds them can be repeated.
+        self._random = Random(random.getrandbits(64))
         self.tally = None if policy.budget is None else policy.budget.start()
 
     @property
@@ -36,29 +40,29 @@ class Retries:
         """Whether jobs have a time in which they have to be done."""
         return self._policy.max_elapsed is not None
 
-    def pause(self, job: Job, failed: Failed[object], raised: BaseException, now: float) -> float | None:
+    def backoff(self, job: Job, failed: Failed[object], raised: BaseException, now: float) -> float | None:
         """Return the seconds until the next attempt of a job whose attempt has just failed; None if there is none.
 
         Raises what a predicate of the user raised; he may also have cancelled the job.
         """
         advice = raised if isinstance(raised, RetryAdvice) else failed.error
-        pause = self._policy.delay(job.attempts, advice, self._random)
-        if pause is None or isinstance(job.doom, CancelReason):  # its end was asked for
+        backoff = self._policy.delay(job.attempts, advice, self._random)
+        # Its end was asked for, or its time is over (by a timer, and some come a little early).
+        if backoff is None or isinstance(job.doom, (CancelReason, JobExpired)):
             return None
-        if self._policy.max_elapsed is not None and now + pause >= self._deadline(job):
-            if not isinstance(failed.error, JobExpired):
-                elapsed = self._policy.max_elapsed
-                _add_note(failed.error, f"not tried again: that would be later than max_elapsed={elapsed:g} s")
+        if self._policy.max_elapsed is not None and now + backoff >= self._deadline(job):
+            elapsed = self._policy.max_elapsed
+            _add_note(failed.error, f"not tried again: that would be later than max_elapsed={elapsed:g} s")
             return None
         if self.tally is not None and not self.tally.withdraw(now):
             _add_note(failed.error, f"not tried again: the budget is spent, {self._policy.budget!r}")
             self._tell_refused(job)
             return None
-        return pause
+        return backoff
 
-    def seconds_left(self, job: Job, now: float) -> float | None:
-        """Return how long a job may still take, 0 or less if its time is over; None if it has no end."""
-        return None if self._policy.max_elapsed is None else self._deadline(job) - now
+    def seconds_left(self, job: Job, now: float) -> float:
+        """Return how long a job may still take: 0 or less if its time is over, infinity if it has no end."""
+        return math.inf if self._policy.max_elapsed is None else self._deadline(job) - now
 
     def expired(self, job: Job) -> JobExpired:
         """Make the error of a job whose time is over."""

@@ -89,7 +89,8 @@ class DeadLetterFile(LetterStore[JobT]):
         if not self.path.parent.exists():
             raise FileNotFoundError(errno.ENOENT, "the folder for the dead letters is missing", str(self.path.parent))
         if not self.path.parent.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "dead letters need a folder, and this is none", str(path))
+            folder = str(self.path.parent)
+            raise NotADirectoryError(errno.ENOTDIR, "dead letters need a folder, and this is none", folder)
         for name, function in (("encode", encode), ("decode", decode)):
             if not callable(function):
                 raise TypeError(f"{name} must be callable, got {function!r}")

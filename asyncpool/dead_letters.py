@@ -1,6 +1,7 @@
 """Jobs that failed for good: the letter that is kept of each, who may keep letters, and the store in memory.
 
-When a letter is recorded is decided in `_dispatch.py`. The store that outlives its process is `dead_letter_file.py`.
+When a letter is recorded is decided in `_dispatch.py`; how it gets here is `_letterbox.py`. The store that outlives its
+process is `dead_letter_file.py`.
 """
 
 from __future__ import annotations

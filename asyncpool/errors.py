@@ -197,8 +197,10 @@ class RetryAfter(RetryAdvice):
 
     With `pause` no worker of the pool takes a job for so long: an HTTP 429 is meant for all of them.
 
+    The job fails with `error`, if this was the last attempt; with the advice itself if it was raised from nothing.
+
     Raises:
-        TypeError, ValueError: `seconds` is not a number of seconds >= 0.
+        TypeError, ValueError: `seconds` is not a number of seconds >= 0, or `pause` not a bool.
     """
 
     # For subclasses that do not call this `__init__`.
@@ -207,7 +209,9 @@ class RetryAfter(RetryAdvice):
 
     def __init__(self, seconds: float, *, pause: bool = False) -> None:
         self.seconds = check_seconds("seconds", seconds)
-        self.pause = bool(pause)
+        if not isinstance(pause, bool):
+            raise TypeError(f"pause must be a bool, got {pause!r}")
+        self.pause = pause
         super().__init__(self.seconds)
 
     def __str__(self) -> str:
@@ -227,7 +231,8 @@ def _restored(kind: type[RetryAfter], args: tuple[object, ...], attributes: dict
 class Permanent(RetryAdvice):
     """The job failed, and no other attempt makes sense, whatever the pool's `Retry` thinks.
 
-    `raise Permanent("no such mailbox") from error`
+    `raise Permanent("no such mailbox") from error`: the job fails with `error`; with the advice itself if it was raised
+    from nothing.
     """
 
 

@@ -26,7 +26,7 @@ from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 import anyio
 
-from asyncpool._checks import check_count, check_filter, check_seconds
+from asyncpool._checks import check_count, check_filter, check_function, check_seconds
 from asyncpool._dispatch import Dispatcher
 from asyncpool._job import CURRENT_JOB, JobHandle
 from asyncpool._life import Life, State
@@ -164,16 +164,14 @@ class WorkerPool(Generic[JobT, ValueT]):
             if handler is None:
                 raise TypeError("resource needs a handler(job, resource): jobs that are called themselves take none")
         if priority is not None:
-            _check_callable("priority", priority)
+            check_function("priority", priority)
         if retry is not None and not isinstance(retry, Retry):
             raise TypeError(f"retry must be a Retry, got {retry!r}: write retry=Retry(attempts=3)")
         _check_limiter(limiter)
-        if dead_letters is not None and not isinstance(dead_letters, DeadLetterSink):
-            raise TypeError(f"dead_letters must have a method record(letter), got {dead_letters!r}")
-        if dead_letters is not None and inspect.iscoroutinefunction(dead_letters.record):
-            raise TypeError(
-                f"record(letter) of dead_letters is called, not awaited: make it a plain `def`, in {dead_letters!r}"
-            )
+        if dead_letters is not None:
+            if isinstance(dead_letters, type) or not isinstance(dead_letters, DeadLetterSink):
+                raise TypeError(f"dead_letters must have a method record(letter), got {dead_letters!r}")
+            check_function("record(letter) of dead_letters", dead_letters.record)
         check_filter("recycle_on", recycle_on)
         if not isinstance(name, str):
             raise TypeError(f"name must be a str, got {name!r}")
@@ -398,9 +396,10 @@ class WorkerPool(Generic[JobT, ValueT]):
         """Return a stream of the jobs' values: in the order of the jobs, or as they complete.
 
         Lazy in, streaming out: jobs are pulled as there is room, and at most `queue_size` + `workers` are accepted and
-        not yet delivered. The first failure in the order of the jobs is raised after the values before it. As soon as
-        a job fails, the stream pulls no more and cancels the jobs after it (all others, if not `ordered`); the pool
-        lives on. Leaving the loop early cancels the stream; `async with` also waits for that.
+        not yet delivered (those that wait for a time are not counted). The first failure in the order of the jobs is
+        raised after the values before it. As soon as a job fails, the stream pulls no more and cancels the jobs after
+        it (all others, if not `ordered`); the pool lives on. Leaving the loop early cancels the stream; `async with`
+        also waits for that.
 
         An error of the source is raised after what was accepted has been delivered; so is `PoolClosed`, if the pool
         closes before the source is exhausted.
@@ -509,6 +508,7 @@ def _check_limiter(limiter: object) -> None:
             "limiter must be a RateLimit, a function of the job that returns one, or an async context manager, "
             f"got {limiter!r}"
         )
+    check_function("limiter", limiter)
 
 
 def _queue_maker(priority: Callable[[Any], Any] | None, *, comes_back: bool) -> Callable[[], JobQueue]:

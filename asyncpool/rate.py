@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeAlias, TypeGuard, TypeVar
 
-from asyncpool._checks import check_count, check_number, check_seconds
+from asyncpool._checks import check_count, check_function, check_number, check_seconds
 
 __all__ = ["KeyedRateLimit", "Limiter", "RateLimit", "is_manager"]
 
@@ -34,8 +34,8 @@ class RateLimit:
 
     A timer of the loop comes late: up to a millisecond by the selector, and as long as other callbacks take. With
     `burst=1` each delay is lost, because what comes after must keep its distance: the rate is kept, and not reached
-    (docs/semantics.md has figures). With more, what came late is caught up on: a burst of `1 + rate * 0.002` is enough
-    for all of the rate on an idle loop.
+    (docs/semantics.md has figures). With more, what came late is caught up on: `burst=1 + math.ceil(rate * 0.002)` is
+    enough for all of the rate on an idle loop.
 
     Args:
         rate: Starts in `per` seconds on the average, above 0.
@@ -62,8 +62,8 @@ class RateLimit:
         # Loop time from which one more may start: the "theoretical arrival time" of the algorithm, less its tolerance.
         # Kept as this and not as the other, so that a timer at it is exact, and not a rounding error early.
         self.next_start = float("-inf")
-        # How many pools have jobs that wait for it: then it is not idle, whatever the time is; and a pool that has just
-        # taken a start lets the others try first.
+        # How many pools have asked in vain and got no start since. With any, it is not idle, whatever the time is; with
+        # others, a pool that has just taken a start lets them try first.
         self.users = 0
 
     @staticmethod
@@ -76,21 +76,32 @@ class RateLimit:
         return KeyedRateLimit(key, rate, per, burst)
 
     def take(self, now: float) -> float:
-        """Start now if that is allowed, and return 0.0; else return the seconds until it will be, and start nothing."""
+        """Start now if that is allowed, and return 0.0; else return the seconds until it will be, and start nothing.
+
+        Called by pools; `now` is the time of their loop.
+        """
         if now < self.next_start:
             return self.next_start - now
         self.next_start = max(self.next_start, now - self._tolerance) + self._interval
         return 0.0
 
-    def when_to_ask(self, *, has_taken: bool) -> float:
-        """Return the loop time at which a pool that has jobs waiting should ask again.
+    def when_to_ask(self, *, lets_others_first: bool) -> float:
+        """Return the loop time at which a pool that has jobs waiting should ask again. For the pool.
 
         Of two that ask at the same time the same one would always win: who has just taken a start comes a hair later.
         """
-        return math.nextafter(self.next_start, math.inf) if has_taken and self.users else self.next_start
+        return math.nextafter(self.next_start, math.inf) if lets_others_first else self.next_start
+
+    def join(self) -> None:
+        """Say that a pool, or one more lane of it, waits for a start. For the pool."""
+        self.users += 1
+
+    def leave(self) -> None:
+        """Say that it has got one, or waits no longer. For the pool."""
+        self.users -= 1
 
     def pause_until(self, when: float) -> None:
-        """Let nothing start before loop time `when`, and no burst then."""
+        """Let nothing start before loop time `when`, and no burst then. `pause_for` is for handlers."""
         self.next_start = max(self.next_start, when)
 
     def pause_for(self, seconds: float) -> None:
@@ -105,7 +116,7 @@ class RateLimit:
         self.pause_until(asyncio.get_running_loop().time() + check_seconds("seconds", seconds))
 
     def is_idle(self, now: float) -> bool:
-        """Whether it has nothing to remember: a new limit would allow the same."""
+        """Whether it has nothing to remember: a new limit would allow the same. For the pool."""
         return self.next_start + self._tolerance <= now and not self.users
 
     def __repr__(self) -> str:
@@ -122,8 +133,7 @@ class KeyedRateLimit:
     __slots__ = ("_burst", "_calls", "_key", "_limits", "_look_at", "_per", "_rate")
 
     def __init__(self, key: Callable[[Any], Hashable], rate: float, per: float, burst: int) -> None:
-        if not callable(key):
-            raise TypeError(f"key must be a function of the job, got {key!r}")
+        check_function("key", key)
         RateLimit(rate, per, burst)  # says what is wrong with them, now and not at the first job
         self._key = key
         self._rate, self._per, self._burst = rate, per, burst

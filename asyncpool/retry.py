@@ -29,7 +29,8 @@ class RetryBudget:
     """Bounds retries by fresh work, so that a backend that is down does not get its load several times over.
 
     In the last `window` seconds there are at most `ratio` x (jobs accepted in them) + `min_per_second` x `window`
-    retries, looked at in steps of a tenth of the window. After Finagle's RetryBudget and tower's Budget.
+    retries; they are counted in tenths of it, so that a window is up to a tenth longer. Each pool counts for itself.
+    After Finagle's RetryBudget and tower's Budget.
 
     Args:
         ratio: Retries for each fresh job, on the average.
@@ -50,7 +51,7 @@ class RetryBudget:
         check_seconds("window", self.window, positive=True)
 
     def start(self) -> RetryTally:
-        """Return the count of one pool."""
+        """Return the count of one pool. For the pool."""
         return RetryTally(self)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -37,7 +38,7 @@ def rate(settings: Settings) -> Answer:
 
 def burst_for(asked: float) -> int:
     """What the docstring of RateLimit recommends."""
-    return 1 + max(1, round(asked * 0.002))
+    return 1 + math.ceil(asked * 0.002)
 
 
 def _reached(asked: int, burst: int, jobs: int) -> Callable[[], Coroutine[Any, Any, float]]:

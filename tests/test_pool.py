@@ -20,6 +20,7 @@ from asyncpool import (
     Cancelled,
     CancelReason,
     CurrentJob,
+    DeadLetters,
     Failed,
     FixedSize,
     JobCancelled,
@@ -1032,6 +1033,11 @@ async def test_throughput_is_of_the_last_ten_seconds() -> None:
 # -- The constructor
 
 
+class AsyncSink:
+    async def record(self, letter: object) -> None:
+        """Never called."""
+
+
 BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"workers": 0}, ValueError, "workers must be >= 1, got 0"),
     ({"workers": -3}, ValueError, "workers must be >= 1, got -3"),
@@ -1046,6 +1052,12 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"timeout": math.nan}, ValueError, "timeout must be a finite number of seconds > 0, got nan"),
     ({"timeout": True}, TypeError, "timeout must be a number of seconds, got True"),
     ({"limiter": 5}, TypeError, "or an async context manager, got 5"),
+    ({"dead_letters": DeadLetters}, TypeError, "dead_letters must have a method record(letter), got <class"),
+    ({"dead_letters": AsyncSink()}, TypeError, "record(letter) of dead_letters is called and not awaited"),
+    ({"priority": sleeper}, TypeError, "priority is called and not awaited, so it must not be an async function"),
+    ({"limiter": sleeper}, TypeError, "limiter is called and not awaited, so it must not be an async function"),
+    ({"recycle_on": sleeper}, TypeError, "recycle_on is called and not awaited"),
+    ({"dead_letters": []}, TypeError, "dead_letters must have a method record(letter), got []"),
     ({"limiter": asyncio.Semaphore}, TypeError, "limiter must be a RateLimit, a function of the job that"),
     ({"resource": 5}, TypeError, "resource must be callable, got 5"),
     ({"recycle_on": 5}, TypeError, "recycle_on must be an exception type, a tuple of them, or a predicate, got 5"),

@@ -25,7 +25,7 @@ from asyncpool import (
     WorkerPool,
     current_job,
 )
-from asyncpool.testing import run, settle
+from asyncpool.testing import VirtualTimeLoop, run, settle
 from tests.helpers import assert_conserved, fuzzed, now, virtual
 from tests.laws.witness import FACTORIES
 
@@ -134,7 +134,7 @@ def test_the_limit_says_the_rule_and_the_value(arguments: Any, kind: type[Except
 
 
 def test_the_key_is_a_function() -> None:
-    with pytest.raises(TypeError, match="key must be a function of the job, got 'host'"):
+    with pytest.raises(TypeError, match="key must be callable, got 'host'"):
         RateLimit.per_key("host", 5)  # type: ignore[arg-type]
 
 
@@ -557,14 +557,16 @@ async def test_a_more_urgent_job_does_not_wait_for_one_of_its_limit_that_waits_f
         return limit if job[0] == "limited" else None
 
     async with WorkerPool(handler, workers=1, queue_size=20, limiter=limits, priority=lambda job: job[1]) as pool:
-        for job in [("limited", 0), ("limited", 2), *[("free", 1)] * 6]:
-            pool.submit_nowait(job)
-        await asyncio.sleep(2)  # the second was released, and is behind those that are free
+        pool.submit_nowait(("limited", 0))
+        pool.submit_nowait(("limited", 2))
+        await asyncio.sleep(0.7)  # the second was asked for, and is parked
+        for _ in range(6):
+            pool.submit_nowait(("free", 1))
+        await asyncio.sleep(1.3)  # it was released, and is behind those that are free
         pool.submit_nowait(("limited", 0))
         await pool.join()
-    assert order == [("limited", 0), ("free", 1), ("free", 1), ("free", 1), ("limited", 0)] + [("free", 1)] * 3 + [
-        ("limited", 2)
-    ]
+    free = [("free", 1)] * 3
+    assert order == [("limited", 0), *free, ("limited", 0), *free, ("limited", 2)]
 
 
 @virtual
@@ -620,3 +622,30 @@ async def test_parked_jobs_are_handed_back_in_their_order() -> None:
     assert [entry.job[1] for entry in report.unfinished] == [2, 3, 4, 5]
     assert not any(entry.started for entry in report.unfinished)
     assert_conserved(pool)
+
+
+def test_a_keyboard_interrupt_in_a_job_leaves_the_others_of_its_limit_to_go_on() -> None:
+    async def handler(job: tuple[str, int]) -> None:
+        if job[1] == 1:
+            raise KeyboardInterrupt
+
+    async def main() -> None:
+        pool = WorkerPool(handler, workers=1, limiter=RateLimit.per_key(host, 1))
+        await pool.start()
+        pools.append(pool)
+        handles.extend(pool.submit_nowait(("x", number)) for number in range(4))
+        await handles[1].outcome()
+
+    async def go_on() -> None:
+        for handle in handles:
+            await handle.outcome()
+        await pools[0].close()
+
+    pools: list[Any] = []
+    handles: list[Any] = []
+    loop = VirtualTimeLoop()
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(main())
+    loop.run_until_complete(go_on())
+    assert pools[0].stats.succeeded == 3
+    loop.close()

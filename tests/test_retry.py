@@ -149,6 +149,7 @@ def test_retry_after_from_what_is_never_tried_again_is_not_either() -> None:
         ({"factor": float("nan")}, ValueError, "factor must be a finite number >= 1, got nan"),
         ({"jitter": 0.1}, TypeError, "jitter must be a bool, got 0.1"),
         ({"on": 5}, TypeError, "on must be an exception type, a tuple of them, or a predicate, got 5"),
+        ({"on": echo}, TypeError, "on is called and not awaited, so it must not be an async function"),
         ({"on": [OSError]}, TypeError, "on must be an exception type"),
         ({"max_elapsed": 0}, ValueError, "max_elapsed must be a finite number of seconds > 0, got 0"),
         ({"budget": 0.2}, TypeError, "budget must be a RetryBudget, got 0.2"),
@@ -1147,3 +1148,72 @@ def test_a_subclass_of_advice_can_be_pickled() -> None:
     advice = pickle.loads(pickle.dumps(TooMany("response")))
     assert isinstance(advice, TooMany)
     assert (advice.response, advice.seconds) == ("response", 0.0)
+
+
+@virtual
+async def test_a_deadlock_that_comes_up_when_the_delayed_are_cancelled_is_one() -> None:
+    async def handler(job: str) -> None:
+        if job == "flaky":
+            raise OSError
+        if job == "parent":
+            await asyncio.sleep(0.1)  # so that "y" is in the line before
+            await pool.submit("child")
+
+    retry = Retry(backoff=5, jitter=False)
+    async with WorkerPool(handler, workers=1, queue_size=2, retry=retry, max_delayed=1) as pool:
+        flaky = await pool.submit("flaky")
+        parent = pool.submit_nowait("parent")
+        other = pool.submit_nowait("x")
+        first_in_line = asyncio.create_task(pool.submit("y"))
+        await asyncio.sleep(1)
+        flaky.cancel()
+        with pytest.raises(PoolDeadlock):
+            await parent
+        await other
+        await first_in_line
+
+
+@virtual
+async def test_jobs_that_are_too_late_touch_no_resource() -> None:
+    entered = 0
+
+    @asynccontextmanager
+    async def resource() -> AsyncIterator[None]:
+        nonlocal entered
+        entered += 1
+        yield
+
+    async def handler(job: int, _: None) -> None:
+        await asyncio.sleep(1)
+
+    events: list[Any] = []
+    retry = Retry(max_elapsed=0.5)
+    async with WorkerPool(
+        handler, workers=1, queue_size=20, resource=resource, retry=retry, observers=[events.append]
+    ) as pool:
+        outcomes = await pool.outcomes(range(20), ordered=True)
+    assert all(isinstance(outcome, Failed) and isinstance(outcome.error, JobExpired) for outcome in outcomes)
+    assert [outcome.attempts for outcome in outcomes] == [1] + [0] * 19
+    assert sum(isinstance(event, JobStarted) for event in events) == 1
+    assert entered == 2  # the first job ran into its end, and was cancelled
+
+
+class EarlyTimers(VirtualTimeLoop):
+    """Timers come half a millisecond early, as uvloop's do."""
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
+        return super().call_at(max(self.time(), when - 0.0005), callback, *args, context=context)
+
+
+def test_an_attempt_that_ran_into_max_elapsed_is_the_last_though_timers_come_early() -> None:
+    async def handler(job: int) -> None:
+        await asyncio.sleep(60)
+
+    async def main() -> None:
+        async with WorkerPool(handler, workers=5, retry=Retry(backoff=0, max_elapsed=1.0)) as pool:
+            outcomes = await pool.outcomes(range(5))
+            assert [outcome.attempts for outcome in outcomes] == [1] * 5
+            assert pool.stats.retries == 0
+
+    with asyncio.Runner(loop_factory=EarlyTimers) as runner:
+        runner.run(main())

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import asyncpool
 from asyncpool.events import ResourceFailed
-from examples.email_campaign.errors import CampaignError, JournalError, RelayError
+from examples.email_campaign.errors import CampaignError, DatabaseError, JournalError, RelayError
 from examples.email_campaign.journal import Journal, Mark, surely
 from examples.email_campaign.mailer import Mail, MailConnection, Refused, Relay, is_transient, spoils_connection
 from examples.email_campaign.report import CampaignReport
@@ -121,6 +121,8 @@ class EmailCampaign:
         self._sent_unwritten: list[User] = []
         self._last_contact = 0.0
         self._exit = AsyncExitStack()
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
 
     async def __aenter__(self) -> Self:
         """Open the database, connect the first worker.
@@ -139,10 +141,12 @@ class EmailCampaign:
                     Journal(writer, self._path, self.name, durable=self._is_durable)
                 )
                 self.total = await self._count()
+            await asyncio.to_thread(self._check_letters)
             if self._limit is not None:
                 self.total = min(self.total, self._limit)
             self._loop = asyncio.get_running_loop()
             self._last_contact = self._loop.time()
+            stack.push_async_callback(self._is_idle.wait)  # a run that is under way reads and writes to its end
             await stack.enter_async_context(self.pool)
             self._exit = stack.pop_all()
         return self
@@ -159,6 +163,13 @@ class EmailCampaign:
         Raises:
             CampaignError: It cannot go on; what was sent is written down, unless that is the reason.
         """
+        self._is_idle.clear()
+        try:
+            return await self._run()
+        finally:
+            self._is_idle.set()
+
+    async def _run(self) -> CampaignReport:
         began = self._loop.time()
         users = inactive_users(self._reader, self.journal.campaign, self.journal.as_of, self._limit)
         with in_sentences(self._path):
@@ -179,10 +190,20 @@ class EmailCampaign:
             CampaignError: It cannot go on.
             OSError: The file cannot be read or written.
         """
+        self._is_idle.clear()
+        try:
+            return await self._replay(letters)
+        finally:
+            self._is_idle.set()
+
+    async def _replay(self, letters: str | os.PathLike[str] | None) -> CampaignReport:
         began = self._loop.time()
         self._is_replay = True
         source = await asyncio.to_thread(self._letters_of, letters)
-        ids = await asyncio.to_thread(lambda: [letter.job.id for letter in source if self._is_mine(letter)])
+        try:
+            ids = await asyncio.to_thread(lambda: [letter.job.id for letter in source if self._is_mine(letter)])
+        except OSError as error:
+            raise DatabaseError(f"dead letters cannot be read from {source.path}: {error.strerror}") from error
         self.total = len(ids)
         with in_sentences(self._path):
             # First of all: from here on each of them is in the file, or to be sent as all others, or both.
@@ -237,6 +258,12 @@ class EmailCampaign:
         # A worker without a connection tries again and again, and its mails wait: that needs an end.
         if self._loop.time() - self._last_contact > self._patience:
             self._stop(event.error)
+
+    def _check_letters(self) -> None:
+        # Before the first mail, and not at the first that fails.
+        path = self.dead_letters.path
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise DatabaseError(f"dead letters cannot be written to {path}: permission denied")
 
     async def _count(self) -> int:
         return await count_inactive(self._reader, self.journal.campaign, self.journal.as_of)

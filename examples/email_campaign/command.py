@@ -59,10 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     # What the pool does is told by the report: its log needs to tell no more than what must never be.
     logging.getLogger("asyncpool").setLevel(logging.ERROR)
+    logging.getLogger("asyncpool").addFilter(_is_not_of_the_relay)
     try:
         return asyncio.run(_run(options))
     except CampaignError as error:
-        print(f"email_campaign: error: {printable(str(error))}", file=sys.stderr)
+        rest = " (run the same command again to go on)" if isinstance(error, RelayError) else ""
+        print(f"email_campaign: error: {printable(str(error))}{rest}", file=sys.stderr)
         return USAGE if isinstance(error, DatabaseError) else FAILED
     except KeyboardInterrupt:
         print("Interrupted: run the same command again to go on.", file=sys.stderr)
@@ -71,6 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our lines has enough. What Python would still write at its exit goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+
+
+def _is_not_of_the_relay(record: logging.LogRecord) -> bool:
+    # Each worker tries again and again to connect: a line now and then tells that, and not a traceback for each.
+    return record.exc_info is None or not isinstance(record.exc_info[1], RelayError)
 
 
 async def _run(options: Options) -> int:
@@ -126,6 +133,9 @@ async def _run(options: Options) -> int:
             with asyncpool.drain_on_signal(campaign.pool) as signals:
                 connections = "1 connection" if workers == 1 else f"{workers} connections"
                 _say(f"Campaign {campaign.name}: {what}, over {connections}")
+                if options.replay is None and not campaign.total:
+                    _say("Nobody is left: every inactive user has the mail, or is among the dead letters.")
+                    return OK
                 async with show_progress(campaign):
                     report = await (campaign.run() if options.replay is None else campaign.replay(options.replay))
         is_demo = options.smtp is None
@@ -173,8 +183,13 @@ def _parse(arguments: Sequence[str] | None) -> Options:
     add("--users", type=_read(_whole), metavar="N", help="how many users a new database has (50000)")
     add("--db", default="email-campaign.db", type=Path, metavar="FILE", help="the database (email-campaign.db)")
     add("--campaign", default="we-miss-you", type=_read(check_name), metavar="NAME", help="its name (we-miss-you)")
-    add("--limit", type=_read(_whole), metavar="N", help="send no more than N mails in this run")
-    add("--replay", type=Path, metavar="FILE", help="send the dead letters of a file again, and nothing else")
+    add(
+        "--limit",
+        type=_read(_whole),
+        metavar="N",
+        help="send no more than N mails in this run (but all that --replay has)",
+    )
+    add("--replay", type=Path, metavar="FILE", help="send this campaign's dead letters in a file again, nothing else")
     add("--workers", default=10, type=_read(_whole), metavar="N", help="how many connections (10)")
     add("--rate", type=_read(_positive), metavar="N", help="send no more than N mails a second")
     add("--timeout", type=_read(_positive), metavar="S", help="seconds that an attempt may take (60; in the demo 3)")
