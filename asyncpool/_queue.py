@@ -260,6 +260,8 @@ class Line:
         if company is not None:
             company.add(future)
         try:
+            if future.done():  # by us, just now; but those who were let in before have not gone on yet
+                await asyncio.sleep(0)
             await (future if self._wait is None else self._wait(future))
         except BaseException:
             self.waiting.pop(future, None)

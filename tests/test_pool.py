@@ -1053,10 +1053,6 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"timeout": True}, TypeError, "timeout must be a number of seconds, got True"),
     ({"limiter": 5}, TypeError, "or an async context manager, got 5"),
     ({"dead_letters": DeadLetters}, TypeError, "dead_letters must have a method record(letter), got <class"),
-    ({"dead_letters": AsyncSink()}, TypeError, "record(letter) of dead_letters is called and not awaited"),
-    ({"priority": sleeper}, TypeError, "priority is called and not awaited, so it must not be an async function"),
-    ({"limiter": sleeper}, TypeError, "limiter is called and not awaited, so it must not be an async function"),
-    ({"recycle_on": sleeper}, TypeError, "recycle_on is called and not awaited"),
     ({"dead_letters": []}, TypeError, "dead_letters must have a method record(letter), got []"),
     ({"limiter": asyncio.Semaphore}, TypeError, "limiter must be a RateLimit, a function of the job that"),
     ({"resource": 5}, TypeError, "resource must be callable, got 5"),
@@ -1117,3 +1113,22 @@ async def test_a_loop_with_a_task_factory_runs_every_job_through_it() -> None:
         handle.cancel()
         await handle.outcome()
     assert [task.get_name() for task in made].count("made job") >= 3
+
+
+@pytest.mark.parametrize("name", ["priority", "limiter", "recycle_on", "dead_letters"])
+def test_an_async_function_is_refused_where_it_would_not_be_awaited(name: str) -> None:
+    options: Any = {name: AsyncSink() if name == "dead_letters" else sleeper}
+    with pytest.raises(TypeError, match="is called and not awaited, so it must not be an async function"):
+        WorkerPool(echo, workers=1, **options)
+
+
+@virtual
+async def test_who_comes_while_others_are_let_in_comes_after_them() -> None:
+    async with WorkerPool(echo, workers=2, queue_size=0) as pool:
+        pool.pause()
+        waiting = asyncio.create_task(pool.submit("first"))
+        await settle()
+        pool.resume()
+        second = await pool.submit("second")
+        first = await waiting
+        assert first.id < second.id

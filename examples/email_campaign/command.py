@@ -187,7 +187,7 @@ def _parse(arguments: Sequence[str] | None) -> Options:
         "--limit",
         type=_read(_whole),
         metavar="N",
-        help="send no more than N mails in this run (but all that --replay has)",
+        help="send no more than N mails in this run; not with --replay",
     )
     add("--replay", type=Path, metavar="FILE", help="send this campaign's dead letters in a file again, nothing else")
     add("--workers", default=10, type=_read(_whole), metavar="N", help="how many connections (10)")
