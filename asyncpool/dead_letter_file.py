@@ -163,8 +163,12 @@ class DeadLetterFile(LetterStore[JobT]):
         return (kept.letter for kept in self._read() if kept.is_replayable)
 
     def __len__(self) -> int:
-        """How many letters iterating gives. Reads the file; raises what that raises."""
-        return sum(1 for _ in self)
+        """How many letters there are to iterate over, those that `decode` may refuse included. Reads the file.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        return sum(kept.is_replayable for kept in self._read(_as_it_is))
 
     def unreplayable(self) -> Iterator[DeadLetter[str]]:
         """Read the letters whose job could not be written, with `repr(job)` in its place; as iterating does."""
@@ -173,7 +177,7 @@ class DeadLetterFile(LetterStore[JobT]):
     def __repr__(self) -> str:
         return f"<DeadLetterFile {str(self.path)!r}>"
 
-    def _read(self) -> Generator[_Kept, None, None]:
+    def _read(self, decode: Callable[[Any], Any] | None = None) -> Generator[_Kept, None, None]:
         """Read what has not left, up to where the file ends now.
 
         In two passes, because the marks of what was replayed come after it. The file stays open meanwhile, so that it
@@ -190,21 +194,21 @@ class DeadLetterFile(LetterStore[JobT]):
             file.seek(0)
             for offset, number, line in _lines(file, status.st_size):
                 try:
-                    kept = self._kept(line, gone)
+                    kept = self._kept(line, gone, decode or self._decode)
                 except Exception as error:
                     self._tell(offset, number, error)
                 else:
                     if kept is not None:
                         yield kept
 
-    def _kept(self, line: bytes, gone: _Ids) -> _Kept | None:
+    def _kept(self, line: bytes, gone: _Ids, decode: Callable[[Any], Any]) -> _Kept | None:
         """Return the letter in a line; None if it has left, or there is none. Raises anything if it cannot be read."""
         fields = _fields(line)
         if fields is None or "replayed" in fields or (id := _id(fields["id"])) in gone:
             return None
         is_replayable = "job" in fields
         letter = DeadLetter(
-            job=self._decode(fields["job"]) if is_replayable else fields["job_repr"],
+            job=decode(fields["job"]) if is_replayable else fields["job_repr"],
             error_type=str(fields["error_type"]),
             error=str(fields["error"]),
             attempts=int(fields["attempts"]),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 from weakref import WeakSet
 
-from asyncpool._checks import check_count
+from asyncpool._checks import check_count, check_function
 from asyncpool.errors import StreamClosed
 from asyncpool.outcomes import Failed
 
@@ -258,6 +258,8 @@ class LetterStore(Generic[JobT]):
         letters: Iterable[tuple[Hashable, DeadLetter[JobT]]],
     ) -> int:
         """Submit the jobs of those letters that are meant, are still there, and are in the hands of no other replay."""
+        if where is not None:
+            check_function("where", where)  # what has to be awaited is always true: all would be submitted
         count = 0
         for key, letter in letters:
             if not self._claim(key):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import itertools
+import weakref
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from fractions import Fraction
 from random import Random
@@ -48,6 +51,10 @@ class Starts:
         self.seconds = seconds
         self.times: list[float] = []
         self.jobs: list[Any] = []
+
+    @staticmethod
+    async def nothing(job: Any) -> None:
+        """A handler that notes nothing."""
 
     async def __call__(self, job: Any) -> Any:
         self.times.append(now())
@@ -258,25 +265,28 @@ async def test_two_pools_keep_a_limit_together() -> None:
     assert len(one.times) == len(other.times) == 10
 
 
-@pytest.mark.parametrize("limiter", [RateLimit(10), RateLimit.per_key(lambda job: 0, 10)], ids=repr)
-def test_of_pools_that_share_a_limit_none_starves(limiter: Any) -> None:
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("is_keyed", [False, True])
+def test_of_pools_that_share_a_limit_none_starves(is_keyed: bool, workers: int) -> None:
     async def main() -> None:
         started: Counter[str] = Counter()
+        limit = RateLimit(10)
+        limiter: Any = (lambda job: limit) if is_keyed else limit
 
-        async def handler(job: tuple[str, int]) -> None:
-            started[job[0]] += 1
+        async def handler(job: str) -> None:
+            started[job] += 1
 
-        async def use(name: str) -> None:
-            async with WorkerPool(handler, workers=2, limiter=limiter) as pool:
-                await pool.outcomes((name, number) for number in range(10_000))
-
-        tasks = [asyncio.create_task(use(name)) for name in "abc"]
-        await asyncio.sleep(60)
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        assert sum(started.values()) == pytest.approx(600, abs=2)
-        assert min(started.values()) > 100
+        pools = [WorkerPool(handler, workers=workers, queue_size=5000, limiter=limiter) for _ in "abc"]
+        for pool, name in zip(pools, "abc", strict=True):
+            await pool.start()
+            for _ in range(500):
+                pool.submit_nowait(name)
+        await asyncio.sleep(30)
+        assert sum(started.values()) == pytest.approx(300, abs=2)
+        assert max(started.values()) - min(started.values()) <= 2, started
+        for pool in pools:
+            await pool.close(drain_timeout=0)
+        assert limit.users == 0
 
     run(main)
 
@@ -448,16 +458,143 @@ async def test_while_too_many_are_parked_the_intake_waits() -> None:
 
 @virtual
 async def test_a_released_job_that_is_cancelled_lets_the_next_of_its_host_go_on() -> None:
-    starts = Starts(seconds=10)
-    async with WorkerPool(starts, workers=1, limiter=RateLimit.per_key(host, 1)) as pool:
-        blocker = pool.submit_nowait(("other", 0))
+    async def handler(job: tuple[str, int]) -> None:
+        await asyncio.sleep(10 if job[0] == "other" else 0.1)
+
+    async with WorkerPool(handler, workers=1, limiter=RateLimit.per_key(host, 1)) as pool:
         handles = [pool.submit_nowait(("x", number)) for number in range(3)]
-        await asyncio.sleep(5)
-        for handle in handles[:2]:
-            handle.cancel()
+        await asyncio.sleep(0.5)
+        assert pool.stats.delayed == 2
+        blocker = pool.submit_nowait(("other", 0))
+        await asyncio.sleep(2)
+        assert (pool.stats.delayed, pool.stats.queued) == (1, 1)  # released, and waits for the worker
+        assert handles[1].cancel()
+        assert (pool.stats.delayed, pool.stats.queued) == (0, 1)
         await handles[2]
         await blocker
-    assert starts.jobs == [("other", 0), ("x", 2)]
+
+
+@virtual
+async def test_a_released_job_that_is_too_late_lets_the_next_of_its_host_go_on() -> None:
+    limits = RateLimit.per_key(host, 1)
+
+    async def handler(job: tuple[str, int]) -> None:
+        await asyncio.sleep(10 if job[0] == "other" else 0.1)
+
+    async with WorkerPool(handler, workers=1, queue_size=9, limiter=limits, retry=Retry(max_elapsed=30)) as pool:
+        handles = [pool.submit_nowait(("x", number)) for number in range(3)]
+        await asyncio.sleep(0.5)
+        blocker = pool.submit_nowait(("other", 0))
+        await asyncio.sleep(2)
+        assert (pool.stats.delayed, pool.stats.queued) == (1, 1)  # released, and waits for the worker
+        pool.pause()
+        await asyncio.sleep(40)
+        fresh = pool.submit_nowait(("x", 9))
+        pool.resume()
+        assert [type(await handle.outcome()) for handle in handles] == [Succeeded, Failed, Failed]
+        await fresh
+        await blocker
+    assert not limits(("x", 0)).users
+
+
+@virtual
+async def test_when_the_last_parked_job_is_cancelled_nothing_is_left_of_its_lane() -> None:
+    loop: Any = asyncio.get_running_loop()
+    limit = RateLimit(1, per=1000)
+    async with WorkerPool(Starts(), workers=1, limiter=lambda job: limit) as pool:
+        handles = [pool.submit_nowait(job) for job in range(4)]
+        await settle()
+        assert (pool.stats.delayed, limit.users) == (3, 1)
+        for handle in handles[1:]:
+            assert handle.cancel()
+        assert (pool.stats.delayed, limit.users) == (0, 0)
+        assert all(timer.cancelled() for timer in loop._scheduled)
+
+
+@virtual
+async def test_nothing_is_kept_of_the_context_managers_of_jobs() -> None:
+    class Job:
+        """What can be watched."""
+
+    alive: weakref.WeakSet[Job] = weakref.WeakSet()
+
+    @asynccontextmanager
+    async def manager() -> AsyncIterator[None]:
+        yield
+
+    def jobs() -> Iterator[Job]:
+        for _ in range(500):
+            job = Job()
+            alive.add(job)
+            yield job
+
+    limiters = itertools.cycle([None, manager])
+
+    def limiter(job: Job) -> Any:
+        make = next(limiters)
+        return None if make is None else make()
+
+    async with WorkerPool(Starts.nothing, workers=2, limiter=limiter) as pool:
+        async for outcome in pool.outcomes(jobs()):
+            assert isinstance(outcome, Succeeded)
+            del outcome
+        gc.collect()
+        assert len(alive) <= 3  # the last ones are in the hands of the loop above
+
+
+@virtual
+async def test_a_job_that_waits_for_room_while_parked_ones_are_still_to_come_is_no_deadlock() -> None:
+    limit = RateLimit(1)
+
+    async def handler(job: str) -> str:
+        if job == "parent":
+            await pool.submit("child")
+        return job
+
+    async with WorkerPool(
+        handler, workers=1, max_delayed=1, limiter=lambda job: limit if job == "limited" else None
+    ) as pool:
+        handles = [pool.submit_nowait(job) for job in ("limited", "limited", "parent")]
+        assert [await handle for handle in handles] == ["limited", "limited", "parent"]
+
+
+@virtual
+async def test_a_job_that_comes_back_goes_before_the_fresh_ones_of_its_host() -> None:
+    order: list[tuple[int, int]] = []
+
+    async def handler(job: tuple[str, int]) -> None:
+        order.append((job[1], current_job().attempt))
+        if job[1] == 0 and current_job().attempt == 1:
+            raise OSError
+
+    retry = Retry(backoff=0.5, jitter=False)
+    async with WorkerPool(handler, workers=1, limiter=RateLimit.per_key(host, 1), retry=retry) as pool:
+        for number in range(4):
+            pool.submit_nowait(("x", number))
+        await pool.join()
+    assert order == [(0, 1), (0, 2), (1, 1), (2, 1), (3, 1)]
+
+
+@virtual
+async def test_observers_are_not_told_when_the_rate_opens_and_closes() -> None:
+    events: list[Any] = []
+    async with WorkerPool(Starts(), workers=1, limiter=RateLimit(8), observers=[events.append]) as pool:
+        await pool.outcomes(range(10))
+    assert {type(event).__name__ for event in events} == {
+        "PoolStarted",
+        "JobAccepted",
+        "JobStarted",
+        "JobEnded",
+        "PoolStopping",
+        "PoolEnded",
+    }
+
+
+def test_a_shorter_pause_does_not_end_a_longer_one() -> None:
+    limit = RateLimit(4)
+    limit.pause_until(10.0)
+    limit.pause_until(5.0)
+    assert limit.take(9.0) == 1.0
 
 
 @virtual

@@ -1004,6 +1004,7 @@ def test_no_error_keeps_its_job_from_an_outcome(error: Exception, retry: Retry |
             outcomes = await pool.outcomes(range(3))
             assert [outcome.error for outcome in outcomes if isinstance(outcome, Failed)] == [error] * 3
             assert_conserved(pool)
+            assert pool.stats.retries_refused == (0 if retry is None else 3)
 
     run(main)
 
@@ -1221,3 +1222,27 @@ def test_an_attempt_that_ran_into_max_elapsed_is_the_last_though_timers_come_ear
 
     with asyncio.Runner(loop_factory=EarlyTimers) as runner:
         runner.run(main())
+
+
+@virtual
+async def test_jobs_that_come_back_go_before_fresh_ones_of_equal_priority_however_often() -> None:
+    order: list[int] = []
+
+    async def handler(job: int) -> None:
+        order.append(job)
+        await asyncio.sleep(0.1)
+        if current_job().attempt < 9 and job == 0:
+            raise OSError
+
+    retry = Retry(attempts=9, backoff=0, jitter=False)
+    async with WorkerPool(handler, workers=1, queue_size=9, retry=retry, priority=lambda job: 0) as pool:
+        for job in range(3):
+            pool.submit_nowait(job)
+        await pool.join()
+    assert order == [
+        0,
+        1,
+        0,
+        2,
+        *[0] * 7,
+    ]  # a backoff takes a turn: by then a fresh one has begun, as long as there are

@@ -20,9 +20,9 @@ import anyio
 import pytest
 
 import asyncpool
-from asyncpool import JobCancelled, PoolClosed, QueueFull, StreamClosed, WorkerPool, offload
+from asyncpool import JobCancelled, PoolClosed, QueueFull, Retry, StreamClosed, WorkerPool, offload
 from asyncpool.testing import CancelSweepResult, cancel_at, run, settle
-from tests.laws.witness import Item, Witness, ended, spawn
+from tests.laws.witness import Item, Letters, Witness, ended, spawn
 
 Main = Callable[[], Awaitable[Any]]
 Cancelling = Callable[[Main], Awaitable[CancelSweepResult[Any]]]
@@ -578,6 +578,267 @@ async def the_block_of_a_group(witness: Witness, cancelling: Cancelling) -> None
         await group.submit(witness.item())
     await still_works(witness)
     await close(witness)
+
+
+# -- Jobs that are delayed -------------------------------------------------------------------------------------------
+
+# In these there is always a job that waits for its next attempt, and one that is parked for its rate limit.
+DELAYED = ("flaky1", "flaky2", "later", "pausing", "fail")
+
+
+async def delaying_pool(witness: Witness, *, letters: bool = True, **options: Any) -> WorkerPool[Any, Any]:
+    """Start a pool in which jobs are tried again, and have limits."""
+    pool = witness.make_pool(
+        observe=True,
+        retry=Retry(attempts=3, backoff=0.05, jitter=False),
+        limiter=witness.keys(2, 20.0),
+        dead_letters=Letters() if letters else None,
+        **{"workers": 2, "queue_size": 2, **options},
+    )
+    await pool.start()
+    return pool
+
+
+async def delay_some(witness: Witness, count: int = 4) -> None:
+    """Submit jobs, and wait until some are delayed and parked."""
+    for kind in DELAYED[:count]:
+        await witness.submit(witness.item(kind))
+    await settle()
+    witness.check_settled()
+    assert witness.pool.stats.delayed >= 2
+    assert witness.due
+
+
+async def still_tries_again(witness: Witness) -> None:
+    """Check that the pool does what it has to do, in time."""
+    async with asyncio.timeout(60.0):
+        await witness.pool.join()
+    assert witness.pool.stats.delayed == 0
+    await still_works(witness)
+    for handle in witness.handles:
+        outcome = await handle.outcome()
+        assert isinstance(outcome, asyncpool.Failed if handle.job.kind == "fail" else asyncpool.Succeeded), outcome
+
+
+@case
+async def join_of_delayed_jobs(witness: Witness, cancelling: Cancelling) -> None:
+    pool = await delaying_pool(witness)
+    await delay_some(witness)
+    result = await cancelling(pool.join)
+    assert result.cancelled or pool.stats.delayed == 0
+    await still_tries_again(witness)
+    await close(witness)
+
+
+@case
+async def close_that_waits_for_delayed_jobs(witness: Witness, cancelling: Cancelling) -> None:
+    pool = await delaying_pool(witness)
+    await delay_some(witness)
+    result = await cancelling(pool.close)
+    report = await witness.check_end()
+    assert result.cancelled or not report
+    # Delayed and parked ones, unless they had all ended when it was cancelled.
+    assert {entry.started for entry in report.unfinished} in (set(), {True, False})
+
+
+@case
+async def close_that_ends_while_jobs_are_delayed(witness: Witness, cancelling: Cancelling) -> None:
+    pool = await delaying_pool(witness)
+    await delay_some(witness)
+    await cancelling(partial(pool.close, drain_timeout=0.06))
+    report = await witness.check_end()
+    assert report.unfinished
+    assert not report.abandoned
+
+
+@case
+async def the_block_of_a_pool_with_delayed_jobs(witness: Witness, cancelling: Cancelling) -> None:
+    pool = witness.make_pool(
+        workers=1, queue_size=0, max_delayed=1, retry=Retry(attempts=3, backoff=0.05, jitter=False)
+    )
+
+    async def main() -> None:
+        async with pool:
+            for kind in DELAYED:
+                await witness.submit(witness.item(kind))
+
+    await cancelling(main)
+    assert pool.report is not None
+    await witness.check_end()
+
+
+@case
+async def the_value_of_a_delayed_job(witness: Witness, cancelling: Cancelling) -> None:
+    await delaying_pool(witness)
+    await delay_some(witness)
+    delayed, parked = witness.handles[0], witness.handles[2]
+
+    async def main() -> Any:
+        return await parked, await delayed
+
+    result = await cancelling(main)
+    assert result.cancelled or result.value == (parked.job.n, delayed.job.n)
+    await still_tries_again(witness)
+    await close(witness)
+
+
+@case
+async def the_outcome_of_a_delayed_job_that_fails(witness: Witness, cancelling: Cancelling) -> None:
+    await delaying_pool(witness)
+    failing = await witness.submit(witness.item("fail"))
+    await delay_some(witness)
+    result = await cancelling(failing.outcome)
+    assert result.cancelled or result.value.attempts == 3
+    await still_tries_again(witness)
+    await close(witness)
+
+
+@case
+async def run_of_a_job_that_is_tried_again(witness: Witness, cancelling: Cancelling) -> None:
+    """In a pool that is full of delayed jobs, so that it waits for them first."""
+    pool = await delaying_pool(witness, max_delayed=2)
+    await delay_some(witness, 3)
+    item = witness.item("flaky2")
+    witness.perhaps += 1
+    result = await cancelling(partial(pool.run, item))
+    assert result.cancelled or result.value == item.n
+    assert not [one for one in witness.waiting_jobs.values() if one is item]  # cancelled with its caller
+    assert item.n not in witness.active_items
+    await still_tries_again(witness)
+    await close(witness)
+
+
+@case
+async def submit_while_too_many_are_delayed(witness: Witness, cancelling: Cancelling) -> None:
+    """With some before and some behind, who all get their turn."""
+    pool = await delaying_pool(witness, max_delayed=2, queue_size=9)
+    await delay_some(witness, 3)
+    before = [spawn(witness.submit(witness.item("flaky1"))) for _ in range(2)]
+    me = spawn(cancelling(partial(witness.submit, witness.item("flaky1"))))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    behind = [spawn(witness.submit(witness.item("flaky1"))) for _ in range(2)]
+    await settle()
+    witness.check_settled()
+    await ended(me, *before, *behind)
+    assert pool.stats.submitted == len(witness.handles) == 8 - me.result().cancelled
+    await still_tries_again(witness)
+    await close(witness)
+
+
+@stream_cases
+async def next_of_a_stream_of_delayed_jobs(witness: Witness, cancelling: Cancelling, how: str) -> None:
+    await delaying_pool(witness, letters=False)
+    items = witness.items(7, "flaky1", "later", "ok", "nap")
+    stream = aiter(_stream(witness, how, items))
+    read: list[Any] = []
+
+    async def main() -> None:
+        async for entry in stream:
+            read.append(entry)
+
+    if (await cancelling(main)).cancelled:
+        await main()
+    assert sorted(_numbers(read)) == [item.n for item in items]
+    if " ordered" in how:
+        assert _numbers(read) == [item.n for item in items]
+    await still_tries_again(witness)
+    await close(witness)
+
+
+@stream_cases
+async def aclose_of_a_stream_of_delayed_jobs(witness: Witness, cancelling: Cancelling, how: str) -> None:
+    pool = await delaying_pool(witness, workers=4)
+    items = [witness.item("ok"), *witness.items(4, "flaky1", "later", "slow"), *witness.items(4, "slow", "flaky2")]
+    stream = _stream(witness, how, items)
+    front = aiter(stream)
+    await anext(front)
+    await asyncio.sleep(0.2)
+    await cancelling(stream.aclose)
+    await stream.aclose()
+    assert (pool.stats.running, pool.stats.queued, pool.stats.delayed) == (0, 0, 0)
+    assert witness.sources_open == 0
+    await still_tries_again(witness)
+    await close(witness)
+
+
+@case
+async def a_group_with_delayed_jobs(witness: Witness, cancelling: Cancelling) -> None:
+    await delaying_pool(witness, max_delayed=1, queue_size=0)
+    group = witness.pool.group(window=3)
+    accepted: list[int] = []
+
+    async def bring() -> None:
+        for item in witness.items(3, "flaky1", "later"):
+            await group.submit(item)
+            accepted.append(item.n)
+
+    read: list[Any] = []
+
+    async def reading() -> None:
+        async for outcome in group:
+            read.append(outcome)
+
+    reader, other = spawn(reading()), spawn(bring())
+    await cancelling(bring)
+    await ended(other)
+    group.close_intake()
+    await ended(reader)
+    assert (other.exception(), reader.exception()) == (None, None)
+    assert sorted(_numbers(read)) == sorted(accepted)
+    assert all(isinstance(outcome, asyncpool.Succeeded) for outcome in read)
+    witness.others = len(accepted)
+    await still_tries_again(witness)
+    await close(witness)
+
+
+# -- Dead letters ----------------------------------------------------------------------------------------------------
+
+
+@case
+async def replay(witness: Witness, cancelling: Cancelling) -> None:
+    """Into a pool that is full: a letter leaves the store with its job's acceptance, neither before nor without it."""
+    dead = Witness()
+    letters = Letters()
+    async with dead.make_pool(workers=1, dead_letters=letters, retry=None):
+        for item in dead.items(5, "fail"):
+            await dead.submit(item)
+    await delaying_pool(witness, max_delayed=1, queue_size=0)
+    result = await cancelling(partial(letters.replay, witness))
+    assert len(letters) + len(witness.handles) == 5
+    if not result.cancelled:
+        assert (result.value, len(letters)) == (5, 0)
+    else:
+        await letters.replay(witness)
+    assert len({handle.job.n for handle in witness.handles}) == len(witness.handles) == 5
+    await still_tries_again(witness)
+    await close(witness)
+
+
+@case
+async def next_of_a_watch(witness: Witness, cancelling: Cancelling) -> None:
+    pool = await delaying_pool(witness)
+    letters = witness.letters
+    assert letters is not None
+    watch = letters.watch()
+    read: list[Any] = []
+
+    async def main() -> None:
+        async for letter in watch:
+            read.append(letter)
+
+    async def use() -> None:
+        for item in witness.items(3, "fail", "permanent", "turn_fail"):
+            await witness.submit(item)
+        await pool.close()
+
+    user = spawn(use())
+    if (await cancelling(main)).cancelled:
+        await main()
+    await ended(user)
+    assert user.exception() is None
+    assert len(read) == 3
+    assert all(one is other for one, other in zip(read, letters.recorded, strict=True))
+    await witness.check_end()
 
 
 # -- One line, and threads -------------------------------------------------------------------------------------------

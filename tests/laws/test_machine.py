@@ -30,15 +30,18 @@ from asyncpool import (
     Failed,
     JobCancelled,
     JobCrashed,
+    JobExpired,
     JobTimeout,
     PoolClosed,
     PoolError,
     ResourceDied,
+    Retry,
     StreamClosed,
 )
+from asyncpool.retry import RetryBudget
 from asyncpool.testing import VirtualTimeLoop, settle
 from tests.laws.budget import IS_LONG, MACHINE_EXAMPLES, MACHINE_STEPS
-from tests.laws.witness import FACTORIES, HANDED_BACK, Item, Witness, ended, spawn
+from tests.laws.witness import FACTORIES, HANDED_BACK, Item, Letters, Meter, Witness, ended, spawn
 
 T = TypeVar("T")
 
@@ -58,6 +61,21 @@ KINDS = st.sampled_from(
         "stop",
         "slow",
         "stubborn",
+        "flaky1",
+        "flaky2",
+        "later",
+        "pausing",
+        "permanent",
+    )
+)
+RETRIES = st.sampled_from(
+    (
+        None,
+        Retry(attempts=3, backoff=0.0, jitter=False),
+        Retry(attempts=3, backoff=0.3, jitter=False),
+        Retry(attempts=2, backoff=0.01, jitter=False),
+        Retry(attempts=4, backoff=0.3, max_elapsed=1.0, jitter=False),
+        Retry(attempts=3, backoff=0.01, jitter=False, budget=RetryBudget(ratio=0.5, min_per_second=0.0, window=1.0)),
     )
 )
 ANY = st.integers(0, 1000)  # an index, taken modulo what there is
@@ -113,6 +131,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.widest = 0  # the largest window there was
         self.user_cancelled: set[int] = set()
         self.not_to_hand_back: set[int] = set()
+        self.replayed: set[int] = set()  # which items may have been submitted again
         self.scopes: list[anyio.CancelScope] = []  # of the resources that are held
         self.failing: list[bool] = []
         self.held = 0
@@ -145,6 +164,14 @@ class PoolMachine(RuleBasedStateMachine):
         has_resource=st.booleans(),
         failing=st.lists(st.booleans(), max_size=6),
         observe=st.booleans(),
+        retry=RETRIES,
+        limiter=st.sampled_from((None, None, "all", "keys", "some")),
+        rate=st.sampled_from((2.0, 100.0)),
+        burst=st.integers(1, 2),
+        max_delayed=st.sampled_from((1, 2, 10_000)),
+        letters=st.sampled_from((None, 1, 100)),
+        has_priority=st.booleans(),
+        ends_in_peace=st.booleans(),
     )
     def start(
         self,
@@ -154,11 +181,37 @@ class PoolMachine(RuleBasedStateMachine):
         has_resource: bool,
         failing: list[bool],
         observe: bool,
+        retry: Retry | None,
+        limiter: str | None,
+        rate: float,
+        burst: int,
+        max_delayed: int,
+        letters: int | None,
+        has_priority: bool,
+        ends_in_peace: bool,
     ) -> None:
         self.queue_size = queue_size
+        self.retry = retry
+        self.ends_in_peace = ends_in_peace
+        self.may_come_back = retry is not None or limiter is not None
         self.failing = [False, *failing]
         options: dict[str, Any] = {"resource": self.resource, "recycle_on": ValueError} if has_resource else {}
         self.has_resource = has_resource
+        if limiter == "all":
+            options["limiter"] = Meter(rate, 1.0, burst)
+        elif limiter == "keys":
+            options["limiter"] = self.witness.keys(2, rate, burst)
+        elif limiter == "some":  # and the others have none
+            keyed = self.witness.keys(3, rate, burst)
+            meter_of = self.witness.meter_of
+            assert meter_of is not None
+            options["limiter"] = lambda item: keyed(item) if item.n % 3 else None
+            self.witness.meter_of = lambda item: meter_of(item) if item.n % 3 else None
+        if has_priority:
+            options["priority"] = lambda item: item.n % 3
+        options["retry"] = retry
+        options["max_delayed"] = max_delayed
+        options["dead_letters"] = None if letters is None else Letters(letters)
         self.pool = self.witness.make_pool(
             workers=workers, queue_size=queue_size, timeout=timeout, observe=observe, **options
         )
@@ -224,7 +277,7 @@ class PoolMachine(RuleBasedStateMachine):
         async def use() -> None:
             try:
                 assert await self.pool.run(item, if_full=if_full) == item.n
-            except (asyncio.QueueFull, ValueError, PoolClosed, JobCancelled, JobCrashed, JobTimeout):
+            except (asyncio.QueueFull, ValueError, PoolClosed, JobCancelled, JobCrashed, JobExpired, JobTimeout):
                 pass
             except asyncio.CancelledError:
                 self.user_cancelled.add(item.n)
@@ -273,6 +326,27 @@ class PoolMachine(RuleBasedStateMachine):
 
         self.do(act)
         self.is_settled = False
+
+    @precondition(lambda self: self.witness.letters)
+    @rule(which=st.sampled_from((None, 0, 1)))
+    def replay(self, which: int | None) -> None:
+        letters = self.witness.letters
+        assert letters is not None
+        self.replayed |= {letter.job.n for letter in letters}
+        where = None if which is None else lambda letter: letter.job.n % 2 == which
+
+        async def use() -> None:
+            with suppress(PoolClosed):
+                await letters.replay(self.witness, where)
+
+        self.tasks.append(self.spawn(use))
+        self.is_settled = False
+
+    @precondition(lambda self: self.witness.meters)
+    @rule(which=ANY, seconds=st.sampled_from((0.0, 0.01, 2.0)))
+    def pause_a_limit(self, which: int, seconds: float) -> None:
+        meters = self.witness.meters
+        self.do(lambda: meters[which % len(meters)].pause_for(seconds))
 
     # -- Streams -----------------------------------------------------------------------------------------------------
 
@@ -488,7 +562,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.wait_for(settle())
         self.check_settled()
 
-    @rule(seconds=st.sampled_from((0.001, 0.5, 1.0, 6.0)))
+    @rule(seconds=st.sampled_from((0.001, 0.02, 0.3, 0.5, 1.0, 6.0)))
     def let_time_pass(self, seconds: float) -> None:
         async def sleep() -> None:
             await asyncio.sleep(seconds)
@@ -541,16 +615,22 @@ class PoolMachine(RuleBasedStateMachine):
         late = sum(reading.pulls_async for reading in self.streams)
         # Idle workers count as room: they take their jobs at once, or in the pool's next turn.
         idle = 0 if self.is_paused else self.pool.stats.workers - self.pool.stats.running
-        assert self.pool.stats.queued <= self.queue_size + idle + late + self.slack
+        # Jobs that come back go past the bound: what bounds those is checked by the witness.
+        assert self.may_come_back or self.pool.stats.queued <= self.queue_size + idle + late + self.slack
+        # Jobs that are delayed leave their places in the window to others.
+        delayed = self.witness.max_delayed - 1 + self.widest + late if self.may_come_back else 0
+        most = self.widest + delayed
         for reading in self._readings():
             unread = len(reading.went_in) - len(reading.came_out) - (reading.step is not None)
-            assert reading.is_cut or reading.raises or unread <= self.widest, f"{unread} unread"
+            assert reading.is_cut or reading.raises or unread <= most, f"{unread} unread"
 
     @invariant()
     def submitters_are_let_in_in_the_order_they_came(self) -> None:
         if not hasattr(self, "pool"):
             return
-        accepted = {handle.job.n: handle.id for handle in self.witness.handles}
+        accepted = {
+            handle.job.n: handle.id for handle in reversed(self.witness.handles)
+        }  # the first, of those replayed
         began = sorted((s for s in self.submissions if s.number is not None), key=lambda s: s.number or 0)
         admitted = [(s.number or 0, accepted[s.item.n]) for s in began if s.item.n in accepted]
         assert [number for _, number in admitted] == sorted(number for _, number in admitted)
@@ -585,19 +665,14 @@ class PoolMachine(RuleBasedStateMachine):
         """Check what is true when nobody has anything to do."""
         self.is_settled = True
         stats = self.pool.stats
-        idle = stats.workers - stats.running
         late = sum(reading.pulls_async for reading in self.streams)
         if stats.queued <= self.queue_size + late:
             self.slack = 0
-        if not self.is_paused:
-            assert not (idle and stats.queued), f"a worker idles beside a queued job: {stats}"
-        if self.is_closing:
-            return
-        if not self.has_resource:
+        waiting = sum(s.number is not None and not s.task.done() for s in self.submissions)
+        assert self.witness.waiting >= waiting
+        self.do(lambda: self.witness.check_settled(is_paused=self.is_paused, is_open=not self.is_closing))
+        if not self.has_resource and not self.is_closing:
             assert stats.workers >= self.witness.wanted, stats
-        if any(s.number is not None and not s.task.done() for s in self.submissions):
-            room = self.queue_size + (0 if self.is_paused else idle) - stats.queued
-            assert room <= 0, f"somebody waits, and there is room for {room}"
 
     # -- At the end of a program -------------------------------------------------------------------------------------
 
@@ -619,6 +694,13 @@ class PoolMachine(RuleBasedStateMachine):
     async def _end(self) -> None:
         """Close the pool, read what there is to read, and check the laws of the end."""
         witness = self.witness
+        if self.ends_in_peace and not self.is_closing:
+            witness.let_all_go()
+            self.pool.resume()
+            async with asyncio.timeout(1000.0):  # whatever is delayed or parked is due at some time
+                await self.pool.join()
+            await settle()
+            witness.check_settled()
         witness.may_abandon = True
         await self.pool.close(drain_timeout=0.0)
         witness.let_all_go()
@@ -645,7 +727,7 @@ class PoolMachine(RuleBasedStateMachine):
         for handle in witness.handles:
             self._check_own(handle.job, await handle.outcome())
         unfinished = {entry.job.n for entry in report.unfinished}
-        assert not unfinished & self.not_to_hand_back, "handed back what the user has cancelled"
+        assert not unfinished & self.not_to_hand_back - self.replayed, "handed back what the user has cancelled"
         await asyncio.sleep(10)  # what was abandoned ends
         assert witness.active == 0
         assert self.held == 0
@@ -655,8 +737,14 @@ class PoolMachine(RuleBasedStateMachine):
         match outcome:
             case Cancelled(_, reason):
                 assert reason in HANDED_BACK or item.n in self.user_cancelled, outcome
-            case Failed():
-                assert item.kind not in ("ok", "turn", "nap") or isinstance(outcome.error, PoolError), outcome
+            case Failed(_, error):
+                assert item.kind not in ("ok", "turn", "nap") or isinstance(error, PoolError), outcome
+                if isinstance(error, ValueError) and self._has_all_attempts() and item.n not in self.user_cancelled:
+                    most = 1 if item.kind == "permanent" else 1 if self.retry is None else self.retry.attempts
+                    assert outcome.attempts == most or self.is_closing or item.kind == "held", outcome
+
+    def _has_all_attempts(self) -> bool:
+        return self.retry is None or (self.retry.max_elapsed is None and self.retry.budget is None)
 
 
 class MachineWitness(Witness):

@@ -10,28 +10,43 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any
 
 from asyncpool import (
     Cancelled,
     CancelReason,
+    DeadLetter,
+    DeadLetters,
     Failed,
     JobHandle,
+    Permanent,
     PoolClosed,
     PoolStats,
+    RateLimit,
+    Retry,
+    RetryAfter,
     ShutdownReport,
     Succeeded,
     WorkerPool,
+    current_job,
 )
-from asyncpool.events import JobAccepted, JobEnded, JobStarted
+from asyncpool.events import JobAccepted, JobEnded, JobRetrying, JobStarted, PoolPaused, PoolResumed
 
 HANDED_BACK = (CancelReason.SHUTDOWN, CancelReason.ABANDONED)
 
-# What a handler may do. The last three need somebody who cancels them, or time.
+# What a handler may do. The slow ones need somebody who cancels them, or time.
 QUICK = ("ok", "turn", "nap", "fail", "turn_fail", "crash", "exit", "stop")
 SLOW = ("slow", "stubborn", "hang")
 KINDS = QUICK + SLOW
+# What another attempt changes: they fail once or twice, and then they are done.
+FLAKY = ("flaky1", "flaky2", "later", "pausing")
+RETRIED = (*FLAKY, *FLAKY, "ok", "turn", "nap", "fail", "turn_fail", "crash", "permanent")
+
+FAILURES = {"flaky1": 1, "flaky2": 2, "later": 1, "pausing": 1}
+LATER = 0.02  # seconds that `later` asks for, before another attempt
+PAUSE = 0.015  # seconds, of which `pausing` asks for one, two or three times as many, from the whole pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +64,71 @@ def check_conservation(stats: PoolStats) -> None:
     assert min(stats.queued, stats.delayed, stats.running, stats.stuck, stats.workers) >= 0, stats
 
 
+class Meter:
+    """A rate limit, with the loop times of the starts under it."""
+
+    def __init__(
+        self,
+        rate: float,
+        per: float = 1.0,
+        burst: int = 1,
+        find: Callable[[], RateLimit] | None = None,
+        *,
+        is_shared: bool = False,
+    ) -> None:
+        limit = RateLimit(rate, per, burst)
+        self._find = find or (lambda: limit)  # that of a key is another after the key was forgotten
+        self.is_shared = is_shared
+        self.interval = per / rate
+        self.burst = burst
+        self.starts: list[float] = []
+        self.pauses: list[tuple[float, float]] = []
+
+    @property
+    def limit(self) -> RateLimit:
+        """The limit, as it is now."""
+        return self._find()
+
+    def is_closed(self) -> bool:
+        """Whether nothing may start now."""
+        now, opens = asyncio.get_running_loop().time(), self.limit.next_start
+        # In the moment in which it opens, a pool that has just taken a start lets the others try first.
+        return opens > now or (self.is_shared and opens == now)
+
+    def pause_for(self, seconds: float) -> None:
+        """Pause the limit, and note it."""
+        now = asyncio.get_running_loop().time()
+        self.limit.pause_for(seconds)
+        if seconds:  # else it came after what starts now, or before
+            self.pauses.append((now, now + seconds))
+
+    def check(self) -> None:
+        """Check the law of the rate: in any window of `w` at most `rate * w / per + burst` starts, none in a pause."""
+        least = float("inf")
+        for index, start in enumerate(self.starts):
+            # As many starts from any earlier one to this: so the smallest of what those gave is all to look at.
+            least = min(least, index - start / self.interval)
+            most = self.burst + least + start / self.interval
+            assert index + 1 <= most + 1e-9, f"{self.limit}: too many starts before {start}: {self.starts}"
+        for began, ended in self.pauses:
+            inside = [start for start in self.starts if began < start < ended]
+            assert not inside, f"{self.limit}: started in the pause from {began} to {ended}: {inside}"
+            after = [start for start in self.starts if ended <= start < ended + self.interval - 1e-9]
+            assert len(after) <= 1, f"{self.limit}: a burst after the pause that ended at {ended}: {after}"
+
+
+class Letters(DeadLetters[Any]):
+    """A store that also knows what was ever recorded."""
+
+    def __init__(self, max_size: int = 10_000) -> None:
+        super().__init__(max_size)
+        self.recorded: list[DeadLetter[Any]] = []
+
+    def record(self, letter: DeadLetter[Any], /) -> None:
+        self.recorded.append(letter)
+        super().record(letter)
+
+
 class Witness:
     """Sees what a pool does with its inputs."""
 
@@ -57,8 +137,19 @@ class Witness:
         self.pool: WorkerPool[Any, Any]
         self.wanted = 0  # workers
         self.limit = 0  # how many jobs may run: more than `wanted` only while what ran at a resize has not ended
-        self.calls: Counter[int] = Counter()  # how often the handler was called with an item
+        self.widest = 0  # the most workers that were ever wanted
+        self.calls: Counter[int] = Counter()  # how often the handler was called, by the job's number
         self.active_items: set[int] = set()  # whose handlers run now
+        self.retry: Retry | None = None
+        self.letters: Letters | None = None
+        self.meter_of: Callable[[Item], Meter | None] | None = None
+        self.meters: list[Meter] = []
+        self.is_limited_as_one = False  # so that all jobs wait in the queue for the one limit
+        self.is_exact = True  # whether each attempt calls the handler: a resource or a limiter may fail before that
+        self.is_fair = True  # whether those that come back are taken first: neither keys nor limits of some decide
+        self.not_before: dict[int, float] = {}  # loop time of a job's next attempt, as its last has asked
+        self.pause_began = self.pause_ends = -1.0  # that jobs have asked for
+        self.async_sources = 0
         self.handles: list[JobHandle[Any, Any]] = []
         self.pulled: list[Item] = []  # from all sources, each of which must have been accepted
         self.sources_open = 0
@@ -69,28 +160,61 @@ class Witness:
         self.perhaps = 0  # jobs that may have been accepted: a cancelled run() does not tell
         self.accepted: dict[int, Any] | None = None  # by the job's number, if the pool's events are watched
         self.ended: dict[int, Any] = {}
+        # By the events: jobs that wait for a worker or their limit, and for their next attempt, with its time.
+        self.waiting_jobs: dict[int, Item] = {}
+        self.due: dict[int, float] = {}
+        self.accepted_at: dict[int, float] = {}
+        self.retries: Counter[int] = Counter()
         self.problems: list[str] = []  # what the events told
-        self.waiting = 0  # calls of submit() that have begun and not ended
+        self.submitting: set[asyncio.Task[Any]] = set()  # in calls of submit() that have begun and not ended
         self.may_abandon = False  # then handlers may go on when their jobs have their outcome
         self.release = asyncio.Event()  # ends the jobs that ignore their cancellation
         self._next = 0
 
     def make_pool(self, *, workers: int, observe: bool | None = None, **options: Any) -> WorkerPool[Any, Any]:
-        """Make the pool to watch. Its events are watched at random: most users do not watch, and that is other code."""
+        """Make the pool to watch.
+
+        Its events are watched at random: most users do not watch, and that is other code. So it is with retries and
+        dead letters, unless they are given.
+        """
         if observe is None:
             observe = self.random.random() < 0.5
         if observe:
             self.accepted = {}
             options["observers"] = [self.see]
-        self.limit = self.wanted = workers
-        self.pool = WorkerPool(self.handle, workers=workers, **options)
+        if "dead_letters" not in options and self.random.random() < 0.3:
+            options["dead_letters"] = Letters()
+        if "retry" not in options and self.random.random() < 0.2:
+            backoff = self.random.choice((0.0, 0.001))
+            options["retry"] = Retry(attempts=self.random.randint(1, 3), backoff=backoff, jitter=False)
+        self.retry, self.letters = options.get("retry"), options.get("dead_letters")
+        limiter = options.get("limiter")
+        if isinstance(limiter, Meter):
+            options["limiter"] = limiter.limit
+            self.is_limited_as_one = True
+            self.meters = [limiter]
+            self.meter_of = lambda _: limiter
+        self.is_exact = "resource" not in options and (limiter is None or self.meter_of is not None)
+        self.is_fair = "priority" not in options and (limiter is None or isinstance(limiter, Meter))
+        self.limit = self.wanted = self.widest = workers
+        self.queue_size = options.get("queue_size")
+        self.max_delayed = options.get("max_delayed", 10_000)
+        self.pool = WorkerPool(options.pop("handler", self.handle), workers=workers, **options)
         return self.pool
+
+    def keys(self, count: int, rate: float, burst: int = 1) -> Callable[[Item], RateLimit]:
+        """Make the limiter of a pool to be: a limit for each of some keys, which the items have by their numbers."""
+        keyed = RateLimit.per_key(lambda item: item.n % count, rate, burst=burst)
+        self.meters = [Meter(rate, 1.0, burst, partial(keyed, Item(key))) for key in range(count)]
+        self.meter_of = lambda item: self.meters[item.n % count]
+        return keyed
 
     def resize(self, workers: int) -> None:
         """Resize the pool; what runs then may go on, but nothing new may begin above the limit."""
         before = self.limit, self.wanted
         self.limit = max(workers, self.pool.stats.running)
         self.wanted = workers
+        self.widest = max(self.widest, workers)
         try:
             self.pool.resize(workers)
         except PoolClosed:
@@ -125,6 +249,7 @@ class Witness:
     ) -> AsyncIterator[Item]:
         """An asynchronous generator of items, which waits before each, and while it is closed early."""
         self.sources_open += 1
+        self.async_sources += 1
         try:
             for item in items:
                 if self.random.random() < 0.7:
@@ -150,13 +275,20 @@ class Witness:
 
     async def submit(self, item: Item) -> JobHandle[Any, Any]:
         """Submit an item and note its handle."""
-        self.waiting += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self.submitting.add(task)
         try:
             handle = await self.pool.submit(item)
         finally:
-            self.waiting -= 1
+            self.submitting.discard(task)
         self.handles.append(handle)
         return handle
+
+    @property
+    def waiting(self) -> int:
+        """How many wait in submit(); who was just cancelled does not, though he has not had his turn."""
+        return sum(not task.cancelling() for task in self.submitting)
 
     def submit_nowait(self, item: Item) -> JobHandle[Any, Any]:
         """Submit an item without waiting, which must not succeed while others wait, and note its handle."""
@@ -169,9 +301,17 @@ class Witness:
 
     async def handle(self, item: Item, resource: object = None) -> int:
         """Do what the item says. It is the pool's handler."""
-        self.calls[item.n] += 1
+        job, now = current_job(), asyncio.get_running_loop().time()
+        self.calls[job.id] += 1
+        assert item.n not in self.active_items, f"{item} runs twice at a time"
         self.active_items.add(item.n)
         try:
+            if self.is_exact:
+                assert job.attempt == self.calls[job.id], f"{job} is call {self.calls[job.id]}"
+                assert not self.pause_began < now < self.pause_ends, f"{job} was taken in a pause"
+            assert now >= self.not_before.get(job.id, now), f"{job} is tried again too early"
+            if self.meter_of is not None and (meter := self.meter_of(item)) is not None:
+                meter.starts.append(now)
             self.check()
             return await self.work(item)
         finally:
@@ -219,30 +359,75 @@ class Witness:
                         pass
             case "hang":
                 await asyncio.get_running_loop().create_future()
+            case "permanent":
+                raise Permanent from ValueError(item.n)
+            case "flaky1" | "flaky2" | "later" | "pausing":
+                await self._fail_at_first(item)
             case "ok":
                 pass
         return item.n
+
+    async def _fail_at_first(self, item: Item) -> None:
+        number, now = current_job().id, asyncio.get_running_loop().time()
+        if self.calls[number] > FAILURES[item.kind]:
+            return
+        error = ValueError(item.n)
+        match item.kind:
+            case "flaky2":
+                await asyncio.sleep(0)
+            case "later":
+                self.not_before[number] = now + LATER
+                raise RetryAfter(LATER) from error
+            case "pausing":
+                seconds = PAUSE * (1 + item.n % 3)
+                if now >= self.pause_ends:
+                    self.pause_began = now
+                self.pause_ends = max(self.pause_ends, now + seconds)
+                self.not_before[number] = now + seconds
+                raise RetryAfter(seconds, pause=True) from error
+        raise error
 
     # -- The laws ----------------------------------------------------------------------------------------------------
 
     def see(self, event: object) -> None:
         """Take an event of the pool in. It is an observer; one that raised would be dropped, so it takes notes."""
-        assert self.accepted is not None
-        if isinstance(event, JobAccepted):
-            if event.id != len(self.accepted) + 1:
-                self.problems.append(f"{event} is number {len(self.accepted) + 1}")
-            self.accepted[event.id] = event.job
-        elif isinstance(event, JobEnded):
-            if event.id not in self.accepted:
-                self.problems.append(f"never accepted: {event}")
-            if event.id in self.ended:
-                self.problems.append(f"job {event.id} has two outcomes: {self.ended[event.id]}, {event}")
-            self.ended[event.id] = event.outcome
-        if isinstance(event, (JobAccepted, JobStarted, JobEnded)):
-            try:
+        try:
+            self._see(event)
+            if isinstance(event, (JobAccepted, JobStarted, JobRetrying, JobEnded, PoolPaused, PoolResumed)):
                 self.check()
-            except AssertionError as error:
-                self.problems.append(f"at {event}: {error}")
+        except AssertionError as error:
+            self.problems.append(f"at {event}: {error}")
+
+    def _see(self, event: object) -> None:
+        assert self.accepted is not None
+        now = asyncio.get_running_loop().time()
+        match event:
+            case JobAccepted(id=number, job=item):
+                assert number == len(self.accepted) + 1
+                self.accepted[number] = self.waiting_jobs[number] = item
+                self.accepted_at[number] = now
+            case JobStarted(id=number, attempt=attempt):
+                assert attempt == self.retries[number] + 1
+                assert now >= self.due.get(number, now), "it was to wait longer"
+                if self.is_fair and number not in self.due:
+                    late = [other for other, due in self.due.items() if due < now and other in self.waiting_jobs]
+                    assert not late, f"fresh, and taken before those that have come back: {late}"
+                del self.waiting_jobs[number]
+                self.due.pop(number, None)
+            case JobRetrying(id=number, attempt=attempt, seconds=seconds):
+                assert attempt == self.retries[number] + 1
+                self.retries[number] = attempt
+                self.waiting_jobs[number] = self.accepted[number]
+                self.due[number] = now + seconds
+            case JobEnded(id=number, outcome=outcome):
+                assert number in self.accepted, "never accepted"
+                assert number not in self.ended, f"a second outcome, after {self.ended[number]}"
+                assert outcome.attempts - self.retries[number] in (0, 1), f"{self.retries[number]} retries"
+                self.ended[number] = outcome
+                self.waiting_jobs.pop(number, None)
+                self.due.pop(number, None)
+            case _:
+                pass
 
     def check(self) -> None:
         """Check what is true at every moment."""
@@ -251,20 +436,59 @@ class Witness:
         assert stats.running <= self.limit, f"{stats.running} run, of {self.limit} at most"
         self.limit = max(self.wanted, min(self.limit, stats.running))
         assert self.may_abandon or self.active <= stats.running, f"{self.active} handlers run for {stats.running} jobs"
+        if stats.delayed and self.queue_size is not None:
+            # The intake stops when so many are delayed; what was accepted by then may be delayed on top.
+            most = self.max_delayed - 1 + self.queue_size + self.widest + self.async_sources
+            assert stats.queued + stats.delayed + stats.running <= most, f"more than {most} jobs: {stats}"
 
-    def check_outcome(self, outcome: Any) -> None:
+    def check_settled(self, *, is_paused: bool = False, is_open: bool = True) -> None:
+        """Check what is true when nobody has anything to do: no worker idles beside a job that it might take."""
+        stats, now = self.pool.stats, asyncio.get_running_loop().time()
+        idle = stats.workers - stats.running
+        if is_paused or now < self.pause_ends or (self.is_limited_as_one and self.meters[0].is_closed()):
+            idle = 0  # they take nothing
+        assert not (idle and stats.queued), f"a worker idles beside a queued job: {stats}"
+        if is_open and self.waiting and self.queue_size is not None and stats.delayed < self.max_delayed:
+            room = self.queue_size + idle - stats.queued
+            assert room <= 0, f"{self.waiting} wait, and there is room for {room}"
+        if self.accepted is None:
+            return
+        # Those that wait for their next attempt do, and those that are parked wait for a limit that is closed.
+        backing_off = [number for number, due in self.due.items() if due > now]
+        parked = stats.delayed - len(backing_off)
+        ready = [item for number, item in self.waiting_jobs.items() if number not in backing_off]
+        assert parked >= 0, f"{len(backing_off)} wait for a time, but {stats.delayed} are delayed"
+        assert len(ready) == parked + stats.queued, (ready, stats)
+        if idle:
+            assert not parked or self.meter_of is not None, f"{parked} are parked, and there is no limit"
+            late = [item for item in ready if self._is_open_for(item)]
+            assert not late, f"their limit is open, a worker idles, and they wait: {late}"
+
+    def _is_open_for(self, item: Item) -> bool:
+        meter = None if self.meter_of is None else self.meter_of(item)
+        return meter is None or not meter.is_closed()
+
+    def check_outcome(self, number: int, outcome: Any) -> None:
         """Check that an outcome tells what the handler saw."""
-        calls = self.calls[outcome.job.n]
+        calls, kind = self.calls[number], outcome.job.kind
+        assert calls <= outcome.attempts <= (1 if self.retry is None else self.retry.attempts), (calls, outcome)
         match outcome:
             case Succeeded(job, value):
-                assert calls == 1
                 assert value == job.n
+                if self.is_exact:
+                    assert calls == outcome.attempts, (calls, outcome)
+                    assert calls == 1 + FAILURES.get(kind, 0) or kind not in (*QUICK, *FLAKY), (calls, outcome)
             case Failed(_, error):
-                # A task that others cancel before its first step never calls the handler.
-                assert calls == 1 or (calls == 0 and outcome.attempts <= 1), outcome
                 assert error is not None
+                # A task that others cancel before its first step never calls the handler.
+                if self.is_exact and not isinstance(error, asyncio.CancelledError):
+                    assert calls == outcome.attempts, (calls, outcome)
+                if self.is_exact and kind in ("crash", "exit", "stop", "permanent"):
+                    assert calls <= 1, f"tried again: {outcome}"
             case Cancelled():
-                assert outcome.started == (calls == 1), f"{outcome}, and its handler was called {calls} times"
+                assert outcome.started == (calls > 0), f"{outcome}, and its handler was called {calls} times"
+                # The last attempt may have been cancelled before its first step, and no other.
+                assert not self.is_exact or outcome.attempts <= calls + 1, (calls, outcome)
 
     async def check_end(self) -> ShutdownReport[Any]:
         """Check what is true of a closed pool: nothing lost, nothing twice, nothing left. Returns its report."""
@@ -274,7 +498,11 @@ class Witness:
         assert report is not None, "the pool is not closed"
         assert (stats.queued, stats.delayed, stats.running) == (0, 0, 0), stats
         assert self.sources_open == 0, "a source was not closed"
-        assert max(self.calls.values(), default=0) <= 1, "a job ran twice"
+        assert self.retry is not None or max(self.calls.values(), default=0) <= 1, "a job ran twice"
+        self._check_timers()
+        for meter in self.meters:
+            meter.check()
+            assert not meter.limit.users, f"{meter.limit}: pools that are closed wait for it"
 
         certain = len(self.handles) + len(self.pulled) + self.others
         assert certain <= stats.submitted <= certain + self.perhaps, (certain, self.perhaps, stats)
@@ -288,8 +516,13 @@ class Witness:
         if self.accepted is not None:
             assert set(self.accepted) == set(self.ended), "a job has no outcome"
             assert len(self.accepted) == stats.submitted
-        for outcome in outcomes.values():
-            self.check_outcome(outcome)
+            assert sum(self.retries.values()) == stats.retries
+        for number, outcome in outcomes.items():
+            self.check_outcome(number, outcome)
+        if len(outcomes) == stats.submitted:
+            attempts = [outcome.attempts for outcome in outcomes.values()]
+            assert sum(attempts) - len(attempts) <= stats.retries <= sum(attempts)
+        self._check_letters([outcome for outcome in outcomes.values() if isinstance(outcome, Failed)])
 
         # What is handed back: all that was cancelled for the pool's end. Of what was abandoned, that which its owner
         # had not cancelled before, and we do not know of each.
@@ -304,6 +537,32 @@ class Witness:
             assert [entry for entry in unfinished if entry not in abandoned] == by_reason[CancelReason.SHUTDOWN], report
         assert len({item.n for item, _ in unfinished}) == len(unfinished), "handed back twice"
         return report
+
+    def _check_timers(self) -> None:
+        """Check that the closed pool has left no timer on the loop, but in jobs that it has abandoned."""
+        scheduled: list[asyncio.TimerHandle] = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+        for timer in scheduled:
+            callback: Any = timer._callback  # type: ignore[attr-defined]
+            while isinstance(callback, partial):
+                callback = callback.func
+            module = getattr(callback, "__module__", None) or ""
+            is_ours = module.startswith("asyncpool.") and module != "asyncpool.testing"
+            is_of_an_abandoned_job = self.may_abandon and module == "asyncpool._attempt"
+            assert timer.cancelled() or not is_ours or is_of_an_abandoned_job, f"a timer is left: {timer}"
+
+    def _check_letters(self, failures: list[Failed[Any]]) -> None:
+        """Check that each failure is recorded, and nothing else; `failures` are those that we know."""
+        if self.letters is None:
+            return
+        stats = self.pool.stats
+        assert stats.unread_failures == 0
+        assert len(self.letters.recorded) == stats.failed, f"{stats.failed} have failed: {self.letters.recorded}"
+        recorded = Counter((letter.job, letter.attempts, letter.error) for letter in self.letters.recorded)
+        known = Counter((failed.job, failed.attempts, str(failed.error)) for failed in failures)
+        assert known <= recorded, f"not recorded: {known - recorded}"
+        for letter in self.letters.recorded:
+            assert letter.first_at <= letter.last_at
+            assert letter.pool == self.pool.name
 
 
 # -- How a loop makes tasks ------------------------------------------------------------------------------------------
