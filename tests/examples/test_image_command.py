@@ -428,7 +428,10 @@ def read_lines(process: subprocess.Popen[str], count: int) -> list[str]:
 
 
 def rest_of(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=GIVE_UP)
+    # Not communicate(): it would pass over what read_lines() has read ahead.
+    assert process.stdout is not None
+    output = process.stdout.read()
+    process.wait(GIVE_UP)
     return output
 
 
