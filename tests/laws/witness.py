@@ -310,6 +310,7 @@ class Witness:
                 assert job.attempt == self.calls[job.id], f"{job} is call {self.calls[job.id]}"
                 assert not self.pause_began < now < self.pause_ends, f"{job} was taken in a pause"
             assert now >= self.not_before.get(job.id, now), f"{job} is tried again too early"
+            assert now < self._deadline(job.id), f"{job} begins when its time is over"
             if self.meter_of is not None and (meter := self.meter_of(item)) is not None:
                 meter.starts.append(now)
             self.check()
@@ -419,6 +420,7 @@ class Witness:
                 self.retries[number] = attempt
                 self.waiting_jobs[number] = self.accepted[number]
                 self.due[number] = now + seconds
+                assert self.due[number] < self._deadline(number), "its time is over before"
             case JobEnded(id=number, outcome=outcome):
                 assert number in self.accepted, "never accepted"
                 assert number not in self.ended, f"a second outcome, after {self.ended[number]}"
@@ -428,6 +430,12 @@ class Witness:
                 self.due.pop(number, None)
             case _:
                 pass
+
+    def _deadline(self, number: int) -> float:
+        """When a job has to be done, as far as we know."""
+        if self.retry is None or self.retry.max_elapsed is None or number not in self.accepted_at:
+            return float("inf")
+        return self.accepted_at[number] + self.retry.max_elapsed
 
     def check(self) -> None:
         """Check what is true at every moment."""
