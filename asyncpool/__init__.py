@@ -6,7 +6,7 @@ stands in docs/semantics.md, and how it is built in docs/architecture.md.
 
 from asyncpool._job import CurrentJob, JobHandle, current_job
 from asyncpool.dead_letter_file import DeadLetterFile
-from asyncpool.dead_letters import DeadLetter, DeadLetters, DeadLetterSink
+from asyncpool.dead_letters import DeadLetters
 from asyncpool.errors import (
     ErrorFilter,
     JobCancelled,
@@ -29,6 +29,7 @@ from asyncpool.errors import (
     WrongLoop,
 )
 from asyncpool.events import Event, Observer
+from asyncpool.letters import DeadLetter, DeadLetterSink
 from asyncpool.offload import Offloaded, offload
 from asyncpool.oneline import map, outcomes
 from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, ShutdownReport, Succeeded, Unfinished

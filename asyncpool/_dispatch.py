@@ -38,10 +38,9 @@ from asyncpool._gate import Gate
 from asyncpool._job import CURRENT_JOB, Job, Past, Sink, new_job
 from asyncpool._letterbox import Letterbox
 from asyncpool._pauses import Pauses
-from asyncpool._queue import JobQueue, Line
+from asyncpool._queue import JobQueue, Line, ReturnQueue
 from asyncpool._retries import Retries
 from asyncpool._worker import Keeper, Worker
-from asyncpool.dead_letters import DeadLetterSink
 from asyncpool.errors import (
     ErrorFilter,
     JobTimeout,
@@ -65,6 +64,7 @@ from asyncpool.events import (
     PoolResumed,
     ResourceFailed,
 )
+from asyncpool.letters import DeadLetterSink
 from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, Succeeded, Unfinished
 from asyncpool.rate import KeyedRateLimit, Limiter, RateLimit, is_manager
 from asyncpool.retry import Retry
@@ -149,6 +149,7 @@ class Dispatcher:
         "_record_running",
         "_recycle_on",
         "_retries",
+        "_returns",
         "_surplus",
         "_take_turn",
         "_task_name",
@@ -217,6 +218,7 @@ class Dispatcher:
         self._max_delayed = max_delayed
 
         self.queue = make_queue()
+        self._returns = self.queue if isinstance(self.queue, ReturnQueue) else None  # the same, where jobs come back
         if self._retries is not None and self._retries.tally is not None:
             tally, push = self._retries.tally, self.queue.push
 
@@ -236,7 +238,11 @@ class Dispatcher:
         elif is_manager(limiter):
             self._limiter = limiter
         elif limiter is not None:
-            self._gate = Gate(cast("Callable[[Any], object]", limiter), make_queue, self._put_back)
+            self._gate = Gate(
+                cast("Callable[[Any], object]", limiter),
+                cast("Callable[[], ReturnQueue]", make_queue),
+                self._put_back,
+            )
         self._has_delays = retry is not None or self._gate is not None
         # Whether nothing surrounds the handler's call.
         self._is_plain = (
@@ -331,13 +337,13 @@ class Dispatcher:
 
     def room(self) -> int:
         """How many jobs may be accepted now: what the queue holds, and what idle workers will take from it."""
-        if self.are_too_many_delayed():
+        if self._has_delays and self.are_too_many_delayed():
             return 0
         return self.queue_size + (0 if self.is_paused else len(self.idle)) - self.queue.size
 
     def are_too_many_delayed(self) -> bool:
         """Whether nothing is accepted because of that."""
-        return self._has_delays and self.delayed >= self._max_delayed
+        return self.delayed >= self._max_delayed
 
     def _room_may_come_by_itself(self) -> bool:
         """Whether nothing is accepted because too many are delayed, and the time of some is still to come."""
@@ -534,7 +540,7 @@ class Dispatcher:
                 job.context = context
                 if self._gate is not None:
                     self._gate.manager_of(job)
-                self._end(job, worker, judge(job, error, now, None), now)
+                self._end(job, worker, judge(job, error, now, None), now, error)
                 if isinstance(error, KeyboardInterrupt):
                     raise
                 return
@@ -643,7 +649,8 @@ class Dispatcher:
                 self._gate.manager_of(job)
             if job.doom is None and self.is_torn_down():
                 job.doom = CancelReason.SHUTDOWN
-            self._end(job, worker, judge(job, asyncio.CancelledError(), now, None), now)
+            error = asyncio.CancelledError()
+            self._end(job, worker, judge(job, error, now, None), now, error)
 
     # -- The end of an attempt, and of a job -------------------------------------------------------------------------
 
@@ -757,7 +764,8 @@ class Dispatcher:
         self._put_back(job)
 
     def _put_back(self, job: Job) -> None:
-        self.queue.put_back(job)
+        assert self._returns is not None
+        self._returns.put_back(job)
         if job.sink is not None:
             job.sink.count_delayed(-1)
         if self.idle and not self._is_pumping:
@@ -837,13 +845,14 @@ class Dispatcher:
             return True
         outcome = self._handed_back(job, reason)
         self._count(job, outcome)
-        was_delayed = True
-        if job.past is not None and job.past.is_waiting:
+        is_delayed = job.past is not None and job.past.is_waiting
+        if is_delayed:
             self._delays.forget(job)
-        elif self._gate is None or not self._gate.forget(job):
+        elif self._gate is not None:
+            is_delayed = self._gate.forget(job)
+        if not is_delayed:
             self.queue.forget()
-            was_delayed = False
-        if was_delayed and job.sink is not None:
+        elif job.sink is not None:
             job.sink.count_delayed(-1)
         self._tell(job, outcome)
         self._less()

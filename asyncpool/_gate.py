@@ -14,7 +14,7 @@ from typing import Any
 
 from asyncpool._alarms import Alarms
 from asyncpool._job import Job
-from asyncpool._queue import JobQueue
+from asyncpool._queue import ReturnQueue
 from asyncpool.rate import RateLimit, is_manager
 
 __all__ = ["Gate"]
@@ -29,7 +29,7 @@ class _Lane:
 
     __slots__ = ("has_alarm", "has_released", "limit", "queue")
 
-    def __init__(self, limit: RateLimit, queue: JobQueue) -> None:
+    def __init__(self, limit: RateLimit, queue: ReturnQueue) -> None:
         self.limit = limit
         self.queue = queue
         self.has_released = False
@@ -61,7 +61,7 @@ class Gate:
     def __init__(
         self,
         limiter_of: Callable[[Any], object],
-        make_queue: Callable[[], JobQueue],
+        make_queue: Callable[[], ReturnQueue],
         put_back: Callable[[Job], None],
     ) -> None:
         self._limiter_of = limiter_of

@@ -1,6 +1,6 @@
 """How a pool's failures get to whoever keeps its dead letters.
 
-What a letter is, and who may keep them, is `dead_letters.py`.
+What a letter is, and who may keep them, is `letters.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from asyncpool._job import Job
-from asyncpool.dead_letters import DeadLetter, DeadLetterSink, PoolAwareSink, safe_text
+from asyncpool.letters import DeadLetter, DeadLetterSink, PoolAwareSink, safe_text
 from asyncpool.outcomes import Failed
 
 __all__ = ["Letterbox"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import chain
@@ -18,7 +19,7 @@ from typing import Any
 
 from asyncpool._job import Job
 
-__all__ = ["JobQueue", "Line", "PriorityJobQueue", "ReentryJobQueue"]
+__all__ = ["JobQueue", "Line", "PriorityJobQueue", "ReentryJobQueue", "ReturnQueue"]
 
 _LONG_AGO = -(2**62)
 
@@ -45,16 +46,6 @@ class JobQueue:
     def size(self) -> int:
         """How many living jobs are queued."""
         return len(self.entries) - self._dead
-
-    # The queues below also take in what was in a queue before. Neither of these raises.
-
-    def put_in(self, job: Job) -> None:
-        """Add a job in the order of its age."""
-        raise NotImplementedError
-
-    def put_back(self, job: Job) -> None:
-        """Add a job before all that are fresh."""
-        raise NotImplementedError
 
     def pop(self) -> Job | None:
         """Take the first living job; None if there is none."""
@@ -99,7 +90,21 @@ class JobQueue:
         return (job for job in self.entries if job.outcome is None)
 
 
-class ReentryJobQueue(JobQueue):
+class ReturnQueue(JobQueue, ABC):
+    """A queue that also takes in what was in a queue before: of pools in which jobs come back."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def put_in(self, job: Job) -> None:
+        """Add a job in the order of its age. Never raises."""
+
+    @abstractmethod
+    def put_back(self, job: Job) -> None:
+        """Add a job before all that are fresh. Never raises."""
+
+
+class ReentryJobQueue(ReturnQueue):
     """Jobs in the order of their acceptance; before them those that came back, in the order in which they did."""
 
     __slots__ = ()
@@ -166,7 +171,7 @@ class _Entry:
         return self.place < other.place
 
 
-class PriorityJobQueue(JobQueue):
+class PriorityJobQueue(ReturnQueue):
     """Jobs by a key, smaller first; among equals those that came back first, then in the order of their acceptance.
 
     Strict: while jobs with smaller keys keep coming, the others starve.

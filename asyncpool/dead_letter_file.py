@@ -1,6 +1,6 @@
 """`DeadLetterFile`: dead letters that outlive their process, one line of JSON each.
 
-What a letter is, and how stores are watched, is `dead_letters.py`.
+What a letter is, is `letters.py`; how stores are watched and replayed, `dead_letters.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeVar, cast
 
 from anyio import to_thread
 
-from asyncpool.dead_letters import BATCH, DeadLetter, LetterStore, Submitter, safe_text
+from asyncpool.dead_letters import BATCH, LetterStore, Submitter
+from asyncpool.letters import DeadLetter, safe_text
 
 __all__ = ["DeadLetterFile"]
 

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequen
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar, overload
 
-from asyncpool.dead_letters import DeadLetterSink
 from asyncpool.errors import ErrorFilter
 from asyncpool.events import Observer
+from asyncpool.letters import DeadLetterSink
 from asyncpool.outcomes import Outcome
 from asyncpool.pool import WorkerPool
 from asyncpool.rate import Limiter

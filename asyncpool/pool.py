@@ -31,9 +31,9 @@ from asyncpool._dispatch import Dispatcher
 from asyncpool._job import CURRENT_JOB, JobHandle
 from asyncpool._life import Life, State
 from asyncpool._queue import JobQueue, PriorityJobQueue, ReentryJobQueue
-from asyncpool.dead_letters import DeadLetterSink
 from asyncpool.errors import ErrorFilter, PoolClosed, PoolDeadlock, QueueFull
 from asyncpool.events import Observer, Observers, PoolResized
+from asyncpool.letters import DeadLetterSink
 from asyncpool.outcomes import Outcome, ShutdownReport
 from asyncpool.rate import Limiter, RateLimit, is_manager
 from asyncpool.retry import Retry

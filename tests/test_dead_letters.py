@@ -35,7 +35,8 @@ from asyncpool import (
     Succeeded,
     WorkerPool,
 )
-from asyncpool.dead_letters import BATCH, DeadLetterSink, LetterStore, LetterWatch, PoolAwareSink
+from asyncpool.dead_letters import BATCH, LetterStore, LetterWatch
+from asyncpool.letters import DeadLetterSink, PoolAwareSink
 from asyncpool.testing import ManualHandler, cancel_at, run, settle
 from tests.helpers import assert_conserved, cancel_soon, echo, fuzzed, sleeper, virtual
 

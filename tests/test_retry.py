@@ -329,6 +329,26 @@ def test_retries_work_however_the_loop_makes_tasks(mode: str) -> None:
 
 
 @virtual
+async def test_an_attempt_whose_task_could_not_be_made_is_tried_again() -> None:
+    refusals = 2
+
+    def factory(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        nonlocal refusals
+        if refusals and coro.__name__ == "_attempt":
+            refusals -= 1
+            raise OSError("no more tasks")
+        return asyncio.Task(coro, loop=loop, **options)
+
+    flaky = Flaky(failures=0)
+    asyncio.get_running_loop().set_task_factory(factory)
+    async with WorkerPool(flaky, workers=1, retry=SURE) as pool:
+        (outcome,) = await pool.outcomes(["x"])
+        assert_conserved(pool)
+    assert isinstance(outcome, Succeeded)
+    assert (outcome.attempts, len(flaky.calls)) == (3, 1)
+
+
+@virtual
 async def test_map_raises_only_when_the_attempts_are_used_up() -> None:
     assert await map(Flaky(2), range(5), workers=2, retry=SURE) == [0, 1, 2, 3, 4]
     with pytest.raises(OSError, match="0"):
