@@ -133,9 +133,10 @@ class EmailCampaign:
         """
         async with AsyncExitStack() as stack:
             with in_sentences(self._path):
-                await stack.enter_async_context(sole_use(self._path))
-                # Two connections: while the one reads users, the other one writes.
+                # Two connections: while the one reads users, the other one writes. The first tells whether the file is
+                # a database at all, before a lock is put beside it.
                 self._reader = await stack.enter_async_context(connect(self._path))
+                await stack.enter_async_context(sole_use(self._path))
                 writer = await stack.enter_async_context(connect(self._path))
                 self.journal = await stack.enter_async_context(
                     Journal(writer, self._path, self.name, durable=self._is_durable)

@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import asyncpool
 from asyncpool.events import PoolStopping, ResourceFailed
+from examples.command_line import FAILED, INTERRUPTED, OK, USAGE, Parser, printable
 from examples.email_campaign.campaign import EmailCampaign, check_name
 from examples.email_campaign.errors import CampaignError, DatabaseError, RelayError
 from examples.email_campaign.faults import Fault, read_faults
@@ -26,11 +27,8 @@ from examples.email_campaign.progress import show_progress
 from examples.email_campaign.report import CampaignReport
 from examples.email_campaign.server import read_latency, server_process
 from examples.email_campaign.users import in_sentences, make_users
-from examples.image_service.console import printable
 
 __all__ = ["main"]
-
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 T = TypeVar("T")
 
@@ -72,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read our lines has enough. What Python would still write at its exit goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:  # of what we print: all else has a sentence of its own
+        print(f"email_campaign: error: {error}", file=sys.stderr)
         return FAILED
 
 
@@ -165,14 +166,8 @@ def _say(text: str) -> None:
 # -- The arguments --
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One sentence, without the usage text before it."""
-        self.exit(USAGE, f"{self.prog}: error: {printable(message)} (--help tells what there is)\n")
-
-
 def _parse(arguments: Sequence[str] | None) -> Options:
-    parser = _Parser(
+    parser = Parser(
         prog="email_campaign",
         usage="python -m examples.email_campaign [options]",
         description="Send a mail to each user who has been away for 30 days or more.",

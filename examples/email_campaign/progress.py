@@ -26,6 +26,8 @@ async def show_progress(campaign: EmailCampaign) -> AsyncGenerator[None]:
     finally:
         task.cancel()
         await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()  # it could not print
 
 
 async def _show(campaign: EmailCampaign) -> None:

@@ -16,13 +16,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from PIL import Image
 
 import asyncpool
 from asyncpool.events import PoolStopping
-from examples.image_service.console import Console, make_console, printable
+from examples.command_line import FAILED, INTERRUPTED, OK, USAGE, Parser, printable
+from examples.image_service.console import Console, make_console
 from examples.image_service.contact_sheet import make_contact_sheet
 from examples.image_service.demo import Expectation, make_demo
 from examples.image_service.errors import OutputError
@@ -33,8 +33,6 @@ from examples.image_service.service import ImageService, Source
 from examples.image_service.sources import SourceError, read_sources
 
 __all__ = ["main"]
-
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,14 +153,8 @@ async def _process(sources: Sequence[Source], options: Options, console: Console
 # -- The arguments --
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One sentence, without the usage text before it."""
-        self.exit(USAGE, f"{self.prog}: error: {printable(message)} (--help tells what there is)\n")
-
-
 def _parse(arguments: Sequence[str] | None) -> Options:
-    parser = _Parser(
+    parser = Parser(
         prog="image_service",
         usage="python -m examples.image_service [SOURCE ...] --out DIR [options]",
         description="Download photos and make thumbnails of them, many at a time.",

@@ -11,12 +11,9 @@ import rich.console
 import rich.progress
 import rich.text
 
-__all__ = ["BarConsole", "Console", "make_console", "printable"]
+from examples.command_line import printable
 
-
-def printable(text: str) -> str:
-    """The text without what a terminal could take for commands: names and addresses may hold anything."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+__all__ = ["BarConsole", "Console", "make_console"]
 
 
 class Console:

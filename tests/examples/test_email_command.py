@@ -134,6 +134,37 @@ def test_a_file_without_letters_of_the_campaign_is_told_in_a_sentence(tmp_path: 
     assert marks(database) == {}
 
 
+def test_what_is_no_database_is_told_in_a_sentence_and_gets_no_lock_beside_it(tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("not a database, and long enough to look at" * 100)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for path in (text, folder):
+        done = run("--db", path, "--smtp", "127.0.0.1:1")
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"email_campaign: error: the database {path} cannot be used: ")
+        assert done.stderr.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "notes.txt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_what_cannot_be_printed_ends_in_a_sentence(tmp_path: Path) -> None:
+    database = make_database(tmp_path / "users.db", inactive=3)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, "--db", str(database), "--faults", "0"],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=GIVE_UP,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "No space left on device" in done.stderr
+
+
 def test_there_are_no_more_connections_than_mails(tmp_path: Path) -> None:
     database = make_database(tmp_path / "users.db", inactive=3)
     done = run("--db", database, "--workers", "50", "--limit", "1", "--latency", "0", "--faults", "0")
