@@ -5,6 +5,8 @@ stands in docs/semantics.md, and how it is built in docs/architecture.md.
 """
 
 from asyncpool._job import CurrentJob, JobHandle, current_job
+from asyncpool.adaptive import Adaptive
+from asyncpool.autoscale import AutoScale
 from asyncpool.dead_letter_file import DeadLetterFile
 from asyncpool.dead_letters import DeadLetters
 from asyncpool.errors import (
@@ -36,13 +38,15 @@ from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, Shutdow
 from asyncpool.pool import WorkerPool
 from asyncpool.rate import KeyedRateLimit, RateLimit
 from asyncpool.retry import Retry, RetryBudget
-from asyncpool.scaling import FixedSize
+from asyncpool.scaling import Decision, FixedSize, PoolLoad, ScalingPolicy
 from asyncpool.signals import drain_on_signal
 from asyncpool.sizing import recommended_workers
 from asyncpool.stats import Distribution, PoolStats
 from asyncpool.streams import Group, Stream
 
 __all__ = [
+    "Adaptive",
+    "AutoScale",
     "CancelReason",
     "Cancelled",
     "CurrentJob",
@@ -50,6 +54,7 @@ __all__ = [
     "DeadLetterFile",
     "DeadLetterSink",
     "DeadLetters",
+    "Decision",
     "Distribution",
     "ErrorFilter",
     "Event",
@@ -69,6 +74,7 @@ __all__ = [
     "PoolClosed",
     "PoolDeadlock",
     "PoolError",
+    "PoolLoad",
     "PoolNotStarted",
     "PoolReused",
     "PoolStateError",
@@ -80,6 +86,7 @@ __all__ = [
     "RetryAdvice",
     "RetryAfter",
     "RetryBudget",
+    "ScalingPolicy",
     "ShutdownReport",
     "SourceCrashed",
     "Stream",

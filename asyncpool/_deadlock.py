@@ -22,7 +22,17 @@ _RECHECK_AFTER = 0.1
 class Waits:
     """The waits of a pool's running jobs for this pool, in the order in which they began."""
 
-    __slots__ = ("_is_to_recheck", "_may_end_by_itself", "_most", "_owner", "_pending", "_running", "_waits_of")
+    __slots__ = (
+        "_is_to_recheck",
+        "_may_end_by_itself",
+        "_may_grow",
+        "_most",
+        "_on_all_waiting",
+        "_owner",
+        "_pending",
+        "_running",
+        "_waits_of",
+    )
 
     def __init__(
         self,
@@ -31,10 +41,16 @@ class Waits:
         running: Callable[[], int],
         most: Callable[[], int],
         may_end_by_itself: Callable[[], bool],
+        on_all_waiting: Callable[[], None],
+        may_grow: Callable[[], bool],
     ) -> None:
         self._owner = owner
         # Whether some wait for a thing that comes with time: then nothing is told yet, and `check` is called again.
         self._may_end_by_itself = may_end_by_itself
+        # Called when no job that runs can go on, and there may be more workers.
+        self._on_all_waiting = on_all_waiting
+        # Asked where there may not: whether that is known only later, when `check` is called again, and is final.
+        self._may_grow = may_grow
         self._running = running
         self._most = most
         self._pending: dict[asyncio.Future[Any], Job] = {}
@@ -65,18 +81,21 @@ class Waits:
                 self._is_to_recheck = True
                 self._owner.loop.call_later(_RECHECK_AFTER, self._recheck)
 
-    def check(self) -> None:
+    def check(self, *, is_final: bool = False) -> None:
         """End the newest wait with `PoolDeadlock` if no job that runs can go on.
 
         To be called when a wait begins, and when a worker goes that could have taken another job.
         """
-        if not self._may_be_dead():
+        if len(self._waits_of) < self._running() or self._may_end_by_itself():
             return
         most, running = self._most(), self._running()
-        # A job that was woken goes on as soon as the loop lets it: it blocks nobody, whatever else it waits for.
-        blocked = {job for job in self._waits_of if job.is_running}
-        blocked -= {job for future, job in self._pending.items() if future.done()}
-        if len(blocked) < max(most, running):
+        blocked = self._blocked()
+        if len(blocked) < running or not blocked:
+            return
+        if running < most:
+            self._on_all_waiting()
+            return
+        if not is_final and self._may_grow():
             return
         newest = next(future for future, job in reversed(self._pending.items()) if job in blocked)
         self._forget(newest)
@@ -87,8 +106,18 @@ class Waits:
             )
         )
 
+    def blocked(self) -> int:
+        """How many running jobs wait for this pool, and were not woken yet."""
+        return len(self._blocked()) if self._waits_of else 0
+
+    def _blocked(self) -> set[Job]:
+        # A job that was woken goes on as soon as the loop lets it: it blocks nobody, whatever else it waits for.
+        blocked = {job for job in self._waits_of if job.is_running}
+        blocked -= {job for future, job in self._pending.items() if future.done()}
+        return blocked
+
     def _may_be_dead(self) -> bool:
-        return len(self._waits_of) >= max(self._most(), self._running()) and not self._may_end_by_itself()
+        return len(self._waits_of) >= self._running() and not self._may_end_by_itself()
 
     def _recheck(self) -> None:
         self._is_to_recheck = False

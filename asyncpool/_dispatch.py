@@ -9,7 +9,8 @@ What is always true (each checked after every step of a random schedule by tests
 * an idle worker and a queued job exist side by side only while paused, while the pump is scheduled, or while
   observers are told;
 * a job waits for its next attempt in `_delays`, for its rate limit in `_gate`, and else for a worker in `queue`;
-* `running` workers hold a job, and there are never more than there may be.
+* `running` workers hold a job, and there are never more than there may be;
+* when there is no worker, the scaler dozes, and so is roused by what comes.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ from asyncpool._job import CURRENT_JOB, Job, Past, Sink, new_job
 from asyncpool._letterbox import Letterbox
 from asyncpool._pauses import Pauses
 from asyncpool._queue import JobQueue, Line, ReturnQueue
+from asyncpool._recent import Recent
 from asyncpool._retries import Retries
+from asyncpool._scaler import Scaler
 from asyncpool._worker import Keeper, Worker
 from asyncpool.errors import (
     ErrorFilter,
@@ -61,6 +64,7 @@ from asyncpool.events import (
     JobStuck,
     Observers,
     PoolPaused,
+    PoolResized,
     PoolResumed,
     ResourceFailed,
 )
@@ -68,6 +72,7 @@ from asyncpool.letters import DeadLetterSink
 from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, Succeeded, Unfinished
 from asyncpool.rate import KeyedRateLimit, Limiter, RateLimit, is_manager
 from asyncpool.retry import Retry
+from asyncpool.scaling import Decision, PoolLoad, ScalingPolicy
 from asyncpool.stats import Counters, Histogram, PoolStats, Throughput
 
 __all__ = ["Dispatcher", "Guest"]
@@ -112,6 +117,11 @@ class Guest(Protocol):
         """The task that pulls from the stream's source, for the pool to wait for."""
         ...
 
+    @property
+    def line(self) -> Line:
+        """Who waits for room in its window, which grows with the pool."""
+        ...
+
     def stop(self, error: PoolError, /) -> None:
         """Bring no more jobs; whoever reads to the end gets the error."""
         ...
@@ -143,8 +153,12 @@ class Dispatcher:
         "_letterbox",
         "_limiter",
         "_max_delayed",
+        "_past_peak",
+        "_push",
         "_queue_size",
         "_rate_limit",
+        "_recent",
+        "_record_failed",
         "_record_queued",
         "_record_running",
         "_recycle_on",
@@ -166,7 +180,6 @@ class Dispatcher:
         "is_paused",
         "line",
         "loop",
-        "most",
         "name",
         "observers",
         "pauses",
@@ -174,6 +187,7 @@ class Dispatcher:
         "queue",
         "resource_errors",
         "running",
+        "scaler",
         "seconds_queued",
         "seconds_running",
         "supervisor",
@@ -190,7 +204,7 @@ class Dispatcher:
         *,
         name: str,
         handler: Callable[..., Awaitable[Any]] | None,
-        most: Callable[[], int],
+        policy: ScalingPolicy,
         make_queue: Callable[[], JobQueue],
         queue_size: int | None,
         max_delayed: int,
@@ -213,7 +227,6 @@ class Dispatcher:
         self._enter_resource = resource
         self._recycle_on = recycle_on
         self.observers = observers
-        self.most = most
         self._queue_size = queue_size
         self._max_delayed = max_delayed
 
@@ -255,8 +268,11 @@ class Dispatcher:
         self.workers: dict[int, Worker] = {}
         self.idle: list[Worker] = []
         self.running = 0
-        self.peak_running = 0
-        self.wanted_workers = 0
+        self.peak_running = 0  # since the policy was asked last; before that, the record is the past one
+        self._past_peak = 0
+        self.wanted_workers = policy.first
+        self.scaler = Scaler(self, policy)
+        self._recent: Recent | None = None  # what a policy may want to know
         self._surplus = 0  # how many busy workers are to retire after their job, whoever ends first
         self.pauses = Pauses(self._pauses_changed)
         self.is_paused = False  # whether there are any
@@ -277,13 +293,19 @@ class Dispatcher:
         self._dying: dict[Job, asyncio.TimerHandle | None] = {}
 
         self.waits = Waits(
-            self, running=lambda: self.running, most=most, may_end_by_itself=self._room_may_come_by_itself
+            self,
+            running=lambda: self.running,
+            most=self.most,
+            may_end_by_itself=self._room_may_come_by_itself,
+            on_all_waiting=self._all_wait,
+            may_grow=self._may_grow,
         )
-        self.line = Line(self.room, self.waits.wait)
+        self.line = Line(self.room, self._wait_for_room)
         self.seconds_queued = Histogram()
         self.seconds_running = Histogram()
         self._record_queued = self.seconds_queued.record
         self._record_running = self.seconds_running.record
+        self._record_failed = self.seconds_running.record_aside
         # What the pool hands back when it closes, with the jobs' numbers.
         self.unfinished: list[tuple[int, Unfinished[Any]]] = []
         self.abandoned: list[tuple[int, Unfinished[Any]]] = []
@@ -315,6 +337,8 @@ class Dispatcher:
         self._is_eager = _HAS_EAGER_TASKS and not has_factory
         self._is_direct = not _HAS_EAGER_TASKS and not has_factory and not self._is_gated
         self._task_name = f"{self.name} job"
+        self._push = self.queue.push
+        self.scaler.open(loop, self._context)
         self.pauses.open(loop, self._context)
         self._delays.open(loop, self._context)
         if self._gate is not None:
@@ -324,6 +348,10 @@ class Dispatcher:
         self.is_open = True
 
     # -- Intake ------------------------------------------------------------------------------------------------------
+
+    def most(self) -> int:
+        """How many workers there may be."""
+        return self.scaler.most
 
     @property
     def queue_size(self) -> int:
@@ -339,7 +367,11 @@ class Dispatcher:
         """How many jobs may be accepted now: what the queue holds, and what idle workers will take from it."""
         if self._has_delays and self.are_too_many_delayed():
             return 0
-        return self.queue_size + (0 if self.is_paused else len(self.idle)) - self.queue.size
+        # Of a pool that sleeps without workers, the first job brings one.
+        idle = 0 if self.is_paused else len(self.idle)
+        if not self.wanted_workers and not self.running and not self.is_paused:
+            idle = 1
+        return self.queue_size + idle - self.queue.size
 
     def are_too_many_delayed(self) -> bool:
         """Whether nothing is accepted because of that."""
@@ -591,7 +623,7 @@ class Dispatcher:
                 outcome = Failed(job.input, error, job.attempts, worker.number, now - job.ready_at, 0.0)
             if job.started_at is not None:
                 self._record_queued(outcome.seconds_queued)
-                self._record_running(outcome.seconds_running)
+                self._record_failed(outcome.seconds_running)
             if self._retries is not None:
                 job.context = copy_context()  # of this very attempt: the next goes on with it
         self._end(job, worker, outcome, now, raised)
@@ -623,6 +655,8 @@ class Dispatcher:
             assert self._retries is not None
             raise self._retries.expired(job)
         job.started_at = now
+        if self.scaler.is_dozing:  # it may have seen us wait in the limiter
+            self._rouse()
         if left < seconds:
             return await within_deadline(left, partial(self._expire, job), self._handler, *args)
         if seconds < math.inf:
@@ -710,6 +744,8 @@ class Dispatcher:
     def _tidy(self, now: float) -> None:
         """What need not be done for each job, but soon."""
         self._tidy_at = now + _TIDY_SECONDS
+        if self.scaler.is_dozing:
+            self._rouse()
         self.seconds_queued.fold()
         self.seconds_running.fold()
         if now >= self.throughput.due:
@@ -726,6 +762,8 @@ class Dispatcher:
         """
         if not isinstance(outcome, Failed):
             return None
+        if self._recent is not None:
+            self._recent.take_error(raised, outcome.error)
         if worker.keeper is not None and not worker.stale and job.started_at is not None:
             worker.stale = self._spoils_resource(outcome)
         try:
@@ -768,6 +806,8 @@ class Dispatcher:
         self._returns.put_back(job)
         if job.sink is not None:
             job.sink.count_delayed(-1)
+        if self.scaler.is_dozing:
+            self._rouse()
         if self.idle and not self._is_pumping:
             self._wake()
         if self.line.waiting:
@@ -860,6 +900,8 @@ class Dispatcher:
 
     def _less(self) -> None:
         """Tell whoever waits for that: there is a job less."""
+        if self.scaler.is_dozing:
+            self._rouse()
         self.line.advance()
         self.waits.check()  # what was delayed may have been all that was still to come
         if self.when_less is not None:
@@ -919,6 +961,7 @@ class Dispatcher:
 
     def retire_all(self) -> None:
         """Let every worker go: at once, or when its job has ended."""
+        self.scaler.end()
         self._surplus = 0
         self.idle.clear()
         for worker in list(self.workers.values()):
@@ -963,6 +1006,8 @@ class Dispatcher:
     def _pauses_changed(self, is_paused: bool) -> None:
         was_told, self._was_told = self._was_told, self.pauses.is_told
         self.is_paused = is_paused
+        if self.scaler.is_dozing:
+            self._rouse()
         if not is_paused:
             if self.queue.size:
                 self._wake()
@@ -977,6 +1022,8 @@ class Dispatcher:
 
     def silence(self) -> None:
         """Drop all timers: every job is settled, and the pool is closed."""
+        self.scaler.end()
+        self.forget_recent()
         self._delays.clear()
         if self._gate is not None:
             self._gate.close()
@@ -984,27 +1031,50 @@ class Dispatcher:
         if self._letterbox is not None:
             self._letterbox.tell_closed()
 
-    def resize(self, wanted: int) -> None:
+    def resize(self, decision: Decision, load: PoolLoad | None) -> None:
+        """Change how many workers there should be, and tell it."""
+        old = self.wanted_workers
+        self._set_workers(decision.workers)
+        if old != decision.workers and self.observers.any:
+            self.observers.emit(
+                PoolResized(
+                    pool=self.name,
+                    old=old,
+                    new=decision.workers,
+                    reason=decision.reason,
+                    figures=decision.figures,
+                    load=load,
+                )
+            )
+        # After the news, so that what an observer does about the next step comes after what he hears of this one.
+        if self.queue.size:
+            self._wake()
+        self.make_way()
+        self.waits.check()
+
+    def _set_workers(self, wanted: int) -> None:
         """Make new workers, or retire surplus ones: at once who has no job, then whoever ends his job first."""
         self.wanted_workers = wanted
         staying = [worker for worker in self.workers.values() if not worker.leaving]
         for _ in range(wanted - len(staying)):
             self.add_worker()
         excess = max(0, len(staying) - wanted)
-        # Of those without a job first who has no resource yet, then the youngest.
-        idle = set(self.idle)
+        # Of those without a job first who has no resource yet, the youngest first; then who has been idle longest.
+        idle = {worker: place for place, worker in enumerate(self.idle)}
         free = [worker for worker in staying if worker.job is None]
-        free.sort(key=lambda worker: (worker in idle, -worker.number))
+        free.sort(key=lambda worker: (idle.get(worker, -1), -worker.number))
         for worker in free[:excess]:
             worker.leaving = True
         self.idle[:] = [worker for worker in self.idle if not worker.leaving]
         for worker in free[:excess]:
             self._put_down(worker)
         self._surplus = max(0, excess - len(free))
-        if self.queue.size:
-            self._wake()
+
+    def make_way(self) -> None:
+        """Let in who waits for room: in the queue, or in a window. Both grow with the most workers there may be."""
         self.line.advance()
-        self.waits.check()
+        for guest in list(self.guests):
+            guest.line.advance()
 
     def add_worker(self, *, must_enter: bool = False) -> Worker:
         """Make a worker; one with a resource takes jobs once that is entered."""
@@ -1043,6 +1113,8 @@ class Dispatcher:
         if worker.leaving:
             return
         self.idle.append(worker)
+        if self.scaler.is_dozing:
+            self._rouse()
         if self.queue.size:
             self._wake()
         self.line.advance()
@@ -1074,6 +1146,105 @@ class Dispatcher:
         )
         if self.observers.any:
             self.observers.emit(ResourceFailed(pool=self.name, worker=worker.number, error=error, retry_in=retry_in))
+
+    # -- Scaling: what the scaler asks and what it is told -----------------------------------------------------------
+
+    def take_load(self) -> PoolLoad:
+        """Return how busy the pool is, and what has happened since this was called last."""
+        now, counters = self._time(), self.counters
+        self.seconds_running.fold()  # so that all that was measured is in the sample
+        recent = self._recent or Recent(now, counters.succeeded)
+        load = PoolLoad(
+            now=now,
+            elapsed=now - recent.asked_at,
+            workers=self.wanted_workers,
+            opening=self._opening(),
+            idle=len(self.idle),
+            running=self.running,
+            peak_running=self.peak_running,
+            blocked=self.waits.blocked(),
+            queued=self.queue.size,
+            waiting=len(self.line.waiting),
+            refused=recent.refused,
+            delayed=self.delayed,
+            is_held=self.is_paused or self._waits_in_limiter() or (self._has_delays and self.are_too_many_delayed()),
+            succeeded=counters.succeeded - recent.succeeded,
+            failed=recent.failed,
+            seconds=tuple(recent.seconds),
+            errors=tuple(recent.errors),
+        )
+        self.forget_recent()
+        if not self.scaler.is_fixed:
+            self._recent = Recent(now, counters.succeeded)
+            self.seconds_running.reader = self._recent.take_seconds
+        return load
+
+    def forget_recent(self) -> None:
+        """What has happened until now concerns no later question."""
+        self._past_peak = max(self._past_peak, self.peak_running)
+        self.peak_running = self.running
+        self._recent = self.seconds_running.reader = None
+
+    def _opening(self) -> int:
+        """How many workers have no resource yet, or not again."""
+        if self._enter_resource is None:
+            return 0
+        free = sum(worker.job is None and not worker.leaving for worker in self.workers.values())
+        return free - len(self.idle)
+
+    def _waits_in_limiter(self) -> bool:
+        """Whether some job that holds a worker waits for its limiter."""
+        if self._limiter is None and self._gate is None:
+            return False
+        return any(job.started_at is None for job in self.running_jobs())
+
+    @property
+    def has_backlog(self) -> bool:
+        """Whether a job waits for a worker, or for room."""
+        return self.queue.size > 0 or len(self.line.waiting) > 0
+
+    def rouse_at_change(self) -> None:
+        """Rouse the scaler at the next job that comes or ends, and whatever else may change its policy's mind."""
+        self.queue.push = self._push_and_rouse
+        self._tidy_at = -math.inf
+
+    def _push_and_rouse(self, job: Job) -> None:
+        self._push(job)
+        self._rouse()
+
+    def _rouse(self) -> None:
+        self.queue.push = self._push
+        self.scaler.rouse(at_once=not self.wanted_workers)
+
+    def _all_wait(self) -> None:
+        """Every job that runs waits for this pool: it needs one more worker, if there may be one."""
+        if not self.idle and not self.scaler.is_fixed and not self._opening():
+            self.queue.push = self._push
+            self.scaler.rouse(at_once=True)
+
+    def _may_grow(self) -> bool:
+        """Whether the policy is a function, so that it has to be asked before anybody knows."""
+        if not self.scaler.is_function:
+            return False
+        self.loop.call_soon(self._ask_whether_to_grow, context=self._context)
+        return True
+
+    def _ask_whether_to_grow(self) -> None:
+        self.queue.push = self._push
+        self.scaler.look()
+        self.waits.check(is_final=True)
+
+    async def _wait_for_room(self, future: asyncio.Future[None]) -> None:
+        if self.scaler.is_dozing:
+            self._rouse()
+        await self.waits.wait(future)
+
+    def count_refused(self) -> None:
+        """A job was turned away, because the pool is full."""
+        if self._recent is not None:
+            self._recent.refused += 1
+            if self.scaler.is_dozing:
+                self._rouse()
 
     def _spoils_resource(self, outcome: Outcome[Any, Any]) -> bool:
         if not isinstance(outcome, Failed):
@@ -1128,8 +1299,9 @@ class Dispatcher:
             failed=counters.failed,
             cancelled=counters.cancelled,
             workers=len(self.idle) + self.running,
+            wanted_workers=self.wanted_workers,
             most_workers=self.most(),
-            peak_running=self.peak_running,
+            peak_running=max(self._past_peak, self.peak_running),
             stuck=sum(timer is None for timer in self._dying.values()),
             unread_failures=counters.unread_failures,
             retries=counters.retries,

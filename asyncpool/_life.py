@@ -20,6 +20,7 @@ from asyncpool._dispatch import Dispatcher
 from asyncpool.errors import PoolClosed, PoolReused
 from asyncpool.events import PoolEnded, PoolStarted, PoolStopping
 from asyncpool.outcomes import CancelReason, ShutdownReport, Unfinished
+from asyncpool.scaling import Decision
 
 __all__ = ["Life", "State"]
 
@@ -88,16 +89,23 @@ class Life:
         self._supervisor.add_done_callback(self._supervisor_is_done)
         dispatcher.supervisor = self._supervisor
         dispatcher.tell_opened()
-        if dispatcher.has_resource:
+        if dispatcher.has_resource and dispatcher.wanted_workers:
             await self._enter_first_resource()
         elif self.state is not State.STARTING:  # whoever keeps the dead letters has closed the pool
             await self.wait_closed()
             raise PoolClosed(f"pool {dispatcher.name!r} was closed while it started")
-        dispatcher.resize(dispatcher.wanted_workers)
+        dispatcher.resize(Decision(dispatcher.wanted_workers), None)
         self.state = State.OPEN
         _log.debug("pool %r: started with %d workers", dispatcher.name, dispatcher.wanted_workers)
         if dispatcher.observers.any:
             dispatcher.observers.emit(PoolStarted(pool=dispatcher.name, workers=dispatcher.wanted_workers))
+        if not dispatcher.scaler.is_fixed:
+            try:
+                dispatcher.scaler.look()
+            except BaseException:  # a KeyboardInterrupt
+                self.cancel()
+                await self.wait_closed()
+                raise
 
     async def _enter_first_resource(self) -> None:
         keeper = self._dispatcher.add_worker(must_enter=True).keeper

@@ -6,11 +6,12 @@ When each happens is decided where it happens; an observer that wants the time r
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from asyncpool.outcomes import Outcome, ShutdownReport
+from asyncpool.scaling import PoolLoad
 
 __all__ = [
     "Event",
@@ -52,6 +53,12 @@ class PoolResized(_Event):
 
     old: int
     new: int
+    reason: str
+    """Why, in a sentence: as the policy has put it."""
+    figures: Mapping[str, float]
+    """The figures of the reason, by name, if the policy gives some."""
+    load: PoolLoad | None
+    """What it was decided on; None before the pool is open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from asyncpool.outcomes import Outcome
 from asyncpool.pool import WorkerPool
 from asyncpool.rate import Limiter
 from asyncpool.retry import Retry
-from asyncpool.scaling import FixedSize
+from asyncpool.scaling import Workers
 from asyncpool.streams import Stream
 
 __all__ = ["map", "outcomes"]
@@ -73,7 +73,7 @@ def map(
     handler: Callable[[JobT], Awaitable[ValueT]],
     jobs: Iterable[JobT] | AsyncIterable[JobT],
     *,
-    workers: int | FixedSize,
+    workers: Workers,
     ordered: bool = True,
     queue_size: int | None = None,
     max_delayed: int = 10_000,
@@ -92,7 +92,7 @@ def map(
     handler: Callable[[JobT, ResourceT], Awaitable[ValueT]],
     jobs: Iterable[JobT] | AsyncIterable[JobT],
     *,
-    workers: int | FixedSize,
+    workers: Workers,
     ordered: bool = True,
     queue_size: int | None = None,
     max_delayed: int = 10_000,
@@ -131,7 +131,7 @@ def outcomes(
     handler: Callable[[JobT], Awaitable[ValueT]],
     jobs: Iterable[JobT] | AsyncIterable[JobT],
     *,
-    workers: int | FixedSize,
+    workers: Workers,
     ordered: bool = False,
     queue_size: int | None = None,
     max_delayed: int = 10_000,
@@ -150,7 +150,7 @@ def outcomes(
     handler: Callable[[JobT, ResourceT], Awaitable[ValueT]],
     jobs: Iterable[JobT] | AsyncIterable[JobT],
     *,
-    workers: int | FixedSize,
+    workers: Workers,
     ordered: bool = False,
     queue_size: int | None = None,
     max_delayed: int = 10_000,

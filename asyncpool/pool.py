@@ -31,13 +31,14 @@ from asyncpool._dispatch import Dispatcher
 from asyncpool._job import CURRENT_JOB, JobHandle
 from asyncpool._life import Life, State
 from asyncpool._queue import JobQueue, PriorityJobQueue, ReentryJobQueue
+from asyncpool._scaler import as_policy
 from asyncpool.errors import ErrorFilter, PoolClosed, PoolDeadlock, QueueFull
 from asyncpool.events import Observer, Observers, PoolResized
 from asyncpool.letters import DeadLetterSink
 from asyncpool.outcomes import Outcome, ShutdownReport
 from asyncpool.rate import Limiter, RateLimit, is_manager
 from asyncpool.retry import Retry
-from asyncpool.scaling import FixedSize
+from asyncpool.scaling import Workers
 from asyncpool.stats import PoolStats
 from asyncpool.streams import Group, Stream
 
@@ -61,9 +62,10 @@ class WorkerPool(Generic[JobT, ValueT]):
     Args:
         handler: `handler(job)`, or `handler(job, resource)` with a resource: an async function, or anything callable
             that returns an awaitable. None: the jobs are zero-argument async callables themselves.
-        workers: How many jobs run at the same time; at least 1.
+        workers: How many jobs run at the same time; at least 1. Or what decides about it: `AutoScale`, `Adaptive`,
+            your own `ScalingPolicy`, or a function that is given the `PoolLoad` and returns a number.
         queue_size: How many accepted jobs may wait for a worker. 0: none, a job is accepted when a worker is idle.
-            None: 10 times the workers.
+            None: 10 times the workers, or the most that there may be.
         max_delayed: While so many jobs wait for a time (their next attempt, the rate limit that not all jobs have), no
             others are accepted. Those that were accepted already may come on top.
         timeout: Seconds that one attempt at a job may take. The handler sees the deadline
@@ -93,7 +95,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         self: WorkerPool[Callable[[], Awaitable[Any]], Any],
         handler: None = None,
         *,
-        workers: int | FixedSize,
+        workers: Workers,
         queue_size: int | None = None,
         max_delayed: int = 10_000,
         timeout: float | None = None,
@@ -110,7 +112,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         self,
         handler: Callable[[JobT], Awaitable[ValueT]],
         *,
-        workers: int | FixedSize,
+        workers: Workers,
         queue_size: int | None = None,
         max_delayed: int = 10_000,
         timeout: float | None = None,
@@ -127,7 +129,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         self,
         handler: Callable[[JobT, ResourceT], Awaitable[ValueT]],
         *,
-        workers: int | FixedSize,
+        workers: Workers,
         queue_size: int | None = None,
         max_delayed: int = 10_000,
         timeout: float | None = None,
@@ -145,7 +147,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         self,
         handler: Callable[..., Awaitable[Any]] | None = None,
         *,
-        workers: int | FixedSize,
+        workers: Workers,
         queue_size: int | None = None,
         max_delayed: int = 10_000,
         timeout: float | None = None,
@@ -175,11 +177,10 @@ class WorkerPool(Generic[JobT, ValueT]):
         check_filter("recycle_on", recycle_on)
         if not isinstance(name, str):
             raise TypeError(f"name must be a str, got {name!r}")
-        self._size = workers if isinstance(workers, FixedSize) else FixedSize(workers)
         self._dispatcher = Dispatcher(
             name=name,
             handler=handler,
-            most=lambda: self._size.most,
+            policy=as_policy(workers),
             make_queue=_queue_maker(priority, comes_back=retry is not None or limiter is not None),
             queue_size=None if queue_size is None else check_count("queue_size", queue_size, least=0),
             max_delayed=check_count("max_delayed", max_delayed, least=1),
@@ -191,7 +192,6 @@ class WorkerPool(Generic[JobT, ValueT]):
             recycle_on=recycle_on,
             observers=Observers(observers),
         )
-        self._dispatcher.wanted_workers = self._size.first
         self._life = Life(self._dispatcher)
 
     # -- Life --------------------------------------------------------------------------------------------------------
@@ -311,22 +311,28 @@ class WorkerPool(Generic[JobT, ValueT]):
         if self._dispatcher.pauses.is_by_user:
             self._dispatcher.resume()
 
-    def resize(self, workers: int | FixedSize) -> None:
-        """Change the number of workers, now: new ones begin at once, surplus ones retire after their job.
+    def resize(self, workers: Workers) -> None:
+        """Change the number of workers, or the policy that decides about it, now.
+
+        New workers begin at once, surplus ones retire after their job. A policy begins with the workers that there are.
 
         Raises:
-            TypeError, ValueError: `workers` is not an int >= 1.
+            TypeError, ValueError: `workers` is not an int >= 1, nor a policy.
             PoolClosed, WrongLoop: The pool is closing, or not on this loop.
         """
-        size = workers if isinstance(workers, FixedSize) else FixedSize(workers)
+        policy = as_policy(workers)
         self._check_not_closing()
-        old = self._dispatcher.wanted_workers
-        self._size = size
-        self._dispatcher.wanted_workers = size.first
+        dispatcher = self._dispatcher
+        dispatcher.scaler.swap(policy)
         if self._life.state is State.OPEN:
-            self._dispatcher.resize(size.first)
-        if old != size.first and self._dispatcher.observers.any:
-            self._dispatcher.observers.emit(PoolResized(pool=self.name, old=old, new=size.first))
+            dispatcher.scaler.look()
+            dispatcher.make_way()
+        else:
+            old, dispatcher.wanted_workers = dispatcher.wanted_workers, policy.first
+            if old != policy.first and dispatcher.observers.any:
+                why = "replaced before the pool was open"
+                event = PoolResized(pool=self.name, old=old, new=policy.first, reason=why, figures={}, load=None)
+                dispatcher.observers.emit(event)
 
     # -- Intake ------------------------------------------------------------------------------------------------------
 
@@ -358,6 +364,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         dispatcher = self._dispatcher
         dispatcher.check_open()
         if not dispatcher.line.is_free():
+            dispatcher.count_refused()
             raise QueueFull(
                 f"pool {self.name!r} is full: {dispatcher.queue.size} jobs are queued (queue_size is "
                 f"{dispatcher.queue_size}), {dispatcher.delayed} are delayed, {dispatcher.running} run, "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -75,25 +76,35 @@ class Distribution:
 class Histogram:
     """Records durations in O(1) and constant memory.
 
-    `record` is an append, the cheapest that there is; the buckets are filled for a batch at a time, by `fold`.
+    `record` is an append, the cheapest that there is; the buckets are filled for a batch at a time, by `fold`. A reader
+    gets each batch, sorted, but not what is recorded aside.
     """
 
-    __slots__ = ("_buckets", "_fresh", "_max", "_sum", "record")
+    __slots__ = ("_aside", "_buckets", "_fresh", "_max", "_sum", "reader", "record", "record_aside")
 
     def __init__(self) -> None:
         self._buckets = [0] * (len(_BOUNDS) + 1)
         self._sum = 0.0
         self._max = 0.0
         self._fresh: list[float] = []
+        self._aside: list[float] = []
         self.record = self._fresh.append
+        self.record_aside = self._aside.append
+        self.reader: Callable[[list[float]], None] | None = None
 
     def fold(self) -> None:
         """Sort what was recorded into the buckets. To be called now and then: until then it takes memory."""
         fresh = self._fresh
-        if not fresh:
+        if not fresh and not self._aside:
             return
         # Sorted, so that each bucket takes its share with one search, and not each duration its own.
         fresh.sort()
+        if self.reader is not None:
+            self.reader(fresh)
+        if self._aside:
+            fresh += self._aside
+            fresh.sort()
+            self._aside.clear()
         self._sum += sum(fresh)
         self._max = max(self._max, fresh[-1])
         start = 0
@@ -195,6 +206,8 @@ class PoolStats:
     """Jobs that were cancelled, or handed back when the pool closed."""
     workers: int
     """Workers there are now, idle and busy, without those that still wait for their resource."""
+    wanted_workers: int
+    """Workers there should be now."""
     most_workers: int
     """Workers there may be."""
     peak_running: int

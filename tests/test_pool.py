@@ -1041,9 +1041,9 @@ class AsyncSink:
 BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"workers": 0}, ValueError, "workers must be >= 1, got 0"),
     ({"workers": -3}, ValueError, "workers must be >= 1, got -3"),
-    ({"workers": True}, TypeError, "workers must be an int, got True"),
-    ({"workers": 2.0}, TypeError, "workers must be an int, got 2.0"),
-    ({"workers": None}, TypeError, "workers must be an int, got None"),
+    ({"workers": True}, TypeError, "workers must be an int, a scaling policy, or a function of a PoolLoad, got True"),
+    ({"workers": 2.0}, TypeError, "workers must be an int, a scaling policy, or a function of a PoolLoad, got 2.0"),
+    ({"workers": None}, TypeError, "workers must be an int, a scaling policy, or a function of a PoolLoad, got None"),
     ({"queue_size": -1}, ValueError, "queue_size must be >= 0, got -1"),
     ({"queue_size": 1.5}, TypeError, "queue_size must be an int, got 1.5"),
     ({"timeout": 0}, ValueError, "timeout must be a finite number of seconds > 0, got 0"),

@@ -1,0 +1,256 @@
+"""Asks a pool's policy how many workers there should be, when there may be something new to say, and does as it says.
+
+What a policy answers is its own matter; what becomes of the workers is `_dispatch.py`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable
+from contextvars import Context
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from asyncpool._checks import check_count, check_function, check_seconds
+from asyncpool.scaling import Decide, Decision, FixedSize, PoolLoad, ScalingPolicy, Workers
+
+__all__ = ["Scaler", "ScalerHost", "as_policy"]
+
+_log = logging.getLogger("asyncpool")
+
+# Seconds from one question to the next for functions, which do not say; and the least for all.
+_INTERVAL = 0.1
+_SHORTEST = 0.001
+# While jobs wait and nothing changes, a policy is asked so many times more before it is left in peace: it may want to
+# see that it stays so.
+_PATIENCE = 50
+
+
+def as_policy(workers: Workers) -> ScalingPolicy:
+    """Return what a pool got as its number of workers as a policy.
+
+    Raises:
+        TypeError, ValueError: It is none of the three, or a number that is no size.
+    """
+    if isinstance(workers, int) and not isinstance(workers, bool):
+        return FixedSize(workers)
+    if isinstance(workers, ScalingPolicy) and not isinstance(workers, type):
+        first = check_count("first of the scaling policy", workers.first, least=0)
+        most = check_count("most of the scaling policy", workers.most, least=1)
+        if first > most:
+            raise ValueError(f"first of the scaling policy must be <= most, got {first} > {most}")
+        check_seconds("interval of the scaling policy", workers.interval, positive=True)
+        return workers
+    if callable(workers) and not isinstance(workers, type):
+        _check_answers("workers", workers)
+        return _Function(workers)
+    missing = [name for name in ("first", "most", "interval") if not hasattr(workers, name)]
+    hint = f" (it has start(), but no {' and no '.join(missing)})" if hasattr(workers, "start") else ""
+    raise TypeError(f"workers must be an int, a scaling policy, or a function of a PoolLoad, got {workers!r}{hint}")
+
+
+def _check_answers(name: str, function: object) -> None:
+    """Raise unless something can be called, and then answers: no async function, and no generator."""
+    check_function(name, function)
+    for called in (function, getattr(type(function), "__call__", None)):  # noqa: B004 -- to look at it
+        check_function(name, called or function)
+        if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+            raise TypeError(f"{name} must return one number, got the generator function {function!r}")
+
+
+def _started(policy: ScalingPolicy) -> Decide:
+    decide = policy.start()
+    _check_answers("what start() of the scaling policy returns", decide)
+    return decide
+
+
+@dataclass(frozen=True, slots=True)
+class _Function:
+    """A plain function as a policy. The pool starts with one worker, and asks it at once."""
+
+    function: Callable[[PoolLoad], int]
+    first: int = 1
+    most: int = 2**31
+    interval: float = _INTERVAL
+
+    def start(self) -> Decide:
+        what = f"{getattr(self.function, '__qualname__', self.function)} says so"
+        return lambda load: Decision(self.function(load), what)
+
+
+class ScalerHost(Protocol):
+    """What the scaler needs of the pool."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def wanted_workers(self) -> int: ...
+    def take_load(self) -> PoolLoad: ...
+    def forget_recent(self) -> None: ...
+    @property
+    def has_backlog(self) -> bool: ...
+    def resize(self, decision: Decision, load: PoolLoad | None, /) -> None: ...
+    def rouse_at_change(self) -> None: ...
+
+
+class Scaler:
+    """Applies a policy to a pool, by a timer that runs only while something happens in the pool.
+
+    Awake, it asks once an interval. When nothing changes any more from one question to the next, it dozes: it has the
+    host rouse it at the next change, and asks before that only when the policy has said so. So an idle pool costs
+    nothing, and on virtual time a pool that can never go on is found out
+    (test_a_deadlock_in_a_pool_that_scales_is_reported).
+    """
+
+    __slots__ = (
+        "_alike",
+        "_context",
+        "_decide",
+        "_failures",
+        "_host",
+        "_loop",
+        "_policy",
+        "_seen",
+        "_timer",
+        "is_dozing",
+    )
+
+    def __init__(self, host: ScalerHost, policy: ScalingPolicy) -> None:
+        self._host = host
+        self._policy = policy
+        self._decide: Decide | None = _started(policy)  # None: the pool has ended
+        self._timer: asyncio.Handle | None = None
+        self._seen: tuple[object, ...] = ()  # what was the case when the policy was asked last
+        self._alike = 0  # how many times in a row it was the same
+        self._failures = 0
+        self.is_dozing = False  # whether the host is to rouse us
+
+    @property
+    def first(self) -> int:
+        """How many workers the pool starts with."""
+        return self._policy.first
+
+    @property
+    def most(self) -> int:
+        """How many workers there may be. Of a function that is not known: then it is what it answered last."""
+        return max(1, self._host.wanted_workers) if self.is_function else self._policy.most
+
+    @property
+    def is_function(self) -> bool:
+        """Whether the policy is a function, of which nobody knows how many workers it may want."""
+        return isinstance(self._policy, _Function)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the policy always answers the same."""
+        return isinstance(self._policy, FixedSize)
+
+    def open(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
+        """Bind to the running loop."""
+        self._loop = loop
+        self._context = context
+
+    def swap(self, policy: ScalingPolicy) -> None:
+        """Apply another policy from now on. Its first answer is asked for by `look()`."""
+        decide = _started(policy)
+        self._policy = policy
+        self._decide = decide
+        self._seen = ()
+        self._host.forget_recent()
+
+    def end(self) -> None:
+        """Ask no more."""
+        self._decide = None
+        self._rest()
+
+    def rouse(self, *, at_once: bool) -> None:
+        """Something has happened while we dozed: ask in an interval, or in a moment."""
+        if self._decide is not None and not self.is_fixed:
+            self._rest()
+            self._set(0.0 if at_once else self._policy.interval)
+
+    def look(self) -> None:
+        """Ask the policy, and do as it says."""
+        decide = self._decide
+        if decide is None:
+            return
+        self._rest()
+        load = self._host.take_load()
+        decision: Decision | None = None
+        try:
+            decision = self._checked(decide(load))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            self._count(error)
+        finally:
+            # Not if it was swapped, or the pool closed, by what the policy or an observer did just now.
+            if self._decide is decide:
+                self._apply(decision, load)
+            if self._decide is decide and self._timer is None and not self.is_fixed:
+                self._go_on(load, decision)
+
+    def _apply(self, decision: Decision | None, load: PoolLoad) -> None:
+        if decision is None:
+            decision = Decision(load.workers, "the policy has failed")
+        elif decision.workers > self._policy.most:
+            decision = replace(decision, workers=self._policy.most)
+        # Whatever the policy says, work that is there is done.
+        if load.backlog and not decision.workers:
+            decision = Decision(1, "jobs wait, and there is no worker")
+        # A worker whose job waits for this pool is no capacity (test_jobs_that_wait_for_their_own_pool_make_it_grow).
+        if load.blocked and decision.workers <= load.blocked < self.most:
+            decision = Decision(load.blocked + 1, f"{load.blocked} running jobs wait for this same pool")
+        if decision.workers != load.workers:
+            self._host.resize(decision, load)
+
+    def _checked(self, decision: object) -> Decision:
+        if not isinstance(decision, Decision):
+            raise TypeError(f"a scaling policy must answer with a Decision, got {decision!r:.80}")
+        check_count("what a scaling policy answers", decision.workers, least=0)
+        if decision.ask_again_in is not None:
+            check_seconds("ask_again_in", decision.ask_again_in)
+        return decision
+
+    def _count(self, error: BaseException) -> None:
+        """A policy that fails leaves the number of workers as it is; the 1st, 2nd, 4th ... time is logged."""
+        self._failures += 1
+        if self._failures & (self._failures - 1) == 0:
+            _log.error(
+                "pool %r: the scaling policy has failed (number %d of such); there are %d workers as before",
+                self._host.name,
+                self._failures,
+                self._host.wanted_workers,
+                exc_info=error,
+            )
+
+    def _go_on(self, load: PoolLoad, decision: Decision | None) -> None:
+        workers = self._host.wanted_workers
+        seen = load.running, load.queued, load.waiting, load.delayed, load.idle, load.opening, load.is_held, workers
+        is_same = seen == self._seen and not (load.succeeded or load.failed or load.refused)
+        self._seen = seen
+        self._alike = self._alike + 1 if is_same else 0
+        if workers and self._alike < (_PATIENCE if load.backlog else 1):
+            self._set(self._policy.interval)
+            return
+        if not workers and self._host.has_backlog:  # it has come while the policy, or an observer, was told
+            self._set(0.0)
+            return
+        self.is_dozing = True
+        self._host.rouse_at_change()
+        if decision is not None and decision.ask_again_in is not None:
+            self._set(max(decision.ask_again_in, _SHORTEST))
+
+    def _set(self, seconds: float) -> None:
+        if seconds:
+            self._timer = self._loop.call_later(seconds, self.look, context=self._context)
+        else:
+            self._timer = self._loop.call_soon(self.look, context=self._context)
+
+    def _rest(self) -> None:
+        self.is_dozing = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,447 @@
+"""`Adaptive`: finds by itself how many jobs at a time are right, by small experiments on the running pool.
+
+Pure, as all policies. Nobody tells it what the backend is; it sees how long jobs take and how they fail.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from enum import Enum
+
+from asyncpool._checks import check_count, check_filter, check_seconds
+from asyncpool.errors import ErrorFilter, JobTimeout, RetryAfter, matches
+from asyncpool.scaling import Decide, Decision, PoolLoad
+
+__all__ = ["Adaptive"]
+
+# An experiment changes the workers by a factor between these two, and by one at least.
+_LEAST_STEP = 1.2
+_MOST_STEP = 2.0
+# More workers are kept if their elasticity (by how many percent the throughput rises for each percent of workers) is
+# surely above the first number; fewer, if it is surely below the second. "Surely" is in standard errors.
+_WORTH_MORE = 0.15
+_WORTH_FEWER = 0.2
+_SURELY_MORE = 1.0
+_SURELY_FEWER = 1.3
+# What an elasticity is before anything was measured, and its standard error: else small samples make wild guesses.
+_EXPECTED = 0.5
+_EXPECTED_WITHIN = 1.0
+# An elasticity surely above this is not possible: then the backend has changed in the middle of an experiment.
+_IMPOSSIBLE = 1.3
+# After a change, so many attempts for each worker are not measured: what began before it is to end. Then at least and
+# at most so many are; in between, until the elasticity is known to this standard error.
+_SETTLING = 2
+_SHORTEST = 4
+_LONGEST = 20
+_LARGE_SAMPLE = 120
+_PRECISION = 0.2
+# After each experiment with fewer workers that was not worth it, there is one more with more workers before the next,
+# up to so many: fewer workers cost throughput, more cost only some latency.
+_MOST_PATIENCE = 3
+# By how much the throughput must differ from before, and in how many standard errors, to have changed by itself.
+_CHANGED = 0.2
+_SURELY_CHANGED = 4.0
+# What an attempt costs that failed, in attempts.
+_PRICE_OF_OVERLOAD = 5.0
+_PRICE_OF_FAILURE = 2.0
+# From how many overloads on, and from which share of the attempts, the backend has said that it is too much; what share
+# is too much to experiment with; and what is done about it.
+_FEW_OVERLOADS = 5
+_OVERLOADED = 0.02
+_SWAMPED = 0.3
+_BACK_OFF = 0.75
+# For so many experiments the number that was too much is not tried again.
+_CEILING_LASTS = 6
+# What was measured before a pause in the load of so many seconds says nothing any more.
+_STALE = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptive:
+    """Raises the number of workers while that raises the throughput, and lowers it while that does not lower it.
+
+    Args:
+        min_workers: Never fewer; at least 1. The pool starts with them, and doubles them while it pays.
+        max_workers: Never more.
+        interval: Seconds between two looks at what has ended.
+        overload: Which errors say that there is too much load, besides `JobTimeout` and `RetryAfter`: a type, a tuple
+            of types, or a predicate.
+
+    Raises:
+        TypeError, ValueError: An argument is not of its type or range.
+    """
+
+    min_workers: int
+    max_workers: int
+    _: KW_ONLY
+    interval: float = 0.1
+    overload: ErrorFilter = ()
+
+    def __post_init__(self) -> None:
+        check_count("min_workers", self.min_workers, least=1)
+        check_count("max_workers", self.max_workers, least=1)
+        if self.max_workers < self.min_workers:
+            raise ValueError(f"max_workers must be >= min_workers, got {self.max_workers} < {self.min_workers}")
+        check_seconds("interval", self.interval, positive=True)
+        check_filter("overload", self.overload)
+
+    @property
+    def first(self) -> int:
+        """How many workers a pool starts with: `min_workers`."""
+        return self.min_workers
+
+    @property
+    def most(self) -> int:
+        """How many workers there may ever be: `max_workers`."""
+        return self.max_workers
+
+    def start(self) -> Decide:
+        """Return what decides for one pool."""
+        return _Climb(self)
+
+
+class _Trial:
+    """What was measured with one number of workers, while all of them were busy."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.seconds: list[float] = []  # running times, in the order of the looks
+        self.ended = 0
+        self.overloads = 0
+        self.failures = 0  # of other kinds
+
+    def add(self, load: PoolLoad, overloads: int) -> None:
+        """Take in what has ended since the last look."""
+        self.seconds += load.seconds
+        self.ended += load.succeeded + load.failed
+        self.overloads += overloads
+        self.failures += load.failed - overloads
+        self._forget(4 * self.most)
+
+    def joined(self, earlier: _Trial | None) -> _Trial:
+        """This trial and an earlier one with the same workers, as one."""
+        if earlier is None:
+            return self
+        both = _Trial(self.workers)
+        both.seconds = earlier.seconds + self.seconds
+        both.ended = earlier.ended + self.ended
+        both.overloads = earlier.overloads + self.overloads
+        both.failures = earlier.failures + self.failures
+        both._forget(3 * self.most)
+        return both
+
+    def _forget(self, most: int) -> None:
+        """Keep no more than so many attempts, the latest."""
+        del self.seconds[:-most]
+        if self.ended > most:
+            self.overloads = round(self.overloads * most / self.ended)
+            self.failures = round(self.failures * most / self.ended)
+            self.ended = most
+
+    @property
+    def most(self) -> int:
+        """How many attempts are measured at most, before it is decided."""
+        return max(_LONGEST * self.workers, _LARGE_SAMPLE)
+
+    @property
+    def overloaded(self) -> float:
+        """The share of the attempts that were overloads."""
+        return self.overloads / self.ended if self.ended else 0.0
+
+    @property
+    def throughput(self) -> float:
+        """Jobs a second, by Little's law."""
+        mean, _ = _mean(self.seconds)
+        return self.workers / mean if mean else 0.0
+
+    def is_known(self, other: int) -> bool:
+        """Whether enough was measured to compare it with another number of workers."""
+        size = len(self.seconds)
+        if size < max(8, _SHORTEST * self.workers):
+            return False
+        if size >= self.most:
+            return True
+        _, spread = _mean(self.seconds, _cap(self.seconds))
+        return spread * math.sqrt(2.0 / size) <= _PRECISION * abs(math.log(other / self.workers))
+
+
+def _cap(values: Sequence[float]) -> float:
+    """Where to cut off the longest: a few would outweigh the rest of a heavy tail."""
+    return sorted(values)[-1 - min(len(values) - 1, max(2, len(values) // 50))]
+
+
+def _mean(values: Sequence[float], cap: float = math.inf) -> tuple[float, float]:
+    """The mean, and the standard deviation relative to it, of values that are cut to a cap."""
+    if not values:
+        return 0.0, 1.0
+    n = len(values)
+    cut = values if cap == math.inf else [min(value, cap) for value in values]
+    mean = sum(cut) / n
+    if not mean:
+        return 0.0, 1.0
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in cut) / max(1, n - 1))
+    return mean, deviation / mean + 0.05  # a little more, for what a small sample does not know
+
+
+@dataclass(frozen=True, slots=True)
+class _Gain:
+    """How much more throughput one trial had than another, as the logarithm of the ratio, by the change in workers."""
+
+    gain: float
+    error: float  # its standard error
+    step: float  # the logarithm of the ratio of the workers
+
+    @property
+    def _doubt(self) -> float:
+        """How much of the elasticity is what was expected, and not what was measured."""
+        return self.error**2 / (self.error**2 + (_EXPECTED_WITHIN * self.step) ** 2)
+
+    @property
+    def elasticity(self) -> float:
+        """By how many percent the throughput rises for each percent of workers: the best guess (Bayes)."""
+        return self._doubt * _EXPECTED + (1 - self._doubt) * self.gain / self.step
+
+    @property
+    def elasticity_error(self) -> float:
+        """The standard error of that."""
+        return _EXPECTED_WITHIN * math.sqrt(self._doubt)
+
+    def at_least(self, errors: float) -> float:
+        """The elasticity, less so many standard errors."""
+        return self.elasticity - errors * self.elasticity_error
+
+    def at_most(self, errors: float) -> float:
+        """The elasticity, and so many standard errors more."""
+        return self.elasticity + errors * self.elasticity_error
+
+    def __str__(self) -> str:
+        change = f"{math.expm1(self.gain):+.0%} throughput"
+        return f"{change} (elasticity {self.elasticity:.2f} +- {self.elasticity_error:.2f})"
+
+
+def _compare(a: _Trial, b: _Trial) -> _Gain:
+    """How much more `b` did than `a`.
+
+    By Little's law (1961) the throughput of busy workers is their number over the mean running time. Failures count
+    against it, but only so far as there are more of them than before: what fails anyway says nothing about the load.
+    """
+    step = math.log(b.workers / a.workers)
+    gain, variance = step, 0.0
+    if a.seconds and b.seconds:
+        cap = _cap(a.seconds + b.seconds)
+        (mean_a, spread_a), (mean_b, spread_b) = _mean(a.seconds, cap), _mean(b.seconds, cap)
+        if mean_a and mean_b:
+            gain -= math.log(mean_b / mean_a)
+        # The larger of the two: where few jobs are long, a sample without any of them seems fast, and sure of it.
+        variance = max(spread_a, spread_b) ** 2 * (1 / len(a.seconds) + 1 / len(b.seconds))
+    for price, in_a, in_b in (
+        (_PRICE_OF_OVERLOAD, a.overloads, b.overloads),
+        (_PRICE_OF_FAILURE, a.failures, b.failures),
+    ):
+        if in_a or in_b:
+            share_a, share_b = in_a / max(1, a.ended), in_b / max(1, b.ended)
+            gain -= price * (share_b - share_a)
+            variance += price**2 * (share_a * (1 - share_a) / max(1, a.ended))
+            variance += price**2 * (share_b * (1 - share_b) / max(1, b.ended))
+    return _Gain(gain, math.sqrt(variance), step)
+
+
+class _Way(Enum):
+    MORE = "more"
+    FEWER = "fewer"
+
+
+class _Climb:
+    """The decisions for one pool: it measures its base, tries more or fewer workers, and keeps what was worth it."""
+
+    def __init__(self, policy: Adaptive) -> None:
+        self._policy = policy
+        self._base = _Trial(policy.first)
+        self._before: _Trial | None = None  # the same number of workers, before the last experiment
+        self._probe: _Trial | None = None  # the number that is being tried
+        self._way = _Way.MORE
+        self._step = {_Way.MORE: _MOST_STEP, _Way.FEWER: _MOST_STEP}
+        self._patience = 1
+        self._more_before_fewer = 0  # how many more experiments with more workers come before one with fewer
+        self._ceiling: int | None = None  # how many workers were too much for the backend
+        self._ceiling_lasts = 0  # for so many experiments
+        self._is_careful = False  # whether the backend has ever said so: it may do so late, and each time costs jobs
+        self._tolerated = 0.0  # which share of overloads fewer workers did not help against
+        self._unsettled = 0  # how many attempts are to end before they are measured
+        self._was_busy = False
+        self._busy_at = 0.0
+        self._is_begun = False
+
+    def __call__(self, load: PoolLoad) -> Decision:
+        if not self._is_begun:
+            self._is_begun = True
+            self._base = _Trial(max(self._policy.min_workers, min(self._policy.max_workers, load.workers)))
+        here = self._probe or self._base
+        was_busy, self._was_busy = self._was_busy, load.backlog > 0 and not load.is_held and not load.opening
+        if not self._was_busy:
+            return self._stay("the workers are not all busy")
+        busy_at, self._busy_at = self._busy_at, load.now
+        if load.now - busy_at > _STALE:
+            self._base, self._before, self._probe = _Trial(self._base.workers), None, None
+            return self._stay("measures anew after a pause")
+        if load.workers != here.workers:
+            return self._stay("waits for its workers")
+        overloads = self._overloads(load)
+        if not was_busy or self._unsettled > 0 or load.running > load.workers:
+            self._unsettled -= load.succeeded + load.failed
+            if not (overloads and self._probe is not None and self._probe.workers > self._base.workers):
+                return self._stay("lets go what began before")
+        here.add(load, overloads)
+        return self._at_base() if self._probe is None else self._at_probe(self._probe)
+
+    def _overloads(self, load: PoolLoad) -> int:
+        if not load.errors:
+            return 0
+        kinds = (JobTimeout, RetryAfter)
+        count = sum(isinstance(error, kinds) or matches(self._policy.overload, error) for error in load.errors)
+        return round(count * load.failed / len(load.errors)) if len(load.errors) >= 1000 else count
+
+    # -- At the base -------------------------------------------------------------------------------------------------
+
+    def _at_base(self) -> Decision:
+        base = self._base
+        if base.overloads >= _FEW_OVERLOADS and base.overloaded > _OVERLOADED + 1.5 * self._tolerated:
+            return self._back_off()
+        if self._before is not None and len(base.seconds) >= max(30, _SHORTEST * base.workers):
+            changed = _compare(self._before, base)
+            if abs(changed.gain) > max(_CHANGED, _SURELY_CHANGED * changed.error):
+                return self._follow(changed)
+        if self._target(self._way) == base.workers:
+            self._turn()
+        target = self._target(self._way)
+        if target == base.workers or not base.is_known(target):
+            return self._stay("measures")
+        return self._try(f"{base.throughput:.4g} jobs/s with {base.workers} workers")
+
+    def _back_off(self) -> Decision:
+        base, policy = self._base, self._policy
+        why = f"{base.overloaded:.0%} of {base.ended} attempts with {base.workers} workers were overloads"
+        self._meet_ceiling(base.workers)
+        self._way = _Way.FEWER
+        self._step[_Way.FEWER] = 1 / _BACK_OFF
+        if base.workers == policy.min_workers:
+            self._tolerated = base.overloaded
+            return self._stay(why)
+        if base.overloaded < _SWAMPED:
+            return self._try(why)
+        # Not an experiment: it is not the time for questions.
+        self._base, self._before = _Trial(self._target(_Way.FEWER)), None
+        return self._settle(why)
+
+    def _meet_ceiling(self, workers: int) -> None:
+        self._ceiling = workers
+        self._ceiling_lasts = _CEILING_LASTS
+        self._is_careful = True
+        self._step[_Way.MORE] = _LEAST_STEP
+
+    def _follow(self, changed: _Gain) -> Decision:
+        """The backend has become faster or slower: try a number that would make up for it."""
+        self._way = _Way.MORE if changed.gain > 0 else _Way.FEWER
+        self._step[self._way] = min(_MOST_STEP, max(_LEAST_STEP, math.exp(abs(changed.gain))))
+        self._forget()
+        why = f"the throughput of {self._base.workers} workers has changed by {math.expm1(changed.gain):+.0%} by itself"
+        if self._target(self._way) == self._base.workers:
+            return self._stay(why)
+        return self._try(why)
+
+    def _forget(self) -> None:
+        self._before = None
+        self._patience = 1
+        self._more_before_fewer = 0
+
+    def _target(self, way: _Way) -> int:
+        here, step, policy = self._base.workers, self._step[way], self._policy
+        if way is _Way.FEWER:
+            return max(policy.min_workers, min(here - 1, round(here / step)))
+        target = min(policy.max_workers, max(here + 1, round(here * step)))
+        if self._ceiling is not None:  # half way to it, as in binary search
+            target = max(here, min(target, (here + self._ceiling) // 2))
+        return target
+
+    def _turn(self) -> None:
+        self._way = _Way.FEWER if self._way is _Way.MORE else _Way.MORE
+
+    def _try(self, why: str) -> Decision:
+        self._probe = _Trial(self._target(self._way))
+        return self._settle(f"{why}; tries {self._probe.workers}")
+
+    # -- At the probe ------------------------------------------------------------------------------------------------
+
+    def _at_probe(self, probe: _Trial) -> Decision:
+        base = self._base.joined(self._before)
+        is_more = probe.workers > base.workers
+        if is_more and probe.overloads >= 3 and probe.overloaded > base.overloaded + _OVERLOADED:
+            self._meet_ceiling(probe.workers)
+            why = f"{probe.overloads} overloads with {probe.workers} workers"
+            return self._reject(f"{why}; goes back to {base.workers}", {"overloads": probe.overloads})
+        if len(probe.seconds) < max(8, _SHORTEST * probe.workers) and probe.ended < probe.most:
+            return self._stay("measures")
+        found = _compare(base, probe)
+        figures = {"elasticity": found.elasticity, "throughput": probe.throughput}
+        why = f"{found} with {probe.workers} workers instead of {base.workers}"
+        is_over = probe.is_known(base.workers) or probe.ended >= probe.most
+        if is_more:
+            if found.at_least(_SURELY_MORE) > _WORTH_MORE and (is_over or not self._is_careful):
+                return self._accept(why, figures, is_clear=found.at_least(1.0) > 0.6)
+            if is_over or found.at_most(2.0) < _WORTH_MORE:
+                return self._reject(f"{why}; goes back", figures)
+        else:
+            if found.at_least(_SURELY_FEWER) > _IMPOSSIBLE:
+                self._base, self._probe = _Trial(probe.workers), None
+                self._forget()
+                return self._stay("the backend has changed", figures)
+            if found.at_most(_SURELY_FEWER) < _WORTH_FEWER:
+                return self._accept(why, figures, is_clear=found.at_most(1.0) < 0.1)
+            if is_over or found.at_least(2.0) > _WORTH_FEWER:
+                self._tolerated = max(self._tolerated, min(base.overloaded, probe.overloaded))
+                return self._reject(f"{why}; goes back", figures)
+        return self._stay("measures")
+
+    def _accept(self, why: str, figures: dict[str, float], *, is_clear: bool) -> Decision:
+        assert self._probe is not None
+        self._base, self._probe = self._probe, None
+        self._forget()
+        self._count_experiment()
+        if is_clear:
+            self._step[self._way] = min(_MOST_STEP, self._step[self._way] ** 2)
+        if self._target(self._way) == self._base.workers:
+            return self._stay(why, figures)
+        return self._try(why)
+
+    def _reject(self, why: str, figures: dict[str, float]) -> Decision:
+        self._before = self._base.joined(self._before)
+        self._base, self._probe = _Trial(self._base.workers), None
+        self._count_experiment()
+        self._step[self._way] = max(_LEAST_STEP, math.sqrt(self._step[self._way]))
+        if self._way is _Way.FEWER:
+            self._more_before_fewer = self._patience
+            self._patience = min(_MOST_PATIENCE, self._patience + 1)
+            self._way = _Way.MORE
+        else:
+            self._more_before_fewer -= 1
+            if self._more_before_fewer <= 0:
+                self._way = _Way.FEWER
+        return self._settle(why, figures)
+
+    def _count_experiment(self) -> None:
+        self._ceiling_lasts -= 1
+        if self._ceiling_lasts <= 0:
+            self._ceiling = None
+
+    # -- Answers -----------------------------------------------------------------------------------------------------
+
+    def _settle(self, why: str, figures: dict[str, float] | None = None) -> Decision:
+        """A new number of workers: what they do is measured when they have settled."""
+        workers = (self._probe or self._base).workers
+        self._unsettled = _SETTLING * workers
+        return self._stay(why, figures)
+
+    def _stay(self, why: str, figures: dict[str, float] | None = None) -> Decision:
+        return Decision((self._probe or self._base).workers, why, figures or {})

@@ -1,0 +1,150 @@
+"""`AutoScale`: as many workers as the backlog asks for, and no more than were needed of late.
+
+Pure, as all policies; for a pool that has to find out how much its backend bears, see `adaptive.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import KW_ONLY, dataclass
+
+from asyncpool._checks import check_count, check_number, check_seconds
+from asyncpool.scaling import Decide, Decision, PoolLoad
+
+__all__ = ["AutoScale"]
+
+
+@dataclass(frozen=True, slots=True)
+class AutoScale:
+    """Grows with the backlog, at once; shrinks when workers have been idle for a time.
+
+    The rule of the scaling goroutine in Go's worker pools (add a worker when the queue is longer than five jobs for
+    each; a worker that finds nothing to do for 30 s ends), with three changes. It grows in proportion to the backlog,
+    to `backlog / backlog_per_worker` workers in one step, and not by one a tick. It does not grow while workers would
+    not help: when the pool is paused, when jobs wait for a limiter or workers for their resource, when some are idle.
+    And who retires is decided in one place, so that there are never fewer than `min_workers`.
+
+    Where the queue cannot show the backlog because it is full (its submitters wait or are refused), it doubles.
+
+    Between growing and shrinking lies `idle_timeout`: so it does not flap, however the load does.
+
+    Args:
+        min_workers: Never fewer; 0 lets the pool go to sleep without any, and wake for the first job at once.
+        max_workers: Never more.
+        backlog_per_worker: How many jobs may wait for each worker before there are more workers. The backlog is what
+            is queued, not what is delayed.
+        interval: Seconds between two looks at the backlog.
+        idle_timeout: Workers that were not needed for so many seconds retire.
+
+    Raises:
+        TypeError, ValueError: An argument is not a number of its range, or `max_workers` is below `min_workers`.
+    """
+
+    min_workers: int
+    max_workers: int
+    _: KW_ONLY
+    backlog_per_worker: float = 5
+    interval: float = 0.1
+    idle_timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        check_count("min_workers", self.min_workers, least=0)
+        check_count("max_workers", self.max_workers, least=1)
+        if self.max_workers < self.min_workers:
+            raise ValueError(f"max_workers must be >= min_workers, got {self.max_workers} < {self.min_workers}")
+        check_number("backlog_per_worker", self.backlog_per_worker, above=True)
+        check_seconds("interval", self.interval, positive=True)
+        check_seconds("idle_timeout", self.idle_timeout)
+
+    @property
+    def first(self) -> int:
+        """How many workers a pool starts with: `min_workers`."""
+        return self.min_workers
+
+    @property
+    def most(self) -> int:
+        """How many workers there may ever be: `max_workers`."""
+        return self.max_workers
+
+    def start(self) -> Decide:
+        """Return what decides for one pool."""
+        return _Backlog(self)
+
+
+# Timers may be so much early, in seconds.
+_EARLY = 1e-3
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+class _Backlog:
+    """The decisions for one pool.
+
+    Idle workers are a stack: who ended last takes the next job. So the workers that were idle all through a time are
+    all but the most that were busy at once in it, and nobody has to keep the time of each.
+    """
+
+    def __init__(self, policy: AutoScale) -> None:
+        self._policy = policy
+        # (until when it counts, how many workers were needed), each less than the one before it: the first is the most
+        # that were needed at once in the last idle_timeout.
+        self._needed: deque[tuple[float, int]] = deque()
+
+    def __call__(self, load: PoolLoad) -> Decision:
+        policy = self._policy
+        if load.workers < policy.min_workers:
+            return self._grow(load, policy.min_workers, f"min_workers is {policy.min_workers}")
+        if load.workers > policy.max_workers:
+            return Decision(policy.max_workers, f"max_workers is {policy.max_workers}")
+        wanted, why = self._wanted(load)
+        if wanted > load.workers:
+            return self._grow(load, wanted, why)
+        return self._shrink(load)
+
+    def _wanted(self, load: PoolLoad) -> tuple[int, str]:
+        policy = self._policy
+        wanted, why = 0, ""
+        if load.is_held or load.opening:
+            return wanted, why
+        if not load.idle and load.backlog > policy.backlog_per_worker * load.workers:
+            wanted = self._workers_for(load.backlog)
+            why = f"{load.backlog} jobs wait for {_count(load.workers, 'worker')}"
+        # The queue is full, and does not show how much more there is.
+        if (load.waiting and not load.idle) or (load.refused and load.peak_running >= load.workers):
+            more = max(2 * load.workers, self._workers_for(load.backlog + load.refused))
+            if more > wanted:
+                wanted, why = more, f"the queue of {_count(load.workers, 'worker')} is full"
+        return min(wanted, policy.max_workers), why
+
+    def _workers_for(self, jobs: int) -> int:
+        return math.ceil(min(jobs / self._policy.backlog_per_worker, self._policy.max_workers))
+
+    def _grow(self, load: PoolLoad, wanted: int, why: str) -> Decision:
+        self._note(load.now, wanted)  # what is new has its time to be idle too
+        return Decision(wanted, why, {"backlog": load.backlog, "refused": load.refused})
+
+    def _shrink(self, load: PoolLoad) -> Decision:
+        policy = self._policy
+        # At first, what there is has its time.
+        self._note(load.now, max(load.running, load.peak_running) if self._needed else load.workers)
+        while len(self._needed) > 1 and self._needed[0][0] <= load.now + _EARLY:
+            self._needed.popleft()
+        until, needed = self._needed[0]
+        spare = load.workers - max(needed, policy.min_workers)
+        if spare > 0:
+            why = f"{_count(spare, 'worker')} idle for {policy.idle_timeout:g} s"
+            return Decision(load.workers - spare, why, {"idle": spare})
+        more = load.workers > policy.min_workers and load.running < load.workers
+        return Decision(
+            load.workers,
+            "as many as were needed of late",
+            ask_again_in=max(until - load.now, _EARLY) if more else None,
+        )
+
+    def _note(self, now: float, needed: int) -> None:
+        while self._needed and self._needed[-1][1] <= needed:
+            self._needed.pop()
+        self._needed.append((now + self._policy.idle_timeout, needed))
