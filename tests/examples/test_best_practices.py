@@ -1,0 +1,131 @@
+"""`python -m examples.best_practices`: what each practice shows, on virtual time and, all of it, on a real clock."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from asyncpool.testing import run
+from examples import best_practices
+
+ROOT = Path(__file__).parents[2]
+
+SHOWN = {
+    "How many workers: jobs that wait": """
+        500 requests/s of 0.2 s: 100
+        ... and the database has 30 connections: 30
+        ... or each is parsed for 10 ms in the loop: 20
+        90 jobs done, never more than 30 at a time
+    """,
+    "How many workers: jobs that compute": """
+        4 hashes, the first f2cc6acc..., on 3 workers for 3 processors
+    """,
+    "Cancellation: a job": """
+        Cancelled(60.0, 'handle', started=True)
+        Cancelled(60.0, 'handle', started=False)
+    """,
+    "Cancellation: a caller": """
+        the caller is gone, and his job too: 1 cancelled, 0 running
+    """,
+    "Cancellation: a timeout of each attempt": """
+        attempt 1 at 'hard' has 0.2 s
+        attempt 2 at 'hard' has 0.2 s
+        hard is answered at attempt 2
+        attempt 1 at 'hopeless' has 0.2 s
+        attempt 2 at 'hopeless' has 0.2 s
+        hopeless: the job ran longer than its timeout of 0.2 s
+    """,
+    "Cancellation: a deadline of all": """
+        anyio.fail_after: 3 of 7 were done in time
+        asyncio.timeout: not all were done in time
+        cancelled: 8; and the pool goes on: 0.01
+    """,
+    "Buffer sizes: refuse": """
+        queue_size=0: 2 accepted by 2 workers, the next one is refused
+        queue_size=3: 5 accepted by 2 workers, the next one is refused
+        queue_size=None: 22 accepted by 2 workers, the next one is refused
+    """,
+    "Buffer sizes: wait": """
+        queue_size=0: the producer of 60 jobs was at most 2 ahead
+        queue_size=3: the producer of 60 jobs was at most 5 ahead
+        queue_size=None: the producer of 60 jobs was at most 22 ahead
+    """,
+    "Buffer sizes: a slow reader": """
+        read 20, pulled 26: never more than 6 ahead (queue_size 4 + 2 workers)
+    """,
+    "Shutdown: in time, and saying what is left": """
+        ERROR in the log: pool 'mails': abandoned a job that ignores its cancellation: 'stubborn'
+        closed: 1 done in time, 3 left
+        long: cut off, it may have had effects
+        stubborn: ignores its cancellation, and still runs
+        last: not begun: do it next time
+        WARNING in the log: pool 'mails': job 3, abandoned when the pool closed, has ended: Succeeded('stubborn', None)
+    """,
+    "Cleanup: connections": """
+        connection 1 opened
+        first mail sent over connection 1
+        connection 1 closed
+        connection 2 opened
+        second mail sent over connection 2
+        connection 2 closed
+    """,
+    "Cleanup: the source of a stream": """
+        file opened
+        0.01: that is enough
+        file closed
+        0 jobs run, and 0 are queued
+    """,
+    "Errors: all outcomes": """
+        12 // 2 = 6
+        12 // 0: integer division or modulo by zero
+        12 // 3 = 4
+    """,
+    "Errors: stop at the first": """
+        6
+        4
+        integer division or modulo by zero; 2 done, 1 failed, the others cancelled
+    """,
+    "Errors: those that nobody reads": """
+        ERROR in the log: pool 'forgotten': a job failed and nobody read its outcome (number 1 of such): 0
+        2 done, 1 failed, of which unread: 1
+        ERROR in the log: pool 'forgotten': 1 failed jobs were read by nobody
+    """,
+}
+
+
+def lines_of(text: str) -> list[str]:
+    return [line.strip() for line in text.strip().splitlines()]
+
+
+@pytest.mark.parametrize("title", SHOWN)
+def test_a_practice_shows_what_it_says(
+    title: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    with best_practices.printed_log():
+        run(best_practices.PRACTICES[title], collect=True)
+
+    assert lines_of(capsys.readouterr().out) == lines_of(SHOWN[title])
+
+
+def test_on_a_real_clock_the_program_prints_all_of_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "examples.best_practices"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    expected: list[str] = []
+    processors = os.cpu_count() or 1
+    for title, shown in SHOWN.items():
+        expected += ["", f"== {title} ==", *lines_of(shown)]
+    ours = "on 3 workers for 3 processors", f"on {processors} workers for {processors} processors"
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [line.replace(*ours) for line in expected]
