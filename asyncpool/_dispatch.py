@@ -88,6 +88,8 @@ _MOST_PUMP_JOBS = 256
 _PUMP_SECONDS = 0.005
 # How often what was measured is sorted into the histograms: at most some thousand jobs end in that time.
 _TIDY_SECONDS = 0.002
+# A function that has to say whether a pool of waiting jobs may grow is asked again after so many seconds.
+_ASK_ONCE_MORE = 0.1
 # From 3.12 a task can run its first step while it is made. On 3.11 it never does, so making one is harmless anywhere.
 _HAS_EAGER_TASKS = sys.version_info >= (3, 12)
 # Bound once: looking them up costs at each job.
@@ -145,6 +147,7 @@ class Dispatcher:
         "_handler",
         "_has_delays",
         "_has_handler",
+        "_is_asking",
         "_is_direct",
         "_is_eager",
         "_is_gated",
@@ -273,6 +276,7 @@ class Dispatcher:
         self.wanted_workers = policy.first
         self.scaler = Scaler(self, policy)
         self._recent: Recent | None = None  # what a policy may want to know
+        self._is_asking = False  # whether a function is asked for more workers, because all jobs wait
         self._surplus = 0  # how many busy workers are to retire after their job, whoever ends first
         self.pauses = Pauses(self._pauses_changed)
         self.is_paused = False  # whether there are any
@@ -398,6 +402,8 @@ class Dispatcher:
             self.cancel(job, CancelReason.SHUTDOWN)
         elif self.idle and not self._is_pumping:
             self._wake()
+        elif not self.wanted_workers and self.scaler.is_dozing:  # the priority function has changed the size
+            self._rouse()
         return job
 
     @property
@@ -762,8 +768,9 @@ class Dispatcher:
         """
         if not isinstance(outcome, Failed):
             return None
-        if self._recent is not None:
-            self._recent.take_error(raised, outcome.error)
+        if self._recent is not None and self._recent.take_error(raised, outcome.error):
+            self.queue.push = self._push
+            self.scaler.rouse(at_once=True)
         if worker.keeper is not None and not worker.stale and job.started_at is not None:
             worker.stale = self._spoils_resource(outcome)
         try:
@@ -1167,7 +1174,7 @@ class Dispatcher:
             waiting=len(self.line.waiting),
             refused=recent.refused,
             delayed=self.delayed,
-            is_held=self.is_paused or self._waits_in_limiter() or (self._has_delays and self.are_too_many_delayed()),
+            is_held=self._is_held(now),
             succeeded=counters.succeeded - recent.succeeded,
             failed=recent.failed,
             seconds=tuple(recent.seconds),
@@ -1192,6 +1199,23 @@ class Dispatcher:
         free = sum(worker.job is None and not worker.leaving for worker in self.workers.values())
         return free - len(self.idle)
 
+    def _is_held(self, now: float) -> bool:
+        """Whether something else than workers is wanting."""
+        return (
+            self.is_paused
+            or (self._rate_limit is not None and self._rate_limit.next_start > now)
+            or self._waits_in_limiter()
+            or (self._has_delays and self.are_too_many_delayed())
+        )
+
+    def seconds_until_open(self) -> float:
+        """In how many seconds the rate limit of all jobs opens; inf if there is none, or it is open.
+
+        While all workers are busy nobody waits for that.
+        """
+        seconds = 0.0 if self._rate_limit is None else self._rate_limit.next_start - self._time()
+        return seconds if seconds > 0.0 else math.inf
+
     def _waits_in_limiter(self) -> bool:
         """Whether some job that holds a worker waits for its limiter."""
         if self._limiter is None and self._gate is None:
@@ -1207,6 +1231,11 @@ class Dispatcher:
         """Rouse the scaler at the next job that comes or ends, and whatever else may change its policy's mind."""
         self.queue.push = self._push_and_rouse
         self._tidy_at = -math.inf
+
+    def rouse_after_failures(self, failures: int | None) -> None:
+        """Rouse the scaler at once when so many attempts have failed."""
+        if self._recent is not None:
+            self._recent.most_failed = math.inf if failures is None else failures
 
     def _push_and_rouse(self, job: Job) -> None:
         self._push(job)
@@ -1224,12 +1253,19 @@ class Dispatcher:
 
     def _may_grow(self) -> bool:
         """Whether the policy is a function, so that it has to be asked before anybody knows."""
-        if not self.scaler.is_function:
-            return False
-        self.loop.call_soon(self._ask_whether_to_grow, context=self._context)
-        return True
+        if self.scaler.is_function and not self._is_asking:
+            self._is_asking = True
+            self.loop.call_soon(self._ask_whether_to_grow, context=self._context)
+        return self.scaler.is_function
 
     def _ask_whether_to_grow(self) -> None:
+        self.queue.push = self._push
+        self.scaler.look()
+        # Once more a little later: what the jobs wait for may be about to be submitted.
+        self.loop.call_later(_ASK_ONCE_MORE, self._tell_deadlock, context=self._context)
+
+    def _tell_deadlock(self) -> None:
+        self._is_asking = False
         self.queue.push = self._push
         self.scaler.look()
         self.waits.check(is_final=True)

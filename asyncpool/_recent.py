@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from asyncpool.errors import RetryAdvice
 
 __all__ = ["Recent"]
@@ -14,12 +16,13 @@ _MOST_ERRORS = 1000
 class Recent:
     """Running times, errors and refusals since the last question."""
 
-    __slots__ = ("_seen", "_step", "asked_at", "errors", "failed", "refused", "seconds", "succeeded")
+    __slots__ = ("_seen", "_step", "asked_at", "errors", "failed", "most_failed", "refused", "seconds", "succeeded")
 
     def __init__(self, now: float, succeeded: int) -> None:
         self.asked_at = now
         self.succeeded = succeeded  # how many jobs had, before
         self.failed = 0
+        self.most_failed = math.inf  # before the policy is to be asked again
         self.errors: list[BaseException] = []
         self.seconds: list[float] = []
         self.refused = 0
@@ -34,8 +37,12 @@ class Recent:
             self.seconds = self.seconds[::2]
             self._step *= 2
 
-    def take_error(self, raised: BaseException, error: BaseException) -> None:
-        """Take note of a failure: what the handler raised, and the error that was made of it."""
+    def take_error(self, raised: BaseException, error: BaseException) -> bool:
+        """Take note of a failure: what the handler raised, and the error that was made of it.
+
+        Return whether that is as many as the policy wanted to hear of at once.
+        """
         self.failed += 1
         if len(self.errors) < _MOST_ERRORS:
             self.errors.append(raised if isinstance(raised, RetryAdvice) else error)
+        return self.failed == self.most_failed

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass, replace
@@ -91,8 +92,10 @@ class ScalerHost(Protocol):
     def forget_recent(self) -> None: ...
     @property
     def has_backlog(self) -> bool: ...
+    def seconds_until_open(self) -> float: ...
     def resize(self, decision: Decision, load: PoolLoad | None, /) -> None: ...
     def rouse_at_change(self) -> None: ...
+    def rouse_after_failures(self, failures: int | None, /) -> None: ...
 
 
 class Scaler:
@@ -158,6 +161,7 @@ class Scaler:
         self._policy = policy
         self._decide = decide
         self._seen = ()
+        self._failures = 0
         self._host.forget_recent()
 
     def end(self) -> None:
@@ -169,7 +173,7 @@ class Scaler:
         """Something has happened while we dozed: ask in an interval, or in a moment."""
         if self._decide is not None and not self.is_fixed:
             self._rest()
-            self._set(0.0 if at_once else self._policy.interval)
+            self._set(0.0 if at_once else max(self._policy.interval, _SHORTEST))
 
     def look(self) -> None:
         """Ask the policy, and do as it says."""
@@ -194,14 +198,15 @@ class Scaler:
 
     def _apply(self, decision: Decision | None, load: PoolLoad) -> None:
         if decision is None:
-            decision = Decision(load.workers, "the policy has failed")
+            decision = Decision(min(load.workers, self._policy.most), "the policy has failed")
         elif decision.workers > self._policy.most:
             decision = replace(decision, workers=self._policy.most)
         # Whatever the policy says, work that is there is done.
         if load.backlog and not decision.workers:
             decision = Decision(1, "jobs wait, and there is no worker")
         # A worker whose job waits for this pool is no capacity (test_jobs_that_wait_for_their_own_pool_make_it_grow).
-        if load.blocked and decision.workers <= load.blocked < self.most:
+        # But what a function answers is all that we know of its bound.
+        if not self.is_function and load.blocked and decision.workers <= load.blocked < self.most:
             decision = Decision(load.blocked + 1, f"{load.blocked} running jobs wait for this same pool")
         if decision.workers != load.workers:
             self._host.resize(decision, load)
@@ -212,6 +217,8 @@ class Scaler:
         check_count("what a scaling policy answers", decision.workers, least=0)
         if decision.ask_again_in is not None:
             check_seconds("ask_again_in", decision.ask_again_in)
+        if decision.ask_again_after_failures is not None:
+            check_count("ask_again_after_failures", decision.ask_again_after_failures, least=1)
         return decision
 
     def _count(self, error: BaseException) -> None:
@@ -227,21 +234,25 @@ class Scaler:
             )
 
     def _go_on(self, load: PoolLoad, decision: Decision | None) -> None:
+        self._host.rouse_after_failures(None if decision is None else decision.ask_again_after_failures)
         workers = self._host.wanted_workers
         seen = load.running, load.queued, load.waiting, load.delayed, load.idle, load.opening, load.is_held, workers
         is_same = seen == self._seen and not (load.succeeded or load.failed or load.refused)
         self._seen = seen
         self._alike = self._alike + 1 if is_same else 0
         if workers and self._alike < (_PATIENCE if load.backlog else 1):
-            self._set(self._policy.interval)
+            self._set(max(self._policy.interval, _SHORTEST))
             return
         if not workers and self._host.has_backlog:  # it has come while the policy, or an observer, was told
             self._set(0.0)
             return
         self.is_dozing = True
         self._host.rouse_at_change()
+        seconds = self._host.seconds_until_open() if load.backlog else math.inf
         if decision is not None and decision.ask_again_in is not None:
-            self._set(max(decision.ask_again_in, _SHORTEST))
+            seconds = min(seconds, decision.ask_again_in)
+        if seconds < math.inf:
+            self._set(max(seconds, _SHORTEST))
 
     def _set(self, seconds: float) -> None:
         if seconds:

@@ -30,16 +30,17 @@ _EXPECTED = 0.5
 _EXPECTED_WITHIN = 1.0
 # An elasticity surely above this is not possible: then the backend has changed in the middle of an experiment.
 _IMPOSSIBLE = 1.3
-# After a change, so many attempts for each worker are not measured: what began before it is to end. Then at least and
-# at most so many are; in between, until the elasticity is known to this standard error.
+# After a change of ours, so many attempts for each worker are not measured: what began before it is to end. Then at
+# least and at most so many are; in between, until the elasticity is known to this standard error.
 _SETTLING = 2
 _SHORTEST = 4
 _LONGEST = 20
 _LARGE_SAMPLE = 120
 _PRECISION = 0.2
-# After each experiment with fewer workers that was not worth it, there is one more with more workers before the next,
-# up to so many: fewer workers cost throughput, more cost only some latency.
-_MOST_PATIENCE = 3
+# After an experiment with fewer workers that was not worth it, the next waits for so many rounds (attempts of each
+# worker), and longer each time, up to the other number: fewer workers cost throughput, more cost only some latency.
+_FEWER_AFTER = 30.0
+_FEWER_AFTER_LONG = 120.0
 # By how much the throughput must differ from before, and in how many standard errors, to have changed by itself.
 _CHANGED = 0.2
 _SURELY_CHANGED = 4.0
@@ -49,11 +50,14 @@ _PRICE_OF_FAILURE = 2.0
 # From how many overloads on, and from which share of the attempts, the backend has said that it is too much; what share
 # is too much to experiment with; and what is done about it.
 _FEW_OVERLOADS = 5
+_FEW_OVERLOADS_MORE = 2  # while more workers are tried
 _OVERLOADED = 0.02
 _SWAMPED = 0.3
 _BACK_OFF = 0.75
-# For so many experiments the number that was too much is not tried again.
-_CEILING_LASTS = 6
+# For so many rounds (attempts of each worker) the number that was too much is not tried again; each time that it is too
+# much again, for twice as many, up to the other number.
+_CEILING_LASTS = 100.0
+_CEILING_LASTS_LONG = 1600.0
 # What was measured before a pause in the load of so many seconds says nothing any more.
 _STALE = 10.0
 
@@ -263,10 +267,12 @@ class _Climb:
         self._probe: _Trial | None = None  # the number that is being tried
         self._way = _Way.MORE
         self._step = {_Way.MORE: _MOST_STEP, _Way.FEWER: _MOST_STEP}
-        self._patience = 1
-        self._more_before_fewer = 0  # how many more experiments with more workers come before one with fewer
+        self._rounds = 0.0  # how many attempts for each worker have ended: a clock that goes as fast as the jobs
+        self._fewer_from = 0.0  # of that clock: when fewer workers may be tried again
+        self._fewer_after = _FEWER_AFTER
         self._ceiling: int | None = None  # how many workers were too much for the backend
-        self._ceiling_lasts = 0  # for so many experiments
+        self._ceiling_until = 0.0  # of that clock
+        self._ceiling_lasts = _CEILING_LASTS
         self._is_careful = False  # whether the backend has ever said so: it may do so late, and each time costs jobs
         self._tolerated = 0.0  # which share of overloads fewer workers did not help against
         self._unsettled = 0  # how many attempts are to end before they are measured
@@ -289,6 +295,9 @@ class _Climb:
         if load.workers != here.workers:
             return self._stay("waits for its workers")
         overloads = self._overloads(load)
+        self._rounds += (load.succeeded + load.failed) / load.workers
+        if self._rounds > self._ceiling_until:
+            self._ceiling = None
         if not was_busy or self._unsettled > 0 or load.running > load.workers:
             self._unsettled -= load.succeeded + load.failed
             if not (overloads and self._probe is not None and self._probe.workers > self._base.workers):
@@ -313,10 +322,8 @@ class _Climb:
             changed = _compare(self._before, base)
             if abs(changed.gain) > max(_CHANGED, _SURELY_CHANGED * changed.error):
                 return self._follow(changed)
-        if self._target(self._way) == base.workers:
-            self._turn()
-        target = self._target(self._way)
-        if target == base.workers or not base.is_known(target):
+        self._way = self._next_way()
+        if not self._may_try(self._way) or not base.is_known(self._target(self._way)):
             return self._stay("measures")
         return self._try(f"{base.throughput:.4g} jobs/s with {base.workers} workers")
 
@@ -327,7 +334,7 @@ class _Climb:
         self._way = _Way.FEWER
         self._step[_Way.FEWER] = 1 / _BACK_OFF
         if base.workers == policy.min_workers:
-            self._tolerated = base.overloaded
+            self._base, self._before = _Trial(base.workers), None
             return self._stay(why)
         if base.overloaded < _SWAMPED:
             return self._try(why)
@@ -337,24 +344,22 @@ class _Climb:
 
     def _meet_ceiling(self, workers: int) -> None:
         self._ceiling = workers
-        self._ceiling_lasts = _CEILING_LASTS
+        self._ceiling_until = self._rounds + self._ceiling_lasts
         self._is_careful = True
         self._step[_Way.MORE] = _LEAST_STEP
 
     def _follow(self, changed: _Gain) -> Decision:
-        """The backend has become faster or slower: try a number that would make up for it."""
+        """The backend has become faster or slower: measure it anew, then try a number that would make up for it."""
         self._way = _Way.MORE if changed.gain > 0 else _Way.FEWER
         self._step[self._way] = min(_MOST_STEP, max(_LEAST_STEP, math.exp(abs(changed.gain))))
         self._forget()
-        why = f"the throughput of {self._base.workers} workers has changed by {math.expm1(changed.gain):+.0%} by itself"
-        if self._target(self._way) == self._base.workers:
-            return self._stay(why)
-        return self._try(why)
+        self._base = _Trial(self._base.workers)  # the change may have come in the middle of it
+        return self._stay("the throughput has changed by itself")
 
     def _forget(self) -> None:
         self._before = None
-        self._patience = 1
-        self._more_before_fewer = 0
+        self._fewer_from = self._rounds
+        self._fewer_after = _FEWER_AFTER
 
     def _target(self, way: _Way) -> int:
         here, step, policy = self._base.workers, self._step[way], self._policy
@@ -365,8 +370,14 @@ class _Climb:
             target = max(here, min(target, (here + self._ceiling) // 2))
         return target
 
-    def _turn(self) -> None:
-        self._way = _Way.FEWER if self._way is _Way.MORE else _Way.MORE
+    def _next_way(self) -> _Way:
+        """The way that is due, if there are numbers to try there; else the other, if that may be tried now."""
+        other = _Way.FEWER if self._way is _Way.MORE else _Way.MORE
+        return self._way if self._may_try(self._way) or not self._may_try(other) else other
+
+    def _may_try(self, way: _Way) -> bool:
+        is_early = way is _Way.FEWER and self._rounds < self._fewer_from
+        return not is_early and self._target(way) != self._base.workers
 
     def _try(self, why: str) -> Decision:
         self._probe = _Trial(self._target(self._way))
@@ -377,8 +388,10 @@ class _Climb:
     def _at_probe(self, probe: _Trial) -> Decision:
         base = self._base.joined(self._before)
         is_more = probe.workers > base.workers
-        if is_more and probe.overloads >= 3 and probe.overloaded > base.overloaded + _OVERLOADED:
+        expected = base.overloaded * probe.ended
+        if is_more and probe.overloads > _FEW_OVERLOADS_MORE + expected + 2 * math.sqrt(expected):
             self._meet_ceiling(probe.workers)
+            self._ceiling_lasts = min(_CEILING_LASTS_LONG, 2 * self._ceiling_lasts)
             why = f"{probe.overloads} overloads with {probe.workers} workers"
             return self._reject(f"{why}; goes back to {base.workers}", {"overloads": probe.overloads})
         if len(probe.seconds) < max(8, _SHORTEST * probe.workers) and probe.ended < probe.most:
@@ -400,15 +413,24 @@ class _Climb:
             if found.at_most(_SURELY_FEWER) < _WORTH_FEWER:
                 return self._accept(why, figures, is_clear=found.at_most(1.0) < 0.1)
             if is_over or found.at_least(2.0) > _WORTH_FEWER:
-                self._tolerated = max(self._tolerated, min(base.overloaded, probe.overloaded))
+                self._tolerate(base, probe)
                 return self._reject(f"{why}; goes back", figures)
         return self._stay("measures")
+
+    def _tolerate(self, base: _Trial, fewer: _Trial) -> None:
+        """Fewer workers did not help against the overloads, if there are any: they are no reason to shrink."""
+        overloads = base.overloads + fewer.overloads
+        if overloads:
+            self._tolerated = overloads / (base.ended + fewer.ended)
+            if fewer.overloaded > base.overloaded / 2:
+                self._ceiling = None
 
     def _accept(self, why: str, figures: dict[str, float], *, is_clear: bool) -> Decision:
         assert self._probe is not None
         self._base, self._probe = self._probe, None
         self._forget()
-        self._count_experiment()
+        if self._way is _Way.MORE:
+            self._ceiling_lasts = _CEILING_LASTS
         if is_clear:
             self._step[self._way] = min(_MOST_STEP, self._step[self._way] ** 2)
         if self._target(self._way) == self._base.workers:
@@ -418,22 +440,14 @@ class _Climb:
     def _reject(self, why: str, figures: dict[str, float]) -> Decision:
         self._before = self._base.joined(self._before)
         self._base, self._probe = _Trial(self._base.workers), None
-        self._count_experiment()
         self._step[self._way] = max(_LEAST_STEP, math.sqrt(self._step[self._way]))
         if self._way is _Way.FEWER:
-            self._more_before_fewer = self._patience
-            self._patience = min(_MOST_PATIENCE, self._patience + 1)
+            self._fewer_from = self._rounds + self._fewer_after
+            self._fewer_after = min(_FEWER_AFTER_LONG, self._fewer_after + _FEWER_AFTER)
             self._way = _Way.MORE
         else:
-            self._more_before_fewer -= 1
-            if self._more_before_fewer <= 0:
-                self._way = _Way.FEWER
+            self._way = _Way.FEWER
         return self._settle(why, figures)
-
-    def _count_experiment(self) -> None:
-        self._ceiling_lasts -= 1
-        if self._ceiling_lasts <= 0:
-            self._ceiling = None
 
     # -- Answers -----------------------------------------------------------------------------------------------------
 
@@ -444,4 +458,7 @@ class _Climb:
         return self._stay(why, figures)
 
     def _stay(self, why: str, figures: dict[str, float] | None = None) -> Decision:
-        return Decision((self._probe or self._base).workers, why, figures or {})
+        workers = (self._probe or self._base).workers
+        is_more = workers > self._base.workers
+        failures = _FEW_OVERLOADS_MORE + 1 if is_more else None  # it may be too much: then each moment counts
+        return Decision(workers, why, figures or {}, ask_again_after_failures=failures)

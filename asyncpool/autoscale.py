@@ -128,8 +128,11 @@ class _Backlog:
 
     def _shrink(self, load: PoolLoad) -> Decision:
         policy = self._policy
+        needed = max(load.running, load.peak_running)
+        if load.backlog:
+            needed += load.opening  # what opens has not been idle
         # At first, what there is has its time.
-        self._note(load.now, max(load.running, load.peak_running) if self._needed else load.workers)
+        self._note(load.now, needed if self._needed else load.workers)
         while len(self._needed) > 1 and self._needed[0][0] <= load.now + _EARLY:
             self._needed.popleft()
         until, needed = self._needed[0]

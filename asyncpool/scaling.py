@@ -70,12 +70,14 @@ class Decision:
         reason: Why, in a sentence with the figures; for whoever observes the pool.
         figures: The same figures by name.
         ask_again_in: Ask again after so many seconds, even if the pool has nothing to do until then.
+        ask_again_after_failures: Ask again when so many attempts have failed, even before the interval is over.
     """
 
     workers: int
     reason: str = ""
     figures: Mapping[str, float] = field(default_factory=dict[str, float])
     ask_again_in: float | None = field(default=None, kw_only=True)
+    ask_again_after_failures: int | None = field(default=None, kw_only=True)
 
 
 Decide: TypeAlias = Callable[[PoolLoad], Decision]

@@ -8,24 +8,31 @@ from typing import Any, assert_never, assert_type
 
 import asyncpool
 from asyncpool import (
+    Adaptive,
+    AutoScale,
     Cancelled,
     CancelReason,
     DeadLetter,
     DeadLetterFile,
     DeadLetters,
     DeadLetterSink,
+    Decision,
     Failed,
+    FixedSize,
     JobHandle,
     Outcome,
+    PoolLoad,
     RateLimit,
     Retry,
+    ScalingPolicy,
     ShutdownReport,
     Stream,
     Succeeded,
     WorkerPool,
     offload,
 )
-from asyncpool.events import JobEnded, PoolStarted
+from asyncpool.events import JobEnded, PoolResized, PoolStarted
+from asyncpool.scaling import Decide, Workers
 
 
 class Connection: ...
@@ -143,6 +150,10 @@ def observers_get_a_closed_union(event: asyncpool.Event) -> None:
             assert_type(workers, int)
         case JobEnded(outcome=outcome):
             assert_type(outcome, Outcome[Any, Any])
+        case PoolResized(old=old, new=new, reason=reason, load=load):
+            assert_type(old + new, int)
+            assert_type(reason, str)
+            assert_type(load, PoolLoad | None)
         case _:
             pass
 
@@ -187,3 +198,81 @@ async def letters_are_watched_and_replayed(pool: WorkerPool[str, int]) -> None:
 
 def outcomes_are_covariant(outcome: Outcome[str, bool]) -> Outcome[object, int]:
     return outcome
+
+
+# -- How many workers --------------------------------------------------------------------------------------------------
+
+
+def half_of_the_backlog(load: PoolLoad) -> int:
+    assert_type(load.backlog, int)
+    assert_type(load.seconds, tuple[float, ...])
+    assert_type(load.errors, tuple[BaseException, ...])
+    return max(1, load.backlog // 2)
+
+
+class ByNight:
+    """A policy of one's own, written as a class with properties."""
+
+    @property
+    def first(self) -> int:
+        return 1
+
+    @property
+    def most(self) -> int:
+        return 50
+
+    @property
+    def interval(self) -> float:
+        return 60.0
+
+    def start(self) -> Decide:
+        return lambda load: Decision(50 if load.now > 1e5 else 5, "the time of day", ask_again_in=60)
+
+
+class Stepwise:
+    """The same with attributes, and a method that decides."""
+
+    def __init__(self, most: int) -> None:
+        self.first = 1
+        self.most = most
+        self.interval = 0.5
+
+    def start(self) -> Decide:
+        return self.decide
+
+    def decide(self, load: PoolLoad) -> Decision:
+        return Decision(load.workers + 1, reason="one more", figures={"backlog": load.backlog})
+
+
+class Called:
+    def __call__(self, load: PoolLoad) -> int:
+        return load.running + 1
+
+
+assert_type(WorkerPool(length, workers=AutoScale(2, 10, idle_timeout=5)), WorkerPool[str, int])
+assert_type(WorkerPool(length, workers=Adaptive(1, 100, overload=OSError)), WorkerPool[str, int])
+assert_type(WorkerPool(length, workers=FixedSize(3)), WorkerPool[str, int])
+assert_type(WorkerPool(length, workers=half_of_the_backlog), WorkerPool[str, int])
+assert_type(WorkerPool(length, workers=lambda load: max(2, load.backlog // 5)), WorkerPool[str, int])
+assert_type(WorkerPool(length, workers=Called()), WorkerPool[str, int])
+assert_type(WorkerPool(length, workers=ByNight()), WorkerPool[str, int])
+assert_type(WorkerPool(stored, workers=Stepwise(5), resource=connect), WorkerPool[str, bool])
+WorkerPool(workers=AutoScale(0, 4))
+assert_type(asyncpool.map(length, ["a"], workers=AutoScale(2, 10)), Stream[int])
+assert_type(asyncpool.map(stored, ["a"], workers=half_of_the_backlog, resource=connect), Stream[bool])
+assert_type(asyncpool.outcomes(length, ["a"], workers=Stepwise(5)), Stream[Outcome[str, int]])
+
+
+def a_size_can_be_changed(pool: WorkerPool[str, int]) -> None:
+    pool.resize(5)
+    pool.resize(AutoScale(1, 5))
+    pool.resize(Adaptive(1, 5))
+    pool.resize(half_of_the_backlog)
+    pool.resize(lambda load: load.running)
+    pool.resize(ByNight())
+    assert_type(pool.stats.wanted_workers + pool.stats.most_workers, int)
+
+
+def a_setting_may_be_any_of_them(production: bool) -> Workers:
+    policy: ScalingPolicy = AutoScale(2, 10) if production else FixedSize(1)
+    return policy if production else half_of_the_backlog

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import assert_never
 
 import asyncpool
-from asyncpool import DeadLetters, Failed, Outcome, Succeeded, WorkerPool
+from asyncpool import AutoScale, DeadLetters, Decision, Failed, Outcome, PoolLoad, Succeeded, WorkerPool
 
 
 class Connection: ...
@@ -74,3 +74,61 @@ def a_case_is_missing(outcome: Outcome[str, int]) -> str:
 
 def outcomes_are_read_only(outcome: Outcome[str, int]) -> None:
     outcome.job = "b"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# -- How many workers --------------------------------------------------------------------------------------------------
+
+
+def answers_in_words(load: PoolLoad) -> str:
+    return "five"
+
+
+def answers_in_parts(load: PoolLoad) -> float:
+    return load.backlog / 5
+
+
+def takes_a_number(backlog: int) -> int:
+    return backlog
+
+
+def decides(load: PoolLoad) -> Decision:
+    return Decision(5)
+
+
+async def answers_later(load: PoolLoad) -> int:
+    return 5
+
+
+class NeverStarts:
+    first = 1
+    most = 5
+    interval = 0.1
+
+
+class StartsANumber(NeverStarts):
+    def start(self) -> int:
+        return 5
+
+
+WorkerPool(length, workers=None)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+WorkerPool(length, workers=1.5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+WorkerPool(length, workers=AutoScale)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+WorkerPool(length, workers=answers_in_words)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+WorkerPool(length, workers=answers_in_parts)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+WorkerPool(length, workers=takes_a_number)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+WorkerPool(length, workers=decides)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+WorkerPool(length, workers=answers_later)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+WorkerPool(length, workers=NeverStarts())  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+WorkerPool(length, workers=StartsANumber())  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+asyncpool.map(length, ["a"], workers="2")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+AutoScale(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+AutoScale(1, 10, 5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+AutoScale("1", 10)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+Decision("5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def wrong_sizes(pool: WorkerPool[str, int], policy: AutoScale, load: PoolLoad) -> None:
+    pool.resize("5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    pool.resize(answers_in_words)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    policy.max_workers = 20  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    load.workers = 5  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
