@@ -22,9 +22,9 @@ _MOST_STEP = 2.0
 # More workers are kept if their elasticity (by how many percent the throughput rises for each percent of workers) is
 # surely above the first number; fewer, if it is surely below the second. "Surely" is in standard errors.
 _WORTH_MORE = 0.15
-_WORTH_FEWER = 0.2
+_WORTH_FEWER = 0.25
 _SURELY_MORE = 1.0
-_SURELY_FEWER = 1.3
+_SURELY_FEWER = 1.0
 # What an elasticity is before anything was measured, and its standard error: else small samples make wild guesses.
 _EXPECTED = 0.5
 _EXPECTED_WITHIN = 1.0
