@@ -9,7 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 __all__ = ["Counters", "Distribution", "Histogram", "PoolStats", "Throughput"]
 
@@ -146,11 +146,13 @@ class Throughput:
 
     def rate(self, now: float, ended: int) -> float:
         """Return jobs per second up to `now`, at which `ended` have ended."""
+        begin = now - self.WINDOW
         since, base = self._marks[0]
-        for when, count in self._marks:
-            if when > now - self.WINDOW:
+        for (when, count), (_, following) in pairwise((*self._marks, (now, ended))):
+            if when > begin:
                 break
-            since, base = now - self.WINDOW, count
+            # What is counted at the next mark has ended within a second of this one: the first job after that sets it.
+            since, base = begin, count + (following - count) * min(1.0, begin - when)
         return (ended - base) / (now - since) if now > since else 0.0
 
 

@@ -34,6 +34,7 @@ from asyncpool import (
     QueueFull,
     ResourceDied,
     SourceCrashed,
+    Stream,
     StreamClosed,
     Succeeded,
     Unfinished,
@@ -1016,6 +1017,21 @@ async def test_without_jobs_every_measure_is_zero() -> None:
         stats = pool.stats
     assert stats.seconds_running.count == stats.seconds_running.p99 == stats.seconds_running.mean == 0
     assert stats.throughput == 0
+
+
+@virtual
+async def test_throughput_of_a_steady_flow_is_what_flows() -> None:
+    async with WorkerPool(asyncio.sleep, workers=10) as pool:
+        stream = asyncio.create_task(_read_all(pool.outcomes([0.05] * 8000)))
+        for second in range(15, 35):
+            await asyncio.sleep(second + 0.77 - asyncio.get_running_loop().time())
+            assert pool.stats.throughput == pytest.approx(200, rel=0.01)
+        await stream
+
+
+async def _read_all(stream: Stream[Any]) -> None:
+    async for _ in stream:
+        pass
 
 
 @virtual

@@ -560,6 +560,63 @@ async def test_what_happens_meanwhile_is_told_before_the_time_it_has_asked_for()
         assert policy.times[-1] == pytest.approx(30.1)
 
 
+@fuzzed
+async def test_a_policy_is_asked_at_once_after_so_many_failures_as_it_has_asked_for() -> None:
+    policy = Own(lambda load: Decision(1, ask_again_after_failures=3), interval=1000)
+    async with WorkerPool(fails, workers=policy) as pool:
+        await asyncio.sleep(5)
+        for job in (OSError(), 1, 2, OSError(), 3):
+            async for _ in pool.outcomes([job]):
+                pass
+            await asyncio.sleep(1)
+        assert len(policy.loads) == 1
+        for _ in range(4):
+            async for _ in pool.outcomes([OSError()]):
+                pass
+            await asyncio.sleep(1)
+        assert policy.times == [0, 10, 13]
+        assert [load.failed for load in policy.loads] == [0, 3, 3]
+
+
+@fuzzed
+async def test_failures_that_come_at_once_are_told_at_once_and_in_one_load() -> None:
+    policy = Own(lambda load: Decision(5, ask_again_after_failures=1), interval=1000)
+
+    async def handler(job: int) -> None:
+        await asyncio.sleep(1)
+        raise OSError
+
+    async with WorkerPool(handler, workers=policy) as pool:
+        async for _ in pool.outcomes(range(5)):
+            pass
+        await settle()
+        assert sum(load.failed for load in policy.loads) == 5
+        assert len(policy.loads) <= 6
+        assert set(policy.times[1:]) == {1}
+
+
+@virtual
+async def test_a_policy_that_does_not_ask_for_failures_any_more_is_not_asked_at_them() -> None:
+    policy = Own(lambda load: Decision(1, ask_again_after_failures=None if load.failed else 1), interval=1000)
+    async with WorkerPool(fails, workers=policy) as pool:
+        async for _ in pool.outcomes([OSError() for _ in range(20)]):
+            pass
+        await asyncio.sleep(500)
+        assert len(policy.loads) == 2
+
+
+@virtual
+async def test_what_the_policy_before_has_asked_for_is_forgotten() -> None:
+    old = Own(lambda load: Decision(1, ask_again_in=5, ask_again_after_failures=1), interval=1000)
+    new = Own(lambda load: Decision(1), interval=1000)
+    async with WorkerPool(fails, workers=old) as pool:
+        pool.resize(new)
+        async for _ in pool.outcomes([OSError() for _ in range(20)]):
+            pass
+        await asyncio.sleep(500)
+        assert (len(old.loads), len(new.loads)) == (1, 1)
+
+
 @pytest.mark.parametrize("ask_again_in", [0, 1e-9, 0.0005])
 @virtual
 async def test_a_policy_that_wants_to_be_asked_all_the_time_does_not_stop_it(ask_again_in: float) -> None:
@@ -1137,6 +1194,9 @@ async def test_a_garbage_answer_keeps_the_number_and_is_logged(garbage: Any, err
         pytest.param(Decision(2, ask_again_in=float("nan")), id="asks at no time"),
         pytest.param(Decision(2, ask_again_in=float("inf")), id="asks never"),
         pytest.param(Decision(2, ask_again_in="1"), id="asks in a str"),  # type: ignore[arg-type]
+        pytest.param(Decision(2, ask_again_after_failures=0), id="asks after no failure"),
+        pytest.param(Decision(2, ask_again_after_failures=True), id="asks after a bool"),
+        pytest.param(Decision(2, ask_again_after_failures=1.5), id="asks after a float"),  # type: ignore[arg-type]
         pytest.param(7.0, id="a number"),
         pytest.param(Decision, id="the class"),
     ],
