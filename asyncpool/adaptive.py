@@ -35,8 +35,10 @@ _IMPOSSIBLE = 1.3
 _SETTLING = 2
 _SHORTEST = 4
 _LONGEST = 20
-_LARGE_SAMPLE = 120
 _PRECISION = 0.2
+# The longest measurement takes so many attempts at least, and no more than that, whatever the number of workers.
+_SMALL_SAMPLE = 120
+_LARGE_SAMPLE = 2000
 # After an experiment with fewer workers that was not worth it, the next waits for so many rounds (attempts of each
 # worker), and longer each time, up to the other number: fewer workers cost throughput, more cost only some latency.
 _FEWER_AFTER = 30.0
@@ -122,7 +124,7 @@ class _Trial:
         self.ended += load.succeeded + load.failed
         self.overloads += overloads
         self.failures += load.failed - overloads
-        self._forget(4 * self.most)
+        self._forget(3 * self.most)
 
     def joined(self, earlier: _Trial | None) -> _Trial:
         """This trial and an earlier one with the same workers, as one."""
@@ -147,7 +149,8 @@ class _Trial:
     @property
     def most(self) -> int:
         """How many attempts are measured at most, before it is decided."""
-        return max(_LONGEST * self.workers, _LARGE_SAMPLE)
+        most = min(_LARGE_SAMPLE, max(_SMALL_SAMPLE, _LONGEST * self.workers))
+        return max(most, _SHORTEST * self.workers)
 
     @property
     def overloaded(self) -> float:
@@ -274,7 +277,7 @@ class _Climb:
         self._ceiling_until = 0.0  # of that clock
         self._ceiling_lasts = _CEILING_LASTS
         self._is_careful = False  # whether the backend has ever said so: it may do so late, and each time costs jobs
-        self._tolerated = 0.0  # which share of overloads fewer workers did not help against
+        self._tolerated = 0.0  # which share of overloads fewer workers did not help against, when that was tried last
         self._unsettled = 0  # how many attempts are to end before they are measured
         self._was_busy = False
         self._busy_at = 0.0
@@ -379,9 +382,9 @@ class _Climb:
         is_early = way is _Way.FEWER and self._rounds < self._fewer_from
         return not is_early and self._target(way) != self._base.workers
 
-    def _try(self, why: str) -> Decision:
+    def _try(self, why: str, figures: dict[str, float] | None = None) -> Decision:
         self._probe = _Trial(self._target(self._way))
-        return self._settle(f"{why}; tries {self._probe.workers}")
+        return self._settle(f"{why}; tries {self._probe.workers}", figures)
 
     # -- At the probe ------------------------------------------------------------------------------------------------
 
@@ -419,11 +422,9 @@ class _Climb:
 
     def _tolerate(self, base: _Trial, fewer: _Trial) -> None:
         """Fewer workers did not help against the overloads, if there are any: they are no reason to shrink."""
-        overloads = base.overloads + fewer.overloads
-        if overloads:
-            self._tolerated = overloads / (base.ended + fewer.ended)
-            if fewer.overloaded > base.overloaded / 2:
-                self._ceiling = None
+        self._tolerated = (base.overloads + fewer.overloads) / (base.ended + fewer.ended)
+        if fewer.overloaded > base.overloaded / 2:
+            self._ceiling = None
 
     def _accept(self, why: str, figures: dict[str, float], *, is_clear: bool) -> Decision:
         assert self._probe is not None
@@ -435,7 +436,7 @@ class _Climb:
             self._step[self._way] = min(_MOST_STEP, self._step[self._way] ** 2)
         if self._target(self._way) == self._base.workers:
             return self._stay(why, figures)
-        return self._try(why)
+        return self._try(why, figures)
 
     def _reject(self, why: str, figures: dict[str, float]) -> Decision:
         self._before = self._base.joined(self._before)

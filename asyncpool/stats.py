@@ -147,7 +147,7 @@ class Throughput:
     def rate(self, now: float, ended: int) -> float:
         """Return jobs per second up to `now`, at which `ended` have ended."""
         begin = now - self.WINDOW
-        since, base = self._marks[0]
+        since, base = self._marks[0][0], float(self._marks[0][1])
         for (when, count), (_, following) in pairwise((*self._marks, (now, ended))):
             if when > begin:
                 break
