@@ -560,6 +560,17 @@ async def test_what_happens_meanwhile_is_told_before_the_time_it_has_asked_for()
         assert policy.times[-1] == pytest.approx(30.1)
 
 
+@virtual
+async def test_a_policy_that_has_asked_for_a_later_time_is_asked_when_the_rate_limit_opens() -> None:
+    policy = Own(lambda load: Decision(1, ask_again_in=5000))
+    async with WorkerPool(sleeper, workers=policy, limiter=RateLimit(0.01)) as pool:
+        for _ in range(10):
+            await pool.submit(10_000)
+        await asyncio.sleep(101)
+        assert [time for time in policy.times if 50 < time <= 100.05] == [pytest.approx(100)]
+        pool.cancel()
+
+
 @fuzzed
 async def test_a_policy_is_asked_at_once_after_so_many_failures_as_it_has_asked_for() -> None:
     policy = Own(lambda load: Decision(1, ask_again_after_failures=3), interval=1000)
@@ -1324,12 +1335,81 @@ async def test_a_policy_may_look_at_the_pool_and_change_it() -> None:
         assert pool.stats.wanted_workers == load.workers
         if load.now > 1:
             pool.resize(5)
+            return 3
         return 2
 
     pool = WorkerPool(sleeper, workers=policy)
     async with pool:
         await pool.map([0.1] * 40)
         assert pool.stats.workers == pool.stats.most_workers == 5
+
+
+@fuzzed
+async def test_a_job_that_comes_while_the_pool_goes_to_sleep_wakes_it() -> None:
+    handles: list[JobHandle[float, float]] = []
+
+    def submit(event: Event) -> None:
+        if isinstance(event, PoolResized) and event.new == 0 and len(handles) < 3:
+            handles.append(pool.submit_nowait(1))
+
+    pool = WorkerPool(sleeper, workers=AutoScale(0, 3, idle_timeout=1), observers=[submit])
+    async with pool:
+        await pool.run(1)
+        await asyncio.sleep(20)
+        assert [await handle for handle in handles] == [1] * 3
+        assert pool.stats.workers == 0
+
+
+@fuzzed
+async def test_a_job_that_a_policy_submits_itself_is_done() -> None:
+    handles: list[JobHandle[float, float]] = []
+
+    def policy(load: PoolLoad) -> int:
+        if len(handles) < 3:
+            handles.append(pool.submit_nowait(1))
+        return 0
+
+    pool = WorkerPool(sleeper, workers=policy)
+    async with pool:
+        await asyncio.sleep(10)
+        assert [await handle for handle in handles] == [1] * 3
+        assert pool.stats.workers == 0
+
+
+@fuzzed
+async def test_a_priority_function_may_swap_the_policy_while_a_job_is_accepted() -> None:
+    def key(job: float) -> float:
+        pool.resize(lambda load: 0)
+        return job
+
+    pool = WorkerPool(sleeper, workers=lambda load: 1, priority=key)
+    async with pool:
+        assert await pool.run(1) == 1
+        await asyncio.sleep(10)
+        assert await pool.map([1, 2]) == [1, 2]
+        assert pool.stats.workers in (0, 1)
+
+
+@virtual
+async def test_without_a_waiting_room_a_pool_whose_last_worker_retires_after_its_job_is_full() -> None:
+    async with WorkerPool(sleeper, workers=lambda load: 0 if load.running else load.backlog, queue_size=0) as pool:
+        handle = pool.submit_nowait(10)
+        await asyncio.sleep(1)
+        assert (pool.stats.wanted_workers, pool.stats.running) == (0, 1)
+        with pytest.raises(QueueFull):
+            pool.submit_nowait(1)
+        await handle
+        await pool.submit_nowait(1)
+
+
+@virtual
+async def test_a_sleeping_pool_that_is_paused_is_full_without_a_waiting_room() -> None:
+    async with WorkerPool(sleeper, workers=AutoScale(0, 3), queue_size=0) as pool:
+        pool.pause()
+        with pytest.raises(QueueFull):
+            pool.submit_nowait(1)
+        pool.resume()
+        await pool.submit_nowait(1)
 
 
 @pytest.mark.parametrize("end", ["drain", "cancel"])

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio
@@ -26,6 +27,8 @@ from hypothesis.stateful import (
 )
 
 from asyncpool import (
+    Adaptive,
+    AutoScale,
     Cancelled,
     Failed,
     JobCancelled,
@@ -41,7 +44,7 @@ from asyncpool import (
 from asyncpool.retry import RetryBudget
 from asyncpool.testing import VirtualTimeLoop, settle
 from tests.laws.budget import IS_LONG, MACHINE_EXAMPLES, MACHINE_STEPS
-from tests.laws.witness import FACTORIES, HANDED_BACK, Item, Letters, Meter, Witness, ended, spawn
+from tests.laws.witness import FACTORIES, HANDED_BACK, Item, Letters, Meter, Whim, Witness, busy, ended, spawn
 
 T = TypeVar("T")
 
@@ -78,6 +81,23 @@ RETRIES = st.sampled_from(
         Retry(attempts=3, backoff=0.01, jitter=False, budget=RetryBudget(ratio=0.5, min_per_second=0.0, window=1.0)),
     )
 )
+# What a pool may get as its number of workers. All but two are policies, which come and go with what is done to it.
+SIZES: tuple[Any, ...] = (
+    1,
+    3,
+    busy,
+    AutoScale(0, 1, backlog_per_worker=1, idle_timeout=0.0),
+    AutoScale(0, 3, backlog_per_worker=0.5, interval=0.001, idle_timeout=0.01),
+    AutoScale(0, 4, backlog_per_worker=1, interval=0.01, idle_timeout=0.3),
+    AutoScale(1, 2, interval=0.3, idle_timeout=0.0),
+    AutoScale(2, 4, backlog_per_worker=0.5, idle_timeout=1.0),
+    Adaptive(1, 3, interval=0.001, overload=ValueError),
+    Adaptive(2, 4, interval=0.3),
+    Whim(3, 2, 0, 3, 0, 4, 1, 0),
+    Whim(2, 0, 2, 0, 1, 1, 0, 2, 0, interval=0.02, ask_again_in=0.0),
+    Whim(4, 0, interval=0.3),
+)
+ANY_SIZE = st.one_of(st.integers(1, 4), st.sampled_from(SIZES))
 ANY = st.integers(0, 1000)  # an index, taken modulo what there is
 
 
@@ -128,7 +148,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.is_paused = False
         self.is_settled = False
         self.slack = 0  # jobs for which there was room when they were let in, and then a pause or a resize took it
-        self.widest = 0  # the largest window there was
+        self.is_scaled = False  # whether workers may go at any time
         self.user_cancelled: set[int] = set()
         self.not_to_hand_back: set[int] = set()
         self.replayed: set[int] = set()  # which items may have been submitted again
@@ -158,7 +178,7 @@ class PoolMachine(RuleBasedStateMachine):
     # -- The pool ----------------------------------------------------------------------------------------------------
 
     @initialize(
-        workers=st.integers(1, 3),
+        workers=ANY_SIZE,
         queue_size=st.sampled_from((0, 1, 2, 5)),
         timeout=st.sampled_from((None, None, 0.5)),
         has_resource=st.booleans(),
@@ -175,7 +195,7 @@ class PoolMachine(RuleBasedStateMachine):
     )
     def start(
         self,
-        workers: int,
+        workers: Any,
         queue_size: int,
         timeout: float | None,
         has_resource: bool,
@@ -196,7 +216,6 @@ class PoolMachine(RuleBasedStateMachine):
         self.may_come_back = retry is not None or limiter is not None
         self.failing = [False, *failing]
         options: dict[str, Any] = {"resource": self.resource, "recycle_on": ValueError} if has_resource else {}
-        self.has_resource = has_resource
         if limiter == "all":
             options["limiter"] = Meter(rate, 1.0, burst)
         elif limiter == "keys":
@@ -215,8 +234,8 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool = self.witness.make_pool(
             workers=workers, queue_size=queue_size, timeout=timeout, observe=observe, **options
         )
+        self.is_scaled = not isinstance(workers, int)
         self.wait_for(self.pool.start())
-        self.widest = queue_size + workers
 
     @asynccontextmanager
     async def resource(self) -> AsyncIterator[object]:
@@ -254,7 +273,7 @@ class PoolMachine(RuleBasedStateMachine):
     def submit(self, kind: str, count: int) -> None:
         for _ in range(count):
             submission = Submission(self.witness.item(kind))
-            submission.task = self.spawn(lambda submission=submission: self._submit(submission))
+            submission.task = self.spawn(partial(self._submit, submission))
             self.submissions.append(submission)
         self.is_settled = False
 
@@ -483,13 +502,18 @@ class PoolMachine(RuleBasedStateMachine):
             self.is_paused = False
         self.is_settled = False
 
-    @rule(workers=st.integers(1, 4))
-    def resize(self, workers: int) -> None:
+    @rule(workers=ANY_SIZE)
+    def resize(self, workers: Any) -> None:
         self._room_may_go()
         with suppress(PoolClosed):
-            self.do(lambda: self.witness.resize(workers))
-        self.widest = max(self.widest, self.queue_size + workers)
+            self.do(lambda: self._resize(workers))
         self.is_settled = False
+
+    def _resize(self, workers: Any) -> None:
+        self.witness.resize(workers)
+        if self.is_scaled:  # until now
+            self.slack = max(self.slack, self.witness.widest)
+        self.is_scaled = not isinstance(workers, int)
 
     @rule(
         acts=st.lists(
@@ -535,8 +559,7 @@ class PoolMachine(RuleBasedStateMachine):
                     self.is_paused = kind == "pause"
                 case "resize":
                     self.slack = max(self.slack, self.witness.limit)
-                    self.witness.resize(1 + which % 4)
-                    self.widest = max(self.widest, self.queue_size + 1 + which % 4)
+                    self._resize(SIZES[which % len(SIZES)])
 
         def act() -> None:
             for kind, which in acts:
@@ -616,10 +639,12 @@ class PoolMachine(RuleBasedStateMachine):
         # Idle workers count as room: they take their jobs at once, or in the pool's next turn.
         idle = 0 if self.is_paused else self.pool.stats.workers - self.pool.stats.running
         # Jobs that come back go past the bound: what bounds those is checked by the witness.
-        assert self.may_come_back or self.pool.stats.queued <= self.queue_size + idle + late + self.slack
+        slack = max(self.slack, self.witness.widest) if self.is_scaled else self.slack
+        assert self.may_come_back or self.pool.stats.queued <= self.queue_size + idle + late + slack
         # Jobs that are delayed leave their places in the window to others.
-        delayed = self.witness.max_delayed - 1 + self.widest + late if self.may_come_back else 0
-        most = self.widest + delayed
+        most = self.queue_size + self.witness.widest
+        if self.may_come_back:
+            most += self.witness.max_delayed - 1 + most + late
         for reading in self._readings():
             unread = len(reading.went_in) - len(reading.came_out) - (reading.step is not None)
             assert reading.is_cut or reading.raises or unread <= most, f"{unread} unread"
@@ -671,8 +696,6 @@ class PoolMachine(RuleBasedStateMachine):
         waiting = sum(s.number is not None and not s.task.done() for s in self.submissions)
         assert self.witness.waiting >= waiting
         self.do(lambda: self.witness.check_settled(is_paused=self.is_paused, is_open=not self.is_closing))
-        if not self.has_resource and not self.is_closing:
-            assert stats.workers >= self.witness.wanted, stats
 
     # -- At the end of a program -------------------------------------------------------------------------------------
 

@@ -21,14 +21,18 @@ import pytest
 
 import asyncpool
 from asyncpool import (
+    Adaptive,
+    AutoScale,
     Cancelled,
     CancelReason,
+    Decision,
     Failed,
     JobCancelled,
     JobCrashed,
     PoolClosed,
     PoolDeadlock,
     PoolError,
+    PoolLoad,
     QueueFull,
     Retry,
     RetryAfter,
@@ -36,7 +40,9 @@ from asyncpool import (
     Succeeded,
     WorkerPool,
 )
+from asyncpool.events import PoolResized
 from asyncpool.retry import RetryBudget
+from asyncpool.scaling import Decide
 from asyncpool.testing import run, settle
 from tests.laws.budget import IS_SHORT, SCHEDULES
 from tests.laws.witness import (
@@ -46,7 +52,9 @@ from tests.laws.witness import (
     Item,
     Letters,
     Meter,
+    Whim,
     Witness,
+    busy,
     ended,
     gather_all,
     spawn,
@@ -68,8 +76,43 @@ async def turns(random: Random, most: int) -> None:
 
 
 def sizes(random: Random) -> dict[str, Any]:
-    """A small pool: that is where things meet."""
-    return {"workers": random.choice((1, 1, 2, 3)), "queue_size": random.choice((0, 1, 2, 5))}
+    """A small pool: that is where things meet. Many of them scale."""
+    workers = policies(random) if random.random() < 0.35 else random.choice((1, 1, 2, 3))
+    return {"workers": workers, "queue_size": random.choice((0, 1, 2, 5))}
+
+
+def policies(random: Random, *, least: int = 0, most: int = 4) -> Any:
+    """A scaling policy of one kind or another."""
+    most = random.randint(max(1, least), most)
+    least = random.randint(least, min(most, least + 1))
+    interval = random.choice((0.002, 0.1, 0.1))
+    match random.randint(0, 5):
+        case 0 if not least:
+            return busy
+        case 1:
+            return whim(random, most)
+        case 2:
+            return Adaptive(max(1, least), most, interval=interval, overload=ValueError)
+        case _:
+            return AutoScale(
+                least,
+                most,
+                backlog_per_worker=random.choice((0.5, 1, 5)),
+                interval=interval,
+                idle_timeout=random.choice((0.0, 0.003, 0.03, 30.0)),
+            )
+
+
+def whim(random: Random, most: int) -> Whim:
+    """A policy that answers at random."""
+    answers = [random.randint(0, most + 1) for _ in range(random.randint(1, 12))]
+    again = random.choice((None, 0.0, 0.002, 0.5))
+    return Whim(most, *answers, interval=random.choice((0.002, 0.1, 0.1)), ask_again_in=again)
+
+
+def any_size(random: Random) -> Any:
+    """What to resize a pool to."""
+    return policies(random) if random.random() < 0.4 else random.randint(1, 4)
 
 
 def patience(random: Random, **more: Any) -> Retry:
@@ -299,7 +342,7 @@ async def somebody_cancels_every_task(witness: Witness, random: Random) -> None:
             finally:
                 left += 1
 
-    options = {"resource": resource} if random.random() < 0.5 else {}
+    options: dict[str, Any] = {"resource": resource} if random.random() < 0.5 else {}
     pool = witness.make_pool(**sizes(random), **options)
     try:
         await pool.start()
@@ -379,7 +422,7 @@ async def the_pool_pauses_and_changes_its_size(witness: Witness, random: Random)
                     pool.resume()
                     is_paused = False
                 case _:
-                    witness.resize(random.randint(1, 4))
+                    witness.resize(any_size(random))
             witness.check()
             if random.random() < 0.5:
                 await settle()
@@ -406,7 +449,7 @@ async def a_stream_is_read_by_an_impatient_reader(witness: Witness, random: Rand
         stream = aiter(pool.outcomes(witness.any_source(items), ordered=is_ordered))
         read = []
         while True:
-            step = spawn(anext(stream))  # type: ignore[arg-type]
+            step = spawn(anext(stream))
             if random.random() < 0.5:
                 await turns(random, 3)
                 step.cancel()
@@ -562,7 +605,7 @@ async def streams_and_submitters_share_a_pool(witness: Witness, random: Random) 
         assert len(others[0].result()) == len(items)
         unread = len(set(witness.pulled) & set(lazy_items)) - 1
         # What waits for another attempt leaves its place in the window to others.
-        most = size["queue_size"] + size["workers"] + pool.stats.retries
+        most = size["queue_size"] + witness.widest + pool.stats.retries
         assert unread <= most, "a slow reader does not slow the intake"
         rest = [outcome async for outcome in front]
         assert len(rest) == len(lazy_items) - 1
@@ -734,8 +777,9 @@ async def jobs_run_into_their_timeout(witness: Witness, random: Random) -> None:
             if random.random() < 0.3:
                 handle.cancel()  # at times in the moment in which its time is over
         await ended(*tasks)
-        await pool.join()  # a timeout never costs a worker
-        assert pool.stats.workers == witness.limit
+        await pool.join()
+        await settle()
+        witness.check_settled()  # a timeout never costs a worker
         for handle in witness.handles:
             outcome = await handle.outcome()
             if handle.job.kind in ("slow", "hang"):
@@ -955,7 +999,7 @@ async def several_jobs_ask_for_a_pause(witness: Witness, random: Random) -> None
                     pool.resume()
                     is_paused = False
                 case 2:
-                    witness.resize(random.randint(1, 4))
+                    witness.resize(any_size(random))
                 case 3:
                     await settle()
                     witness.check_settled(is_paused=is_paused)
@@ -1131,7 +1175,8 @@ async def the_time_of_a_job_runs_out(witness: Witness, random: Random) -> None:
         for task in tasks:
             assert task.exception() is None, task.exception()
         await all_done(pool)
-        assert pool.stats.workers == witness.limit
+        await settle()
+        witness.check_settled()
     assert not (await witness.check_end())
     if witness.accepted is not None:
         for number, outcome in witness.ended.items():
@@ -1211,7 +1256,7 @@ async def use_at_random(witness: Witness, random: Random) -> None:
             case 1:
                 random.choice(witness.meters).pause_for(random.choice((0.0, 0.01, 0.3)))
             case 2:
-                witness.resize(random.randint(1, 4))
+                witness.resize(any_size(random))
             case 3 if witness.handles:
                 random.choice(witness.handles).cancel()
             case 4:
@@ -1350,7 +1395,7 @@ async def a_limiter_function_does_as_it_likes(witness: Witness, random: Random) 
                     witness.handles.append(pool.submit_nowait(witness.item("ok", "flaky1")))
             case 4:
                 with suppress(PoolClosed):
-                    witness.resize(random.randint(1, 3))
+                    witness.resize(any_size(random))
             case 5:
                 with suppress(PoolClosed):
                     pool.pause()
@@ -1382,6 +1427,453 @@ async def a_limiter_function_does_as_it_likes(witness: Witness, random: Random) 
     assert not semaphore.locked()
     for task in tasks:
         assert isinstance(task.exception(), (PoolClosed, type(None)))
+
+
+# -- Scaling ---------------------------------------------------------------------------------------------------------
+
+
+class Rogue:
+    """A scaling policy of the user's own, which may do anything when it is asked; for a while, and then it is tame."""
+
+    first, most, interval = 1, 4, 0.003
+
+    def __init__(self, act: Callable[[PoolLoad], Any]) -> None:
+        self._act = act
+
+    def start(self) -> Decide:
+        left = 30
+
+        def decide(load: PoolLoad) -> Any:
+            nonlocal left
+            left -= 1
+            return self._act(load) if left > 0 else Decision(2)
+
+        return decide
+
+
+class Doors:
+    """Resources that take turns, and at times seconds, to enter, and of which some cannot be."""
+
+    def __init__(self, random: Random, *, failing: float = 0.0, slow: float = 0.0) -> None:
+        self.held = 0
+        self.entered = 0
+        self._random = random
+        self._failing = failing
+        self._slow = slow
+
+    @asynccontextmanager
+    async def __call__(self) -> AsyncIterator[int]:
+        await turns(self._random, 2)
+        if self._random.random() < self._slow:
+            await asyncio.sleep(self._random.choice((0.001, 0.01, 0.3)))
+        if self.entered and self._random.random() < self._failing:  # the first is start()'s
+            raise OSError("no connection")
+        self.entered += 1
+        self.held += 1
+        try:
+            yield self.entered
+        finally:
+            try:
+                await turns(self._random, 2)
+            finally:
+                self.held -= 1
+
+
+@scenario
+async def a_pool_without_workers_is_woken(witness: Witness, random: Random) -> None:
+    """By whatever brings a job, in this very moment, and not at the next tick."""
+    loop = asyncio.get_running_loop()
+    options: dict[str, Any] = {"resource": Doors(random)} if random.random() < 0.4 else {}
+    pool = witness.make_pool(
+        workers=random.choice((AutoScale(0, 3, interval=1.0, idle_timeout=0.02), busy)),
+        queue_size=random.choice((0, 0, 1, 5)),
+        retry=Retry(attempts=2, backoff=10.0, max_backoff=10.0, jitter=False),
+        **options,
+    )
+    async with pool:
+        for _ in range(4):
+            await asyncio.sleep(3.0)
+            assert (pool.stats.wanted_workers, pool.stats.workers) == (0, 0)
+            now = loop.time()
+            items = witness.items(random.choice((1, 1, 4)), "ok", "turn")
+            tasks: list[asyncio.Task[Any]] = []
+            match random.randint(0, 5):
+                case 0:
+                    tasks = [spawn(witness.submit(item)) for item in items]
+                case 1:
+                    witness.submit_nowait(items[0])
+                case 2:
+                    tasks = [spawn(read_all(pool.outcomes(witness.any_source(items))))]
+                case 3:
+                    witness.others += 1
+                    assert await pool.run(items[0]) == items[0].n
+                case 4:
+                    pool.pause()
+                    tasks = [spawn(witness.submit(item)) for item in items]
+                    await settle()
+                    pool.resume()
+                case 5:
+                    handle = await witness.submit(witness.item("flaky1"))
+                    await asyncio.sleep(5.0)
+                    assert pool.stats.wanted_workers == 0
+                    await handle.outcome()
+                    now += 10.0
+            await settle()
+            witness.check_settled()
+            assert all(task.done() for task in tasks)
+            assert (pool.stats.queued, pool.stats.delayed, pool.stats.running) == (0, 0, 0)
+            assert loop.time() == now
+    assert not (await witness.check_end())
+
+
+@scenario
+async def stop_arrives_while_the_pool_grows(witness: Witness, random: Random) -> None:
+    """With resources that are just being entered, and others that cannot be."""
+    doors = Doors(random, failing=0.2, slow=0.7)
+    policy = AutoScale(random.randint(0, 1), 4, backlog_per_worker=0.5, interval=0.001, idle_timeout=0.01)
+    pool = witness.make_pool(
+        workers=policy if random.random() < 0.8 else policies(random),
+        queue_size=random.choice((0, 3, 9)),
+        resource=doors,
+        retry=random.choice((None, patience(random))),
+    )
+    await pool.start()
+    tasks = [spawn(witness.submit(witness.item(*KINDS, *RETRIED))) for _ in range(9)]
+    await pass_time(random)
+    await pass_time(random)
+    how = random.choice(("drain", "cancel", "close", "close cancelled"))
+    if how in ("drain", "cancel"):
+        getattr(pool, how)()
+        await pass_time(random)
+        await pool.close(drain_timeout=random.choice((0.0, 0.3, 3.0)), grace=1.0)
+    elif how == "close":
+        await pool.close(drain_timeout=random.choice((0.0, 0.3, 3.0)), grace=1.0)
+    else:
+        witness.may_abandon = True
+        closer = spawn(pool.close())
+        await pass_time(random)
+        for _ in range(2):
+            closer.cancel()
+            await turns(random, 3)
+        await ended(closer)
+        if (
+            pool.report is None
+        ):  # it was cancelled before its first step, or cancelled once: the other was one too early
+            await pool.close(drain_timeout=0.0, grace=0.0)
+    await ended(*tasks)
+    await witness.check_end()
+    await asyncio.sleep(2.0)  # what was abandoned ends
+    assert doors.held == 0
+    assert witness.active == 0
+
+
+@scenario
+async def the_pool_shrinks_while_its_jobs_end(witness: Witness, random: Random) -> None:
+    """In the same moments: the policy is asked each millisecond, and jobs take some of these."""
+    options: dict[str, Any] = {"resource": Doors(random), "recycle_on": ValueError} if random.random() < 0.4 else {}
+    policy = AutoScale(random.randint(0, 1), 4, backlog_per_worker=0.5, interval=0.001, idle_timeout=0.0)
+    queue_size = random.choice((0, 1, 9))
+    async with witness.make_pool(workers=policy, queue_size=queue_size, **options) as pool:
+        for _ in range(3):
+            tasks = [spawn(witness.submit(witness.item("nap", "nap", "ok", "turn_fail"))) for _ in range(7)]
+            for _ in range(4):
+                await asyncio.sleep(random.choice((0.0, 0.001, 0.002)))
+                if random.random() < 0.3:
+                    witness.resize(whim(random, 4) if random.random() < 0.5 else policy)
+                witness.check()
+            await settle()
+            witness.check_settled()
+            await ended(*tasks)
+            await pool.join()
+        if policy.min_workers == 0:
+            witness.resize(policy)
+            await asyncio.sleep(1.0)
+            assert (pool.stats.wanted_workers, pool.stats.workers) == (0, 0)
+    assert not (await witness.check_end())
+
+
+@scenario
+async def the_policy_is_replaced_from_everywhere(witness: Witness, random: Random) -> None:
+    """From jobs, observers, sources, and all functions that a pool asks, the policy itself among them."""
+    left = 20
+
+    def swap(chance: float = 0.15) -> None:
+        nonlocal left
+        if left and random.random() < chance:
+            left -= 1
+            with suppress(PoolClosed):
+                witness.resize(Rogue(restless) if random.random() < 0.3 else any_size(random))
+
+    def restless(load: PoolLoad) -> Decision:
+        swap()
+        return Decision(random.randint(0, 4), "restless")
+
+    async def handler(item: Item, resource: object = None) -> int:
+        swap()
+        try:
+            return await witness.handle(item)
+        finally:
+            swap()
+
+    def key(item: Item) -> int:
+        swap()
+        return item.n % 3
+
+    def limit(item: Item) -> None:
+        swap()
+
+    def again(error: BaseException) -> bool:
+        swap()
+        return True
+
+    def source(items: list[Item]) -> Any:
+        for item in witness.source(items):
+            swap()
+            yield item
+
+    options: dict[str, Any] = {"priority": key} if random.random() < 0.3 else {}
+    options["limiter"] = limit if random.random() < 0.3 else None
+    if random.random() < 0.3:
+        options["resource"] = Doors(random)
+    pool = witness.make_pool(
+        handler=handler,
+        observe=random.random() < 0.7,
+        observers=[lambda _: swap(0.05)],
+        retry=patience(random, on=again),
+        **{**sizes(random), "workers": Rogue(restless)},
+        **options,
+    )
+    async with pool:
+        tasks = [spawn(witness.submit(witness.item(*RETRIED))) for _ in range(8)]
+        tasks.append(spawn(read_all(pool.outcomes(source(witness.items(4, *RETRIED))))))
+        for _ in range(4):
+            await pass_time(random)
+            await settle()
+            witness.check_settled()
+        if random.random() < 0.8:
+            await ended(*tasks)
+            await all_done(pool)
+    await ended(*tasks)
+    assert not (await witness.check_end())
+
+
+@scenario
+async def policies_do_as_they_like(witness: Witness, random: Random) -> None:
+    """They raise, answer with anything, and use the pool that asks them. Jobs are done for all that."""
+    tasks: list[asyncio.Task[Any]] = []
+    loop = asyncio.get_running_loop()
+    is_paused = False
+    garbage = (None, 3, "many", Decision(-1), Decision(1.5), Decision(True), Decision(2, ask_again_in=-1.0))  # type: ignore[arg-type]
+
+    def resume() -> None:
+        nonlocal is_paused
+        is_paused = False
+        with suppress(PoolClosed):
+            pool.resume()
+
+    def act(load: PoolLoad | None) -> Any:
+        nonlocal is_paused
+        with suppress(PoolClosed, QueueFull):
+            match random.randint(0, 16):
+                case 0:
+                    raise random.choice((ValueError, SystemExit, asyncio.CancelledError))("a policy")
+                case 1:
+                    return random.choice(garbage)
+                case 2 | 3:
+                    witness.handles.append(pool.submit_nowait(witness.item(*RETRIED)))
+                case 4 | 5 if len(tasks) < 20:
+                    tasks.append(spawn(witness.submit(witness.item(*RETRIED))))
+                case 6 if witness.handles:
+                    random.choice(witness.handles).cancel()
+                case 7:
+                    pool.pause()
+                    is_paused = True
+                    loop.call_later(0.01, resume)
+                case 8 if random.random() < 0.5:
+                    witness.resize(Rogue(act) if random.random() < 0.5 else any_size(random))
+                case 9 if random.random() < 0.1:
+                    is_paused = False
+                    random.choice((pool.cancel, pool.drain))()
+                case 10:
+                    raise RuntimeError("a policy") from None
+                case _:
+                    pass
+        return Decision(random.choice((0, 0, 1, 2, 5)), "as I like", ask_again_in=random.choice((None, 0.0, 0.01)))
+
+    def answer(load: PoolLoad) -> Any:
+        decision = act(load)
+        return min(decision.workers, 5) if isinstance(decision, Decision) and load.now < 1.0 else 1
+
+    def observe(event: object) -> None:
+        if isinstance(event, PoolResized) and random.random() < 0.2:
+            with suppress(PoolClosed, QueueFull):
+                witness.handles.append(pool.submit_nowait(witness.item("ok", "nap")))
+
+    pool = witness.make_pool(
+        observe=random.random() < 0.7,
+        observers=[observe],
+        retry=patience(random),
+        **{**sizes(random), "workers": Rogue(act) if random.random() < 0.7 else answer},
+    )
+    async with pool:
+        with suppress(PoolClosed):
+            for item in witness.items(6, *RETRIED):
+                tasks.append(spawn(witness.submit(item)))
+                await pass_time(random)
+                if pool.report is None and not is_paused:
+                    await settle()
+                    witness.check_settled(is_paused=is_paused, is_open=False)
+        await ended(*tasks)
+        async with asyncio.timeout(600.0):
+            await pool.join()  # and while it tells us, the policy may bring more
+    await ended(*tasks)
+    await witness.check_end()
+    for task in tasks:
+        assert isinstance(task.exception(), (PoolClosed, type(None)))
+
+
+@scenario
+async def jobs_that_wait_for_their_own_pool_make_it_grow(witness: Witness, random: Random) -> None:
+    """To the most that there may be, and not at a tick. Only then some wait ends with PoolDeadlock."""
+    most = random.randint(1, 4)
+    policy: Any = random.choice(
+        (
+            AutoScale(random.randint(0, 1), most, interval=1000.0),
+            Adaptive(1, most, interval=1000.0),
+            Rogue(lambda _: Decision(1)),
+        )
+    )
+    most = policy.most
+    opens = Doors(random) if random.random() < 0.3 else None
+
+    async def handler(depth: int, resource: object = None) -> int:
+        await turns(random, 2)
+        if depth == 0:
+            return 1
+        match random.randint(0, 3):
+            case 0:
+                return 1 + await pool.run(depth - 1)
+            case 1:
+                return 1 + (await pool.map([depth - 1]))[0]
+            case 2:
+                async with pool.group(window=2) as group:
+                    await group.submit(depth - 1)
+                    group.close_intake()
+                    [outcome] = [outcome async for outcome in group]
+                    return 1 + outcome.unwrap()
+            case _:
+                handle = await pool.submit(depth - 1)
+                try:
+                    return 1 + await handle
+                except PoolDeadlock:
+                    handle.cancel()
+                    raise
+
+    pool: WorkerPool[int, int]
+    options: dict[str, Any] = {} if opens is None else {"resource": opens}
+    async with WorkerPool(handler, workers=policy, queue_size=random.choice((0, 1, 5)), **options) as pool:
+        witness.pool = pool
+        depth = random.randint(0, most)
+        if random.random() < 0.5:  # alone, it gets a worker for each level
+            for result in await gather_all(pool.run(depth)):
+                if depth < most:
+                    assert result == depth + 1, result
+                else:
+                    assert isinstance(result, PoolDeadlock), result
+        else:
+            results = await gather_all(*[pool.run(random.randint(0, 3)) for _ in range(5)])
+            for result in results:
+                assert isinstance(result, (int, PoolDeadlock, JobCancelled)), result
+            assert pool.stats.peak_running == most or all(isinstance(result, int) for result in results)
+        await pool.join()
+        assert asyncio.get_running_loop().time() < 10.0
+    stats = pool.stats
+    assert stats.submitted == stats.succeeded + stats.failed + stats.cancelled
+    assert stats.peak_running <= most
+
+
+@scenario
+async def resources_fail_to_open_while_the_pool_scales(witness: Witness, random: Random) -> None:
+    doors = Doors(random, failing=0.6, slow=0.3)
+    dying: list[anyio.CancelScope] = []
+
+    @asynccontextmanager
+    async def resource() -> AsyncIterator[int]:
+        async with doors() as number:
+            if random.random() < 0.5:
+                yield number
+            else:
+                async with anyio.create_task_group() as group:
+                    dying.append(group.cancel_scope)
+                    yield number
+
+    pool = witness.make_pool(
+        resource=resource,
+        recycle_on=ValueError,
+        retry=random.choice((None, patience(random))),
+        workers=policies(random),
+        queue_size=random.choice((0, 2, 9)),
+    )
+    async with pool:
+        tasks = [spawn(witness.submit(witness.item(*RETRIED, "slow"))) for _ in range(9)]
+        for _ in range(5):
+            await pass_time(random)
+            match random.randint(0, 4):
+                case 0:
+                    witness.resize(any_size(random))
+                case 1 if dying:
+                    dying.pop().cancel()
+                case 2 if witness.handles:
+                    random.choice(witness.handles).cancel()
+                case _:
+                    await settle()
+                    witness.check_settled()
+                    assert pool.stats.workers - pool.stats.running <= doors.held
+        await ended(*tasks)
+        await all_done(pool)  # each job gets its worker in the end
+    assert not (await witness.check_end())
+    assert doors.held == 0
+
+
+@scenario
+async def adaptive_meets_all_that_can_go_wrong(witness: Witness, random: Random) -> None:
+    """Times from nothing to seconds, failures, pauses, limits: it may decide as it likes, but within its bounds."""
+    least = random.randint(1, 2)
+    most = random.randint(least, 6)
+    options: dict[str, Any] = {}
+    match random.randint(0, 3):
+        case 0:
+            options["limiter"] = witness.keys(3, random.choice((20.0, 500.0)), 2)
+        case 1:
+            options["limiter"] = Meter(random.choice((50.0, 1000.0)), 1.0, 2)
+        case 2:
+            options["priority"] = lambda item: item.n % 3
+    if random.random() < 0.5:
+        options["timeout"] = 0.5
+    pool = witness.make_pool(
+        workers=Adaptive(least, most, interval=random.choice((0.001, 0.02)), overload=random.choice(((), ValueError))),
+        queue_size=random.choice((0, 5, None)),
+        retry=patience(random),
+        **options,
+    )
+    kinds = random.choice((("ok", "turn", "nap"), ("nap",), (*RETRIED, "nap", "slow"), ("later", "nap", "pausing")))
+    async with pool:
+        items = witness.items(random.choice((9, 30)), *kinds)
+        reader = spawn(read_all(pool.outcomes(witness.any_source(items))))
+        for _ in range(3):
+            await pass_time(random)
+            await settle()
+            witness.check_settled()
+            if random.random() < 0.2:
+                pool.pause()
+                await pass_time(random)
+                pool.resume()
+            if random.random() < 0.2:
+                witness.resize(any_size(random))
+        await ended(reader)
+        assert len(reader.result()) == len(items)
+        await all_done(pool)
+    assert not (await witness.check_end())
 
 
 # -- Dead letters ----------------------------------------------------------------------------------------------------
@@ -1438,7 +1930,7 @@ async def dead_letters_are_watched(witness: Witness, random: Random) -> None:
         read: list[Any] = []
         seen.append((len(letters.recorded), read, watch))
         while True:
-            step = spawn(anext(watch))  # type: ignore[arg-type]
+            step = spawn(anext(watch))
             if random.random() < 0.3:
                 await turns(random, 2)
                 step.cancel()

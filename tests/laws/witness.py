@@ -15,24 +15,30 @@ from random import Random
 from typing import Any
 
 from asyncpool import (
+    Adaptive,
+    AutoScale,
     Cancelled,
     CancelReason,
     DeadLetter,
     DeadLetters,
+    Decision,
     Failed,
     JobHandle,
     Permanent,
     PoolClosed,
+    PoolLoad,
     PoolStats,
     RateLimit,
     Retry,
     RetryAfter,
+    ScalingPolicy,
     ShutdownReport,
     Succeeded,
     WorkerPool,
     current_job,
 )
-from asyncpool.events import JobAccepted, JobEnded, JobRetrying, JobStarted, PoolPaused, PoolResumed
+from asyncpool.events import JobAccepted, JobEnded, JobRetrying, JobStarted, PoolPaused, PoolResized, PoolResumed
+from asyncpool.scaling import Decide, Workers
 
 HANDED_BACK = (CancelReason.SHUTDOWN, CancelReason.ABANDONED)
 
@@ -129,15 +135,89 @@ class Letters(DeadLetters[Any]):
         super().record(letter)
 
 
+class Whim:
+    """A scaling policy that changes its mind for no reason: it gives one answer after the other, and keeps the last."""
+
+    def __init__(self, most: int, *answers: int, interval: float = 0.001, ask_again_in: float | None = None) -> None:
+        self.most = most
+        self.interval = interval
+        self._answers = answers
+        self._ask_again_in = ask_again_in
+
+    @property
+    def first(self) -> int:
+        return min(self._answers[0], self.most)
+
+    def start(self) -> Decide:
+        left = list(self._answers)
+
+        def decide(_: PoolLoad) -> Decision:
+            if len(left) > 1:
+                return Decision(left.pop(0), "a whim", ask_again_in=self._ask_again_in)
+            return Decision(left[0], "the last whim")
+
+        return decide
+
+
+def busy(load: PoolLoad) -> int:
+    """A scaling policy of one line, and so the first that comes to mind."""
+    return min(4, load.queued + load.running)
+
+
+def bounds_of(workers: Workers) -> tuple[int, float]:
+    """The fewest and the most workers that a pool may have."""
+    match workers:
+        case int():
+            return workers, workers
+        case AutoScale() | Adaptive():
+            return workers.min_workers, workers.max_workers
+        case ScalingPolicy():
+            return 0, workers.most
+        case _:
+            return 0, float("inf")
+
+
+class Watched:
+    """A scaling policy that shows the witness what it is told, and what it answers."""
+
+    def __init__(self, witness: Witness, policy: ScalingPolicy) -> None:
+        self._witness = witness
+        self._policy = policy
+        self.first, self.most, self.interval = policy.first, policy.most, policy.interval
+
+    def start(self) -> Decide:
+        decide = self._policy.start()
+        is_ours = isinstance(self._policy, (AutoScale, Adaptive))
+        least, most = bounds_of(self._policy)
+
+        def watched(load: PoolLoad) -> Decision:
+            self._witness.take_note_of(load)
+            try:
+                decision = decide(load)
+            except Exception as error:
+                if is_ours:
+                    self._witness.problems.append(f"{self._policy} raised {error!r} for {load}")
+                raise
+            if is_ours and not least <= decision.workers <= most:
+                self._witness.problems.append(f"{self._policy} answered {decision} to {load}")
+            return decision
+
+        return watched
+
+
 class Witness:
     """Sees what a pool does with its inputs."""
 
     def __init__(self, random: Random | None = None) -> None:
         self.random = Random(0) if random is None else random
         self.pool: WorkerPool[Any, Any]
-        self.wanted = 0  # workers
+        self.wanted = 0  # workers, when we looked last
         self.limit = 0  # how many jobs may run: more than `wanted` only while what ran at a resize has not ended
-        self.widest = 0  # the most workers that were ever wanted
+        self.bounds: tuple[int, float] = (0, float("inf"))  # of what is wanted
+        self.widest = 1  # the most workers that there ever might have been
+        self.has_resource = False
+        self._swaps = 0  # how often the policy was replaced
+        self._told: tuple[float, int] | None = None  # when this policy was asked last: the time, and the successes
         self.calls: Counter[int] = Counter()  # how often the handler was called, by the job's number
         self.active_items: set[int] = set()  # whose handlers run now
         self.retry: Retry | None = None
@@ -171,8 +251,8 @@ class Witness:
         self.release = asyncio.Event()  # ends the jobs that ignore their cancellation
         self._next = 0
 
-    def make_pool(self, *, workers: int, observe: bool | None = None, **options: Any) -> WorkerPool[Any, Any]:
-        """Make the pool to watch.
+    def make_pool(self, *, workers: Workers, observe: bool | None = None, **options: Any) -> WorkerPool[Any, Any]:
+        """Make the pool to watch, and its policy.
 
         Its events are watched at random: most users do not watch, and that is other code. So it is with retries and
         dead letters, unless they are given.
@@ -181,7 +261,7 @@ class Witness:
             observe = self.random.random() < 0.5
         if observe:
             self.accepted = {}
-            options["observers"] = [self.see]
+            options["observers"] = [self.see, *options.get("observers", ())]
         if "dead_letters" not in options and self.random.random() < 0.3:
             options["dead_letters"] = Letters()
         if "retry" not in options and self.random.random() < 0.2:
@@ -196,10 +276,12 @@ class Witness:
             self.meter_of = lambda _: limiter
         self.is_exact = "resource" not in options and (limiter is None or self.meter_of is not None)
         self.is_fair = "priority" not in options and (limiter is None or isinstance(limiter, Meter))
-        self.limit = self.wanted = self.widest = workers
         self.queue_size = options.get("queue_size")
         self.max_delayed = options.get("max_delayed", 10_000)
-        self.pool = WorkerPool(options.pop("handler", self.handle), workers=workers, **options)
+        self.has_resource = "resource" in options
+        self.pool = WorkerPool(options.pop("handler", self.handle), workers=self._watched(workers), **options)
+        self.limit = self.wanted = self.pool.stats.wanted_workers
+        self._set_bounds(bounds_of(workers))
         return self.pool
 
     def keys(self, count: int, rate: float, burst: int = 1) -> Callable[[Item], RateLimit]:
@@ -209,17 +291,63 @@ class Witness:
         self.meter_of = lambda item: self.meters[item.n % count]
         return keyed
 
-    def resize(self, workers: int) -> None:
-        """Resize the pool; what runs then may go on, but nothing new may begin above the limit."""
-        before = self.limit, self.wanted
-        self.limit = max(workers, self.pool.stats.running)
-        self.wanted = workers
-        self.widest = max(self.widest, workers)
+    def resize(self, workers: Workers) -> None:
+        """Resize the pool, or give it another policy; what runs then may go on, but nothing new may begin above it."""
+        self.check()
+        self._swaps += 1
+        swap, before, told = self._swaps, self.bounds, self._told
+        self._set_bounds((0, float("inf")))
+        self._told = None  # what has happened until now concerns no later policy
         try:
-            self.pool.resize(workers)
+            self.pool.resize(self._watched(workers))
         except PoolClosed:
-            self.limit, self.wanted = before
+            self.bounds, self._told = before, told
             raise
+        if self._swaps == swap:  # else the policy, or who observes the pool, has replaced it meanwhile
+            self._set_bounds(bounds_of(workers))
+        self.check()
+
+    def _watched(self, workers: Workers) -> Workers:
+        match workers:
+            case int():
+                return workers
+            case ScalingPolicy():
+                return Watched(self, workers)
+
+        def watched(load: PoolLoad) -> int:
+            self.take_note_of(load)
+            return workers(load)
+
+        return watched
+
+    def _set_bounds(self, bounds: tuple[int, float]) -> None:
+        self.bounds = bounds
+        if bounds[1] < float("inf"):
+            self.widest = max(self.widest, int(bounds[1]))
+
+    def take_note_of(self, load: PoolLoad) -> None:
+        """Take in what a policy is told. As it is with observers, what it raised would only be logged."""
+        try:
+            self._take_note_of(load, self.check())
+        except AssertionError as error:
+            self.problems.append(f"at {load}: {error}")
+
+    def _take_note_of(self, load: PoolLoad, stats: PoolStats) -> None:
+        now = asyncio.get_running_loop().time()
+        assert load.now == now
+        assert load.workers == stats.wanted_workers
+        places = load.queued, load.delayed, load.running, load.idle
+        assert places == (stats.queued, stats.delayed, stats.running, stats.workers - stats.running), stats
+        assert load.running <= load.peak_running <= stats.peak_running, stats
+        assert 0 <= load.blocked <= load.running
+        assert (
+            0 <= load.opening <= load.workers + 1
+        )  # one more while observers are told that a surplus worker's job ended
+        asked_at, succeeded = self._told or (now, stats.succeeded)
+        self._told = now, stats.succeeded
+        assert load.elapsed == now - asked_at
+        assert load.succeeded == len(load.seconds) == stats.succeeded - succeeded
+        assert load.failed == len(load.errors)
 
     # -- Inputs ------------------------------------------------------------------------------------------------------
 
@@ -394,7 +522,9 @@ class Witness:
         """Take an event of the pool in. It is an observer; one that raised would be dropped, so it takes notes."""
         try:
             self._see(event)
-            if isinstance(event, (JobAccepted, JobStarted, JobRetrying, JobEnded, PoolPaused, PoolResumed)):
+            if isinstance(
+                event, (JobAccepted, JobStarted, JobRetrying, JobEnded, PoolPaused, PoolResized, PoolResumed)
+            ):
                 self.check()
         except AssertionError as error:
             self.problems.append(f"at {event}: {error}")
@@ -428,6 +558,9 @@ class Witness:
                 self.ended[number] = outcome
                 self.waiting_jobs.pop(number, None)
                 self.due.pop(number, None)
+            case PoolResized(old=old, new=new):
+                assert old != new
+                assert new == self.pool.stats.wanted_workers
             case _:
                 pass
 
@@ -437,17 +570,23 @@ class Witness:
             return float("inf")
         return self.accepted_at[number] + self.retry.max_elapsed
 
-    def check(self) -> None:
-        """Check what is true at every moment."""
+    def check(self) -> PoolStats:
+        """Check what is true at every moment; return what it was checked on."""
         stats = self.pool.stats
         check_conservation(stats)
+        # Whoever changes it lets us look before and after: so it was not more, meanwhile, than at one of the two.
+        wanted, (least, most) = stats.wanted_workers, self.bounds
+        assert least <= wanted <= most, f"{wanted} workers are wanted, of {least} to {most}"
+        self.limit = max(self.limit, wanted)
         assert stats.running <= self.limit, f"{stats.running} run, of {self.limit} at most"
-        self.limit = max(self.wanted, min(self.limit, stats.running))
+        self.limit = max(wanted, min(self.limit, stats.running))
+        self.wanted, self.widest = wanted, max(self.widest, wanted)
         assert self.may_abandon or self.active <= stats.running, f"{self.active} handlers run for {stats.running} jobs"
         if stats.delayed and self.queue_size is not None:
             # The intake stops when so many are delayed; what was accepted by then may be delayed on top.
             most = self.max_delayed - 1 + self.queue_size + self.widest + self.async_sources
             assert stats.queued + stats.delayed + stats.running <= most, f"more than {most} jobs: {stats}"
+        return stats
 
     def check_settled(self, *, is_paused: bool = False, is_open: bool = True) -> None:
         """Check what is true when nobody has anything to do: no worker idles beside a job that it might take."""
@@ -456,6 +595,11 @@ class Witness:
         if is_paused or now < self.pause_ends or (self.is_limited_as_one and self.meters[0].is_closed()):
             idle = 0  # they take nothing
         assert not (idle and stats.queued), f"a worker idles beside a queued job: {stats}"
+        if is_open:
+            # Whatever a policy says, work that is there gets a worker at once.
+            assert stats.wanted_workers or not (stats.queued or self.waiting), f"jobs wait for a policy: {stats}"
+            assert stats.workers <= max(stats.wanted_workers, stats.running), f"too many workers: {stats}"
+            assert self.has_resource or stats.workers >= stats.wanted_workers, f"workers are missing: {stats}"
         if is_open and self.waiting and self.queue_size is not None and stats.delayed < self.max_delayed:
             room = self.queue_size + idle - stats.queued
             assert room <= 0, f"{self.waiting} wait, and there is room for {room}"

@@ -1,0 +1,28 @@
+"""Whom the report is about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from asyncpool import Adaptive, AutoScale
+from benchmarks.scaling.simulate import Policy, Scenario
+
+__all__ = ["ADAPTIVE", "Contender", "contenders"]
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A policy, by the name it has in the tables; and whether it is to find the capacity, so that goals hold for it."""
+
+    name: str
+    policy: Policy
+    finds_capacity: bool = False
+
+
+ADAPTIVE = Contender("Adaptive(1, 200)", Adaptive(1, 200), finds_capacity=True)
+
+
+def contenders(scenario: Scenario) -> tuple[Contender, ...]:
+    """Return who takes part. AutoScale is told a maximum, and knows of the capacity only what that says."""
+    most = scenario.max_workers
+    return Contender(f"AutoScale(2, {most})", AutoScale(2, most)), ADAPTIVE

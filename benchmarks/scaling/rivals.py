@@ -1,0 +1,347 @@
+"""Published algorithms that find a limit by themselves, as scaling policies: what `Adaptive` is compared with.
+
+Each has the constants of the implementation that it names, and sees only what a `PoolLoad` says: attempts that fail
+have no running time here. Jitter is left out: it keeps many clients apart, and here is one. All start at `min_workers`,
+like `Adaptive`.
+"""
+
+from __future__ import annotations
+
+import cmath
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import TypeAlias
+
+from asyncpool import JobTimeout, RetryAfter
+from asyncpool.scaling import Decide, Decision, PoolLoad
+
+__all__ = ["AIMD", "RIVALS", "EnvoyGradient", "Gradient2", "HillClimbing", "Rival", "Vegas"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """What they have in common: the range, and how often they look."""
+
+    min_workers: int
+    max_workers: int
+    _: KW_ONLY
+    interval: float = 1.0
+
+    @property
+    def first(self) -> int:
+        """How many workers a pool starts with."""
+        return self.min_workers
+
+    @property
+    def most(self) -> int:
+        """How many workers there may ever be."""
+        return self.max_workers
+
+    def within(self, limit: float) -> float:
+        """The nearest limit that is allowed."""
+        return max(float(self.first), min(float(self.max_workers), limit))
+
+    def start(self) -> Decide:
+        """Return what decides for one pool."""
+        raise NotImplementedError
+
+
+# -- Netflix: concurrency-limits ---------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Window:
+    """What ended within an interval, or in as many as it takes for ten attempts."""
+
+    attempts: int = 0
+    drops: int = 0
+    running: int = 0
+    seconds: list[float] = field(default_factory=list[float])
+
+    def add(self, load: PoolLoad) -> None:
+        self.attempts += load.succeeded + load.failed
+        self.drops += sum(isinstance(error, (JobTimeout, RetryAfter)) for error in load.errors)
+        self.running = max(self.running, load.running)
+        self.seconds += load.seconds
+
+    @property
+    def mean(self) -> float:
+        return sum(self.seconds) / len(self.seconds) if self.seconds else 0.0
+
+
+_Update: TypeAlias = Callable[[float, _Window], float]
+"""From a limit and what happened under it to the next limit."""
+
+
+class _Windowed:
+    """Updates a limit after each window, as the library's WindowedLimit does: 1 s and 10 samples, averaged."""
+
+    _SAMPLES = 10
+
+    def __init__(self, policy: Rival, update: _Update) -> None:
+        self._policy = policy
+        self._update = update
+        self._limit = float(policy.first)
+        self._window = _Window()
+
+    def __call__(self, load: PoolLoad) -> Decision:
+        self._window.add(load)
+        if self._window.attempts >= self._SAMPLES:
+            self._limit = self._policy.within(self._update(self._limit, self._window))
+            self._window = _Window()
+        return Decision(int(self._limit), f"{type(self._policy).__name__}: {self._limit:.1f}", {"limit": self._limit})
+
+
+@dataclass(frozen=True, slots=True)
+class AIMD(Rival):
+    """One more while nothing is turned away, a tenth fewer when something is.
+
+    Additive increase, multiplicative decrease: D. Chiu, R. Jain, Analysis of the Increase and Decrease Algorithms for
+    Congestion Avoidance in Computer Networks (1989). As in Netflix's AIMDLimit: an average running time of more than
+    5 s counts as a drop, and there is no growth unless half of the limit is in use. That library takes a step for each
+    response or, as here, for each window; the paper for each round trip.
+    """
+
+    ratio: float = field(default=0.9, kw_only=True)
+    timeout: float = field(default=5.0, kw_only=True)
+
+    def start(self) -> Decide:
+        def update(limit: float, window: _Window) -> float:
+            if window.drops or window.mean > self.timeout:
+                return min(limit - 1, float(int(limit * self.ratio)))
+            return limit + 1 if window.running * 2 >= limit else limit
+
+        return _Windowed(self, update)
+
+
+@dataclass(frozen=True, slots=True)
+class Vegas(Rival):
+    """Keeps a few jobs queued in the backend: so many as the running time exceeds its shortest by.
+
+    TCP Vegas: L. Brakmo, L. Peterson, TCP Vegas: End to End Congestion Avoidance on a Global Internet (1995). As in
+    Netflix's VegasLimit: 3 to 6 jobs queued for each power of ten of the limit (at least one), and the shortest running
+    time is forgotten again and again, after 30 * limit windows less a jitter of which the mean is taken.
+    """
+
+    probe: float = field(default=30 * 0.75, kw_only=True)
+
+    def start(self) -> Decide:
+        shortest, windows = math.inf, 0
+
+        def update(limit: float, window: _Window) -> float:
+            nonlocal shortest, windows
+            unit, mean = max(1, int(math.log10(limit))), window.mean
+            windows += 1
+            is_over = windows >= self.probe * limit
+            if mean and (is_over or mean < shortest):
+                shortest, windows = mean, 0 if is_over else windows
+                return limit
+            if window.drops:
+                return limit - unit
+            if not mean or window.running * 2 < limit:
+                return limit
+            queue = math.ceil(limit * (1 - shortest / mean))
+            if queue <= unit:
+                return limit + 6 * unit
+            if queue < 3 * unit:
+                return limit + unit
+            return limit - unit if queue > 6 * unit else limit
+
+        return _Windowed(self, update)
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient2(Rival):
+    """Shrinks while jobs take more than 1.5 times as long as in the long run, and grows a little all the time.
+
+    As in Netflix's Gradient2Limit: limit * gradient + 4, of which a fifth is taken over; the gradient is
+    1.5 * long / short, within 0.5 and 1, where short is the last window, and long the exponential average over 600 (the
+    plain one of the first ten), lowered by a twentieth while it is more than twice the short one. Drops do not count.
+    """
+
+    tolerance: float = field(default=1.5, kw_only=True)
+    smoothing: float = field(default=0.2, kw_only=True)
+    queue: float = field(default=4.0, kw_only=True)
+    long_window: int = field(default=600, kw_only=True)
+
+    def start(self) -> Decide:
+        long, windows = 0.0, 0
+
+        def update(limit: float, window: _Window) -> float:
+            nonlocal long, windows
+            short = window.mean
+            if not short:
+                return limit
+            windows += 1
+            long += (short - long) * (1 / windows if windows <= 10 else 2 / (self.long_window + 1))
+            baseline = long
+            if long > 2 * short:
+                long *= 0.95
+            if window.running < limit / 2:
+                return limit
+            gradient = max(0.5, min(1.0, self.tolerance * baseline / short))
+            return limit * (1 - self.smoothing) + (limit * gradient + self.queue) * self.smoothing
+
+        return _Windowed(self, update)
+
+
+# -- Envoy -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EnvoyGradient(Rival):
+    """Compares running times with those of three jobs at a time, which it goes back to each minute to measure them.
+
+    As Envoy's adaptive concurrency filter (gradient_controller.cc) with the settings of its documented example: each
+    0.1 s, limit * gradient + the square root of that, where the gradient is the p90 of 50 jobs at the lowest
+    concurrency and 25% more, over the p90 now, within 0.5 and 2. Five looks in a row at the lowest limit start the
+    measurement too. (By default it compares medians.)
+    """
+
+    interval: float = field(default=0.1, kw_only=True)
+    percentile: float = field(default=90.0, kw_only=True)
+    every: float = field(default=60.0, kw_only=True)
+    lowest: int = field(default=3, kw_only=True)
+    samples: int = field(default=50, kw_only=True)
+    buffer: float = field(default=0.25, kw_only=True)
+
+    @property
+    def first(self) -> int:
+        """How many workers a pool starts with, and how few it may ever have."""
+        return min(self.max_workers, max(self.min_workers, self.lowest))
+
+    def start(self) -> Decide:
+        return _Gradient(self)
+
+
+class _Gradient:
+    def __init__(self, policy: EnvoyGradient) -> None:
+        self._policy = policy
+        self._limit = policy.first  # while it measures the baseline: what to go back to
+        self._baseline = 0.0
+        self._next_at = 0.0
+        self._is_measuring = True
+        self._old = 0  # how many of the jobs that end next began before the measurement
+        self._at_lowest = 0
+        self._seconds: list[float] = []
+
+    def __call__(self, load: PoolLoad) -> Decision:
+        policy = self._policy
+        self._seconds += load.seconds[self._old :]
+        self._old = max(0, self._old - load.succeeded - load.failed)
+        if self._is_measuring:
+            if len(self._seconds) < policy.samples:
+                return Decision(policy.first, "measures the baseline")
+            self._is_measuring = False
+            self._baseline = self._take()
+            self._next_at = load.now + policy.every
+        elif load.now >= self._next_at or self._at_lowest >= 5:
+            self._is_measuring = True
+            self._at_lowest, self._old = 0, load.running
+            self._seconds.clear()
+            return Decision(policy.first, "measures the baseline")
+        elif self._seconds:
+            gradient = max(0.5, min(2.0, self._baseline * (1 + policy.buffer) / self._take()))
+            limit = int(policy.within(self._limit * gradient + math.sqrt(self._limit * gradient)))
+            self._at_lowest = self._at_lowest + 1 if limit == self._limit == policy.first else 0
+            self._limit = limit
+        return Decision(self._limit, f"EnvoyGradient: {self._limit}", {"baseline": self._baseline})
+
+    def _take(self) -> float:
+        """The percentile of what was collected, which is then forgotten."""
+        rank = math.ceil(len(self._seconds) * self._policy.percentile / 100)
+        found = sorted(self._seconds)[rank - 1]
+        self._seconds.clear()
+        return max(found, 1e-9)
+
+
+# -- .NET --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class HillClimbing(Rival):
+    """Swings the number of workers up and down, and follows if the throughput swings along.
+
+    J. Hellerstein, V. Morrison, E. Eilebrecht, Optimizing Concurrency Levels in the .NET ThreadPool (2008), and
+    Applying Control Theory in the Real World (2009). As .NET's PortableThreadPool.HillClimbing: a square wave of four
+    samples, with an amplitude by the noise; both swings at that frequency, from 32 samples; a move by the square of how
+    much of the one is found in the other beyond 15%, the less the nearer it is to the noise, of at most 4 workers a
+    second.
+
+    Simpler in that the samples are equally long, and that it does not look at the CPU; kinder in that it sees the
+    throughput of good jobs, not of all.
+    """
+
+    interval: float = field(default=0.1, kw_only=True)
+    bias: float = field(default=0.15, kw_only=True)
+    signal_to_noise: float = field(default=3.0, kw_only=True)
+    per_second: float = field(default=4.0, kw_only=True)
+    inaccuracy: float = field(default=0.15, kw_only=True)
+
+    def start(self) -> Decide:
+        return _Wave(self)
+
+
+class _Wave:
+    _PERIOD = 4
+    _HISTORY = 8 * _PERIOD
+    _LARGEST = 20
+
+    def __init__(self, policy: HillClimbing) -> None:
+        self._policy = policy
+        self._setting = float(policy.first)
+        self._noise = 0.0
+        self._done = 0
+        self._elapsed = 0.0
+        self._count = 0
+        self._speeds: deque[float] = deque(maxlen=self._HISTORY)
+        self._workers: deque[float] = deque(maxlen=self._HISTORY)
+
+    def __call__(self, load: PoolLoad) -> Decision:
+        policy = self._policy
+        self._done += load.succeeded
+        self._elapsed += load.elapsed
+        # Too few have ended in this sample: which worker ends just within it, and which after it, would decide.
+        if not self._done or (self._count and (load.workers - 1) / self._done >= policy.inaccuracy):
+            return Decision(load.workers, "goes on sampling")
+        self._speeds.append(self._done / self._elapsed)
+        self._workers.append(float(load.workers))
+        self._count += 1
+        ratio, confidence = self._compare()
+        move = max(-1.0, min(1.0, ratio)) * min(1.0, confidence)
+        self._setting += math.copysign(min(move * move * policy.per_second * self._elapsed, 20.0), move)
+        self._done, self._elapsed = 0, 0.0
+        wave = int(0.5 + self._setting * self._noise * policy.signal_to_noise * 2)
+        wave = max(1, min(self._LARGEST, wave))
+        self._setting = max(float(policy.min_workers), min(float(policy.max_workers - wave), self._setting))
+        is_up = self._count // (self._PERIOD // 2) % 2
+        figures = {"setting": self._setting, "wave": wave, "ratio": ratio, "confidence": confidence}
+        return Decision(int(policy.within(self._setting + wave * is_up)), f"setting {self._setting:.1f}", figures)
+
+    def _compare(self) -> tuple[float, float]:
+        """How much of the swing of the workers the throughput has, less the bias; and how sure that is."""
+        size = min(self._count - 1, self._HISTORY) // self._PERIOD * self._PERIOD
+        if size <= self._PERIOD:
+            return 0.0, 0.0
+        waves = size // self._PERIOD
+        speeds, workers = list(self._speeds)[-size:], list(self._workers)[-size:]
+        found, swing = _swing(speeds, waves), _swing(workers, waves)
+        noise = max(abs(_swing(speeds, waves + 1)), abs(_swing(speeds, waves - 1)))
+        self._noise += (noise - self._noise) * (0.01 if self._noise else 1.0)
+        if not abs(swing):
+            return 0.0, 0.0
+        worst = max(noise, self._noise)
+        return (found / swing).real - self._policy.bias, abs(
+            swing
+        ) / worst / self._policy.signal_to_noise if worst else 1.0
+
+
+def _swing(values: Sequence[float], waves: int) -> complex:
+    """The Fourier coefficient for so many waves, relative to the mean."""
+    turn = -2j * math.pi * waves / len(values)
+    return sum((value * cmath.exp(turn * at) for at, value in enumerate(values)), 0j) / sum(values)
+
+
+RIVALS: tuple[type[Rival], ...] = (AIMD, Vegas, Gradient2, EnvoyGradient, HillClimbing)
