@@ -68,6 +68,21 @@ _STALE = 10.0
 class Adaptive:
     """Raises the number of workers while that raises the throughput, and lowers it while that does not lower it.
 
+    Hill climbing by experiment: it measures with the workers that there are, tries more, or now and then fewer, and
+    keeps what was worth it. Worth it is judged by the elasticity of the throughput, and that by Little's law (J. D. C.
+    Little, 1961) from how long jobs run: while all workers are busy, the throughput is their number over the mean
+    running time. It learns only while the pool is busy, and while nothing else holds jobs back. Its parents are the
+    incremental steps of H.-U. Heiss and R. Wagner (Adaptive Load Control in Transaction Processing Systems, 1991) and
+    the hill climbing of the .NET thread pool (J. L. Hellerstein, V. Morrison, E. Eilebrecht, 2009). What signals
+    overload is met by multiplicative decrease (D.-M. Chiu, R. Jain, 1989), and the number that was too much is
+    approached by halving the way, as in BIC (L. Xu, K. Harfoush, I. Rhee, 2004).
+
+    Each of the others lost somewhere in the simulation (`python -m benchmarks.scaling`, docs/scaling.md). AIMD grows
+    without end where nobody says no. TCP Vegas and Envoy's gradient compare with the shortest running time, and so take
+    contention, and the variance of the jobs, for a queue. Netflix's Gradient2 compares with a long average, which in a
+    pool that is always busy learns the queue that it made itself. And the thread pool's climbing, which is as good on
+    all backends that queue, does not hear one that says no.
+
     Args:
         min_workers: Never fewer; at least 1. The pool starts with them, and doubles them while it pays.
         max_workers: Never more.
