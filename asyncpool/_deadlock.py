@@ -23,13 +23,13 @@ class Waits:
     """The waits of a pool's running jobs for this pool, in the order in which they began."""
 
     __slots__ = (
-        "_is_to_recheck",
         "_may_end_by_itself",
         "_may_grow",
         "_most",
         "_on_all_waiting",
         "_owner",
         "_pending",
+        "_recheck_timer",
         "_running",
         "_waits_of",
     )
@@ -55,7 +55,7 @@ class Waits:
         self._most = most
         self._pending: dict[asyncio.Future[Any], Job] = {}
         self._waits_of: dict[Job, int] = {}  # how many of the pending are whose; nobody has 0
-        self._is_to_recheck = False
+        self._recheck_timer: asyncio.TimerHandle | None = None
 
     async def wait(self, future: asyncio.Future[Any]) -> None:
         """Wait for a future of the pool. Cancel-safe if the future's owner is.
@@ -75,11 +75,10 @@ class Waits:
             await future
         finally:
             self._forget(future)
-            if job in self._waits_of and self._may_be_dead() and not self._is_to_recheck:
+            if job in self._waits_of and self._may_be_dead() and self._recheck_timer is None:
                 # It counted as awake until now, and may only go back to another wait. Not at once: what has woken it
                 # may yet make it give up the other.
-                self._is_to_recheck = True
-                self._owner.loop.call_later(_RECHECK_AFTER, self._recheck)
+                self._recheck_timer = self._owner.loop.call_later(_RECHECK_AFTER, self._recheck)
 
     def check(self, *, is_final: bool = False) -> None:
         """End the newest wait with `PoolDeadlock` if no job that runs can go on.
@@ -120,8 +119,13 @@ class Waits:
         return len(self._waits_of) >= self._running() and not self._may_end_by_itself()
 
     def _recheck(self) -> None:
-        self._is_to_recheck = False
+        self._recheck_timer = None
         self.check()
+
+    def close(self) -> None:
+        """Look no more: the pool is closed."""
+        if self._recheck_timer is not None:
+            self._recheck_timer.cancel()
 
     def _forget(self, future: asyncio.Future[Any]) -> None:
         job = self._pending.pop(future, None)

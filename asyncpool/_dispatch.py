@@ -138,6 +138,7 @@ class Dispatcher:
 
     __slots__ = (
         "__weakref__",
+        "_asking",
         "_context",
         "_delays",
         "_dying",
@@ -147,7 +148,6 @@ class Dispatcher:
         "_handler",
         "_has_delays",
         "_has_handler",
-        "_is_asking",
         "_is_direct",
         "_is_eager",
         "_is_gated",
@@ -276,7 +276,7 @@ class Dispatcher:
         self.wanted_workers = policy.first
         self.scaler = Scaler(self, policy)
         self._recent: Recent | None = None  # what a policy may want to know
-        self._is_asking = False  # whether a function is asked for more workers, because all jobs wait
+        self._asking: asyncio.Handle | None = None  # while a function is asked for more workers, because all jobs wait
         self._surplus = 0  # how many busy workers are to retire after their job, whoever ends first
         self.pauses = Pauses(self._pauses_changed)
         self.is_paused = False  # whether there are any
@@ -1031,6 +1031,9 @@ class Dispatcher:
         """Drop all timers: every job is settled, and the pool is closed."""
         self.scaler.end()
         self.forget_recent()
+        self.waits.close()
+        if self._asking is not None:
+            self._asking.cancel()
         self._delays.clear()
         if self._gate is not None:
             self._gate.close()
@@ -1253,19 +1256,18 @@ class Dispatcher:
 
     def _may_grow(self) -> bool:
         """Whether the policy is a function, so that it has to be asked before anybody knows."""
-        if self.scaler.is_function and not self._is_asking:
-            self._is_asking = True
-            self.loop.call_soon(self._ask_whether_to_grow, context=self._context)
+        if self.scaler.is_function and self._asking is None:
+            self._asking = self.loop.call_soon(self._ask_whether_to_grow, context=self._context)
         return self.scaler.is_function
 
     def _ask_whether_to_grow(self) -> None:
         self.queue.push = self._push
         self.scaler.look()
         # Once more a little later: what the jobs wait for may be about to be submitted.
-        self.loop.call_later(_ASK_ONCE_MORE, self._tell_deadlock, context=self._context)
+        self._asking = self.loop.call_later(_ASK_ONCE_MORE, self._tell_deadlock, context=self._context)
 
     def _tell_deadlock(self) -> None:
-        self._is_asking = False
+        self._asking = None
         self.queue.push = self._push
         self.scaler.look()
         self.waits.check(is_final=True)
