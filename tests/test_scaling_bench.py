@@ -479,6 +479,17 @@ def test_a_question_is_answered_saved_and_drawn(
     assert "| scenario |" in (tmp_path / "results" / "scaling.md").read_text()
 
 
+def test_the_published_algorithms_can_be_asked_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenario = small(lambda random: Servers(5, Lognormal(0.05), random=random), seconds=3.0, best=5)
+    monkeypatch.setattr(scaling, "SCENARIOS", {"small": scenario})
+    assert scaling.main(["small", "--rivals"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("Adaptive", "AIMD", "Vegas", "Gradient2", "EnvoyGradient", "HillClimbing"):
+        assert name in printed
+
+
 def test_what_never_came_can_be_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.harness import Settings, machine
 from benchmarks.scaling.autoscale import autoscale
 from benchmarks.scaling.compare import compare
+from benchmarks.scaling.contenders import rivals
 from benchmarks.scaling.day import day
 from benchmarks.scaling.plots import plot
 from benchmarks.scaling.real import real
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scenarios = [SCENARIOS[name] for name in asked if name in SCENARIOS]
     questions: dict[str, Callable[[], Answer]] = {name: OTHERS[name] for name in asked if name in OTHERS}
     if scenarios:
-        questions = {"scenarios": lambda: compare(scenarios, seeds=options.seeds), **questions}
+        others = rivals() if options.rivals else None
+        questions = {"scenarios": lambda: compare(scenarios, seeds=options.seeds, others=others), **questions}
 
     answers: dict[str, Answer] = {}
     for name, ask in questions.items():
@@ -108,6 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="say what can be asked, and do nothing")
     parser.add_argument(
         "--seeds", type=_positive, default=1, help="runs of each scenario, the worst counts (default: 1)"
+    )
+    parser.add_argument(
+        "--rivals", action="store_true", help="in the scenarios, compare Adaptive with published algorithms (slow)"
     )
     parser.add_argument("--save", action="store_true", help="write the figures and a table to benchmarks/results/")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw the traces into DIR, as SVG")

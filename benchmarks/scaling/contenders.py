@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from asyncpool import Adaptive, AutoScale
+from benchmarks.scaling.rivals import RIVALS
 from benchmarks.scaling.simulate import Policy, Scenario
 
-__all__ = ["ADAPTIVE", "Contender", "contenders"]
+__all__ = ["ADAPTIVE", "Contender", "contenders", "rivals"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +27,8 @@ def contenders(scenario: Scenario) -> tuple[Contender, ...]:
     """Return who takes part. AutoScale is told a maximum, and knows of the capacity only what that says."""
     most = scenario.max_workers
     return Contender(f"AutoScale(2, {most})", AutoScale(2, most)), ADAPTIVE
+
+
+def rivals() -> tuple[Contender, ...]:
+    """Return Adaptive, and the published algorithms that it is compared with."""
+    return ADAPTIVE, *(Contender(rival.__name__, rival(1, 200)) for rival in RIVALS)
