@@ -26,6 +26,7 @@ class Waits:
         "_may_end_by_itself",
         "_may_grow",
         "_most",
+        "_needs_worker",
         "_on_all_waiting",
         "_owner",
         "_pending",
@@ -41,12 +42,15 @@ class Waits:
         running: Callable[[], int],
         most: Callable[[], int],
         may_end_by_itself: Callable[[], bool],
+        needs_worker: Callable[[], bool],
         on_all_waiting: Callable[[], None],
         may_grow: Callable[[], bool],
     ) -> None:
         self._owner = owner
         # Whether some wait for a thing that comes with time: then nothing is told yet, and `check` is called again.
         self._may_end_by_itself = may_end_by_itself
+        # Whether no worker is there or comes for another job, and the policy may want one.
+        self._needs_worker = needs_worker
         # Called when no job that runs can go on, and there may be more workers.
         self._on_all_waiting = on_all_waiting
         # Asked where there may not: whether that is known only later, when `check` is called again, and is final.
@@ -88,6 +92,8 @@ class Waits:
         if len(self._waits_of) < self._running() or self._may_end_by_itself():
             return
         most, running = self._most(), self._running()
+        if running < most and not self._needs_worker():
+            return  # before the count, which takes as long as there are waits
         blocked = self._blocked()
         if len(blocked) < running or not blocked:
             return

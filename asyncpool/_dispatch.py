@@ -301,6 +301,7 @@ class Dispatcher:
             running=lambda: self.running,
             most=self.most,
             may_end_by_itself=self._room_may_come_by_itself,
+            needs_worker=self._needs_worker,
             on_all_waiting=self._all_wait,
             may_grow=self._may_grow,
         )
@@ -1249,10 +1250,12 @@ class Dispatcher:
         self.scaler.rouse(at_once=not self.wanted_workers)
 
     def _all_wait(self) -> None:
-        """Every job that runs waits for this pool: it needs one more worker, if there may be one."""
-        if not self.idle and not self.scaler.is_fixed and not self._opening():
-            self.queue.push = self._push
-            self.scaler.rouse(at_once=True)
+        """Every job that runs waits for this pool: ask for one more worker."""
+        self.queue.push = self._push
+        self.scaler.rouse(at_once=True)
+
+    def _needs_worker(self) -> bool:
+        return not self.idle and not self.scaler.is_fixed and not self._opening()
 
     def _may_grow(self) -> bool:
         """Whether the policy is a function, so that it has to be asked before anybody knows."""

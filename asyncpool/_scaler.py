@@ -131,11 +131,6 @@ class Scaler:
         self.is_dozing = False  # whether the host is to rouse us
 
     @property
-    def first(self) -> int:
-        """How many workers the pool starts with."""
-        return self._policy.first
-
-    @property
     def most(self) -> int:
         """How many workers there may be. Of a function that is not known: then it is what it answered last."""
         return max(1, self._host.wanted_workers) if self.is_function else self._policy.most
