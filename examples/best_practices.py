@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import logging
 import os
+import sys
 from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -28,6 +29,7 @@ from asyncpool import (
     offload,
     recommended_workers,
 )
+from examples.command_line import finish
 
 LONG = 60.0
 """Seconds that nobody waits for here: what takes so long is cancelled."""
@@ -345,4 +347,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    sys.exit(finish("best_practices", main, lambda: "not all of them were shown"))
