@@ -374,7 +374,7 @@ class Dispatcher:
             return 0
         # Of a pool that sleeps without workers, the first job brings one.
         idle = 0 if self.is_paused else len(self.idle)
-        if not self.wanted_workers and not self.running and not self.is_paused:
+        if not idle and not self.running and not self.wanted_workers and not self.is_paused:
             idle = 1
         return self.queue_size + idle - self.queue.size
 

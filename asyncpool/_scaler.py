@@ -114,16 +114,19 @@ class Scaler:
         "_failures",
         "_host",
         "_loop",
+        "_most",
         "_policy",
         "_seen",
         "_timer",
         "is_dozing",
+        "is_fixed",
+        "is_function",
     )
 
     def __init__(self, host: ScalerHost, policy: ScalingPolicy) -> None:
         self._host = host
-        self._policy = policy
         self._decide: Decide | None = _started(policy)  # None: the pool has ended
+        self._adopt(policy)
         self._timer: asyncio.Handle | None = None
         self._seen: tuple[object, ...] = ()  # what was the case when the policy was asked last
         self._alike = 0  # how many times in a row it was the same
@@ -133,17 +136,7 @@ class Scaler:
     @property
     def most(self) -> int:
         """How many workers there may be. Of a function that is not known: then it is what it answered last."""
-        return max(1, self._host.wanted_workers) if self.is_function else self._policy.most
-
-    @property
-    def is_function(self) -> bool:
-        """Whether the policy is a function, of which nobody knows how many workers it may want."""
-        return isinstance(self._policy, _Function)
-
-    @property
-    def is_fixed(self) -> bool:
-        """Whether the policy always answers the same."""
-        return isinstance(self._policy, FixedSize)
+        return self._most or max(1, self._host.wanted_workers)
 
     def open(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
         """Bind to the running loop."""
@@ -153,11 +146,18 @@ class Scaler:
     def swap(self, policy: ScalingPolicy) -> None:
         """Apply another policy from now on. Its first answer is asked for by `look()`."""
         decide = _started(policy)
-        self._policy = policy
+        self._adopt(policy)
         self._decide = decide
         self._seen = ()
         self._failures = 0
         self._host.forget_recent()
+
+    def _adopt(self, policy: ScalingPolicy) -> None:
+        self._policy = policy
+        # Told apart once, because the most workers there may be are asked for at each job.
+        self.is_fixed = isinstance(policy, FixedSize)  # always answers the same
+        self.is_function = isinstance(policy, _Function)  # nobody knows how many workers it may want
+        self._most = 0 if self.is_function else policy.most
 
     def end(self) -> None:
         """Ask no more."""
