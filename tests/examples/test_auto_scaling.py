@@ -50,7 +50,7 @@ def test_the_pool_grows_to_ten_workers_and_comes_back_to_two(capsys: pytest.Capt
     assert sorted(burst.sizes, reverse=True) == burst.sizes
     printed = capsys.readouterr().out
     assert re.search(r"^ +0\.\d s  2 -> 10 workers: \d+ jobs wait for 2 workers$", printed, re.M)
-    assert re.search(r"^ +4\.\d s  \d+ -> 2 workers: \d workers were idle for 3 s$", printed, re.M)
+    assert re.search(r"^ +4\.\d s  \d+ -> 2 workers: \d workers idle for 3 s$", printed, re.M)
     assert re.search(r"^ +1\.0 s  10 workers, \d+ busy, \d+ jobs queued, \d+ done \(\d+\.\d jobs/s\)$", printed, re.M)
     end = re.search(
         r"^100 jobs in (\S+) s, on up to 10 workers; a fixed pool of 10 needs at least 1\.00 s\.\n"

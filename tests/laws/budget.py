@@ -13,7 +13,7 @@ IS_LONG = _BUDGET == "long"
 IS_SHORT = _BUDGET == "short"
 
 # How many random schedules each scenario runs under, by the way in which the loop makes tasks (test_schedules.py).
-SCHEDULES = {"default": 140, "factory": 28, "wrapping": 28, "eager": 28}
+SCHEDULES = {"default": 136, "factory": 26, "wrapping": 26, "eager": 26}
 # How many random programs the state machine runs, and how many steps each has (test_machine.py).
 MACHINE_EXAMPLES = 300
 MACHINE_STEPS = 40

@@ -95,7 +95,7 @@ SIZES: tuple[Any, ...] = (
     Adaptive(2, 4, interval=0.3),
     Whim(3, 2, 0, 3, 0, 4, 1, 0),
     Whim(2, 0, 2, 0, 1, 1, 0, 2, 0, interval=0.02, ask_again_in=0.0),
-    Whim(4, 0, interval=0.3),
+    Whim(4, 0, 3, 0, 1, 2, 0, interval=0.3, ask_again_after_failures=1),
 )
 ANY_SIZE = st.one_of(st.integers(1, 4), st.sampled_from(SIZES))
 ANY = st.integers(0, 1000)  # an index, taken modulo what there is

@@ -106,8 +106,8 @@ def policies(random: Random, *, least: int = 0, most: int = 4) -> Any:
 def whim(random: Random, most: int) -> Whim:
     """A policy that answers at random."""
     answers = [random.randint(0, most + 1) for _ in range(random.randint(1, 12))]
-    again = random.choice((None, 0.0, 0.002, 0.5))
-    return Whim(most, *answers, interval=random.choice((0.002, 0.1, 0.1)), ask_again_in=again)
+    when = random.choice(({}, {}, {"ask_again_in": 0.0}, {"ask_again_in": 0.5}, {"ask_again_after_failures": 1}))
+    return Whim(most, *answers, interval=random.choice((0.002, 0.1, 0.1)), **when)
 
 
 def any_size(random: Random) -> Any:
@@ -1435,10 +1435,12 @@ async def a_limiter_function_does_as_it_likes(witness: Witness, random: Random) 
 class Rogue:
     """A scaling policy of the user's own, which may do anything when it is asked; for a while, and then it is tame."""
 
-    first, most, interval = 1, 4, 0.003
+    first = 1
 
-    def __init__(self, act: Callable[[PoolLoad], Any]) -> None:
+    def __init__(self, act: Callable[[PoolLoad], Any], *, most: int = 4, interval: float = 0.003) -> None:
         self._act = act
+        self.most = most
+        self.interval = interval
 
     def start(self) -> Decide:
         left = 30
@@ -1523,6 +1525,114 @@ async def a_pool_without_workers_is_woken(witness: Witness, random: Random) -> N
             assert all(task.done() for task in tasks)
             assert (pool.stats.queued, pool.stats.delayed, pool.stats.running) == (0, 0, 0)
             assert loop.time() == now
+    assert not (await witness.check_end())
+
+
+@scenario
+async def a_job_comes_while_the_pool_falls_asleep(witness: Witness, random: Random) -> None:
+    """In the very step: from who observes it, from the policy that says so, or asked for its priority."""
+    left = random.randint(1, 3)
+    how = random.choice(("observer", "policy", "priority"))
+
+    def bring(what: str) -> None:
+        nonlocal left
+        if left and how == what:
+            left -= 1
+            witness.handles.append(pool.submit_nowait(witness.item("ok", "nap")))
+
+    def drowsy(load: PoolLoad) -> int:
+        if load.succeeded and not load.running:
+            bring("policy")
+        return load.running
+
+    def key(item: Item) -> int:
+        if how == "priority":
+            witness.resize(drowsy)
+        return item.n
+
+    def observe(event: object) -> None:
+        if isinstance(event, PoolResized) and event.new == 0:
+            bring("observer")
+
+    options: dict[str, Any] = {"observe": True, "observers": [observe]} if how == "observer" else {}
+    if how == "priority":
+        options["priority"] = key
+    asleep = AutoScale(0, 2, interval=0.01, idle_timeout=0.0)
+    pool = witness.make_pool(workers=random.choice((asleep, drowsy)), queue_size=2, **options)
+    async with pool:
+        for _ in range(3):
+            await witness.submit(witness.item("ok", "nap", "turn"))
+            for _ in range(4):
+                await pass_time(random)
+                await settle()
+                witness.check_settled()
+        await all_done(pool)
+    assert not (await witness.check_end())
+
+
+@scenario
+async def a_policy_is_asked_when_something_has_changed(witness: Witness, random: Random) -> None:
+    """Within an interval, and else not at all: a pool in which nothing happens costs nothing."""
+    asked: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    def steady(load: PoolLoad) -> int:
+        asked.append(load.now)
+        return 2
+
+    options: dict[str, Any] = {"resource": Doors(random)} if random.random() < 0.3 else {}
+    retry = Retry(attempts=2, backoff=300.0, max_backoff=300.0, jitter=False)
+    async with witness.make_pool(workers=steady, queue_size=1, retry=retry, **options) as pool:
+
+        async def nothing_happens(seconds: float) -> None:
+            await asyncio.sleep(20.0)
+            count = len(asked)
+            await asyncio.sleep(seconds - 20.0)
+            assert len(asked) == count
+
+        async def was_asked() -> None:
+            now = loop.time()
+            await asyncio.sleep(0.1)
+            await settle()
+            assert asked[-1] >= now
+
+        await nothing_happens(100.0)
+        for item in witness.items(2, "hang"):
+            await witness.submit(item)
+        await was_asked()
+        waiting = await witness.submit(witness.item("ok"))
+        await was_asked()
+        await nothing_happens(100.0)
+        for what in random.sample(("wait", "refuse", "pause", "end", "retry"), 2):
+            match what:
+                case "wait":
+                    task = spawn(witness.submit(witness.item("ok")))
+                    await was_asked()
+                    task.cancel()
+                    await ended(task)
+                case "refuse" if not waiting.done():
+                    with pytest.raises(QueueFull):
+                        pool.submit_nowait(witness.item("ok"))
+                    await was_asked()
+                case "pause":
+                    pool.pause()
+                    await was_asked()
+                    await nothing_happens(100.0)
+                    pool.resume()
+                    await was_asked()
+                case "end" if not witness.handles[0].done():
+                    witness.handles[0].cancel()
+                    await was_asked()
+                case "retry":
+                    witness.handles[0].cancel()
+                    await pool.submit(witness.item("ok"))
+                    witness.others += 1
+                    handle = await witness.submit(witness.item("flaky1"))
+                    await nothing_happens(300.0)
+                    await handle.outcome()
+                    await was_asked()
+        for handle in witness.handles:
+            handle.cancel()
     assert not (await witness.check_end())
 
 
@@ -1663,7 +1773,16 @@ async def policies_do_as_they_like(witness: Witness, random: Random) -> None:
     tasks: list[asyncio.Task[Any]] = []
     loop = asyncio.get_running_loop()
     is_paused = False
-    garbage = (None, 3, "many", Decision(-1), Decision(1.5), Decision(True), Decision(2, ask_again_in=-1.0))  # type: ignore[arg-type]
+    garbage: tuple[Any, ...] = (
+        None,
+        3,
+        "many",
+        Decision(-1),
+        Decision(1.5),  # type: ignore[arg-type]
+        Decision(True),
+        Decision(2, ask_again_in=-1.0),
+        Decision(2, ask_again_after_failures=0),
+    )
 
     def resume() -> None:
         nonlocal is_paused
@@ -1690,7 +1809,7 @@ async def policies_do_as_they_like(witness: Witness, random: Random) -> None:
                     is_paused = True
                     loop.call_later(0.01, resume)
                 case 8 if random.random() < 0.5:
-                    witness.resize(Rogue(act) if random.random() < 0.5 else any_size(random))
+                    witness.resize(Rogue(act, most=random.randint(1, 4)) if random.random() < 0.7 else any_size(random))
                 case 9 if random.random() < 0.1:
                     is_paused = False
                     random.choice((pool.cancel, pool.drain))()
@@ -1741,9 +1860,10 @@ async def jobs_that_wait_for_their_own_pool_make_it_grow(witness: Witness, rando
             AutoScale(random.randint(0, 1), most, interval=1000.0),
             Adaptive(1, most, interval=1000.0),
             Rogue(lambda _: Decision(1)),
+            lambda load: min(4, load.running + load.backlog + 1),
         )
     )
-    most = policy.most
+    most = getattr(policy, "most", 4)
     opens = Doors(random) if random.random() < 0.3 else None
 
     async def handler(depth: int, resource: object = None) -> int:
@@ -1790,6 +1910,7 @@ async def jobs_that_wait_for_their_own_pool_make_it_grow(witness: Witness, rando
     stats = pool.stats
     assert stats.submitted == stats.succeeded + stats.failed + stats.cancelled
     assert stats.peak_running <= most
+    witness.check_timers()
 
 
 @scenario

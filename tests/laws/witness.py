@@ -138,11 +138,11 @@ class Letters(DeadLetters[Any]):
 class Whim:
     """A scaling policy that changes its mind for no reason: it gives one answer after the other, and keeps the last."""
 
-    def __init__(self, most: int, *answers: int, interval: float = 0.001, ask_again_in: float | None = None) -> None:
+    def __init__(self, most: int, *answers: int, interval: float = 0.001, **when: Any) -> None:
         self.most = most
         self.interval = interval
         self._answers = answers
-        self._ask_again_in = ask_again_in
+        self._when = when  # to ask again
 
     @property
     def first(self) -> int:
@@ -153,7 +153,7 @@ class Whim:
 
         def decide(_: PoolLoad) -> Decision:
             if len(left) > 1:
-                return Decision(left.pop(0), "a whim", ask_again_in=self._ask_again_in)
+                return Decision(left.pop(0), "a whim", **self._when)
             return Decision(left[0], "the last whim")
 
         return decide
@@ -651,7 +651,7 @@ class Witness:
         assert (stats.queued, stats.delayed, stats.running) == (0, 0, 0), stats
         assert self.sources_open == 0, "a source was not closed"
         assert self.retry is not None or max(self.calls.values(), default=0) <= 1, "a job ran twice"
-        self._check_timers()
+        self.check_timers()
         for meter in self.meters:
             meter.check()
             assert not meter.limit.users, f"{meter.limit}: pools that are closed wait for it"
@@ -690,7 +690,7 @@ class Witness:
         assert len({item.n for item, _ in unfinished}) == len(unfinished), "handed back twice"
         return report
 
-    def _check_timers(self) -> None:
+    def check_timers(self) -> None:
         """Check that the closed pool has left no timer on the loop, but in jobs that it has abandoned."""
         scheduled: list[asyncio.TimerHandle] = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
         for timer in scheduled:
