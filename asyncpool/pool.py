@@ -326,7 +326,9 @@ class WorkerPool(Generic[JobT, ValueT]):
         dispatcher.scaler.swap(policy)
         if self._life.state is State.OPEN:
             dispatcher.scaler.look()
+            # The most workers may be others, even if the number is the same.
             dispatcher.make_way()
+            dispatcher.waits.check()
         else:
             old, dispatcher.wanted_workers = dispatcher.wanted_workers, policy.first
             if old != policy.first and dispatcher.observers.any:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from asyncpool import Failed, JobHandle, PoolDeadlock, Succeeded, WorkerPool
+from asyncpool import AutoScale, Failed, JobHandle, PoolDeadlock, Succeeded, WorkerPool
 from asyncpool.testing import settle
-from tests.helpers import echo, fuzzed, now, sleeper
+from tests.helpers import echo, fuzzed, now, sleeper, virtual
 
 Call = Callable[[], Awaitable[Any]]
 
@@ -247,3 +247,21 @@ async def test_a_job_that_was_just_woken_is_not_taken_for_blocked() -> None:
     async with pool:
         assert await pool.run(first_of_two) == 1
         assert now() == 1
+
+
+@virtual
+async def test_a_deadlock_that_comes_from_a_policy_with_fewer_workers_is_seen() -> None:
+    async def outer() -> None:
+        wait = asyncio.create_task(pool.run(inner))
+        await asyncio.sleep(0)
+        assert pool.stats.queued == 1
+        pool.resize(1)  # before the pool has got the second worker that it was about to
+        await wait
+
+    async def inner() -> None:
+        pass
+
+    pool: WorkerPool[Call, None] = WorkerPool(workers=AutoScale(1, 4, interval=10))
+    async with pool:
+        with pytest.raises(PoolDeadlock):
+            await pool.run(outer)
