@@ -20,7 +20,7 @@ from asyncpool._job import Job
 from asyncpool.errors import RetryAdvice, recorded_error
 from asyncpool.outcomes import Cancelled, CancelReason, Failed
 
-__all__ = ["call_handler", "inside_try", "judge", "strip", "within_deadline", "within_limiter"]
+__all__ = ["blame_handler", "call_handler", "inside_try", "judge", "strip", "within_deadline", "within_limiter"]
 
 
 @types.coroutine
@@ -33,11 +33,20 @@ def call_handler(handler: Callable[..., Awaitable[Any]], *args: Any) -> Awaitabl
     """Call a handler and return its awaitable, or raise a TypeError that says how to run synchronous functions."""
     awaitable = handler(*args)
     if not inspect.isawaitable(awaitable):
-        raise TypeError(
-            f"the handler must return an awaitable, got {type(awaitable).__name__}: "
-            "make it an `async def`, or wrap a synchronous function in asyncpool.offload(...)"
-        )
+        raise _not_awaitable(awaitable)
     return awaitable
+
+
+def blame_handler(returned: object, error: BaseException) -> BaseException:
+    """Return the error of an attempt at whose end `await returned` raised this one."""
+    return error if inspect.isawaitable(returned) else _not_awaitable(returned)
+
+
+def _not_awaitable(returned: object) -> TypeError:
+    return TypeError(
+        f"the handler must return an awaitable, got {type(returned).__name__}: "
+        "make it an `async def`, or wrap a synchronous function in asyncpool.offload(...)"
+    )
 
 
 async def within_limiter(limiter: AbstractAsyncContextManager[Any], inner: Awaitable[Any]) -> Any:
@@ -90,7 +99,7 @@ def judge(job: Job, error: BaseException, now: float, handler: object) -> Failed
     raised, error = error, recorded_error(error)
     if doom is not None and isinstance(error, asyncio.CancelledError):
         if isinstance(doom, CancelReason):
-            return Cancelled(job.input, doom, job.has_begun, job.attempts, job.worker.number, queued, ran)
+            return Cancelled(job.input, doom, job.has_begun, job.attempt, job.worker.number, queued, ran)
         # Where the job was when its time was over: the line numbers are worth having.
         error = doom.with_traceback(error.__traceback__)
         if isinstance(raised, RetryAdvice):
@@ -98,7 +107,7 @@ def judge(job: Job, error: BaseException, now: float, handler: object) -> Failed
     if raised is not error:
         strip(raised)  # nobody gets it, but the frames that it knows lead to what others keep
     strip(error, handler)
-    return Failed(job.input, error, job.attempts, job.worker.number, queued, ran)
+    return Failed(job.input, error, job.attempt, job.worker.number, queued, ran)
 
 
 def strip(error: BaseException, handler: object = None) -> None:

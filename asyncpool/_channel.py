@@ -36,13 +36,13 @@ class Channel(Generic[ItemT_co]):
 
     def __init__(self, dispatcher: Dispatcher, *, ordered: bool, raises: bool, window: int | None, what: str) -> None:
         self._dispatcher = dispatcher
-        self._is_ordered = ordered
         self.ready: deque[Outcome[Any, Any]] = deque()  # what the reader may have
-        self._in_order: deque[Job] = deque()  # if ordered: the jobs whose outcomes are not yet ready, from the first
+        # If ordered: the jobs whose outcomes are not yet ready, from the first.
+        self.in_order: deque[Job] | None = deque() if ordered else None
         self.raises = raises
         self._what = f"{what} of pool {dispatcher.name!r}"
         self._window = window
-        self._live = 0  # accepted and not settled
+        self.live = 0  # accepted and not settled
         self._delayed = 0  # of those, how many wait for a time
         self.line = Line(self._room)
         self._has_cursor = False
@@ -63,7 +63,7 @@ class Channel(Generic[ItemT_co]):
     @property
     def unread(self) -> int:
         """How many jobs are accepted and not read; without those that are delayed, unless the window was asked for."""
-        unread = (len(self._in_order) if self._is_ordered else self._live) + len(self.ready)
+        unread = (self.live if self.in_order is None else len(self.in_order)) + len(self.ready)
         return unread - self._delayed if self._window is None else unread
 
     def _room(self) -> int:
@@ -72,24 +72,26 @@ class Channel(Generic[ItemT_co]):
     # -- The side of the jobs ----------------------------------------------------------------------------------------
 
     def _expect(self, job: Job) -> None:
-        self._in_order.append(job)
+        if self.in_order is None:
+            return
+        self.in_order.append(job)
         if job.outcome is not None:  # it was refused, or the pool is closed
-            self._move_to_ready()
+            self._move_to_ready(self.in_order)
             self._wake_reader()
 
     def deliver(self, job: Job, outcome: Outcome[Any, Any], /) -> None:
         """Take a job's outcome in. For the pool."""
-        self._live -= 1
+        self.live -= 1
         if self._is_cut:
             if isinstance(outcome, Failed):
                 self._dispatcher.count_unread((outcome,))
-            if not self._live:
+            if not self.live:
                 self._wake_closers()
             return
-        if self._is_ordered:
-            self._move_to_ready()
-        else:
+        if self.in_order is None:
             self.ready.append(outcome)
+        else:
+            self._move_to_ready(self.in_order)
         if self.raises and not isinstance(outcome, Succeeded):
             self._fail_from(job, outcome)
         if self._reader is not None and self.ready:
@@ -101,22 +103,21 @@ class Channel(Generic[ItemT_co]):
         if self.line.waiting:
             self.line.advance()
 
-    def _move_to_ready(self) -> None:
-        jobs = self._in_order
+    def _move_to_ready(self, jobs: deque[Job]) -> None:
         while jobs and (outcome := jobs[0].outcome) is not None:
             jobs.popleft()
             self.ready.append(outcome)
 
     def _fail_from(self, failed: Job, outcome: Outcome[Any, Any]) -> None:
         """End the channel with this job: take no more, and cancel those that would not be read."""
-        if self._failed_at is not None and (not self._is_ordered or failed.number > self._failed_at):
+        if self._failed_at is not None and (self.in_order is None or failed.number > self._failed_at):
             return  # it is one of those that are cancelled already, or just now
         self._failed_at = failed.number
         self._close_intake()
         # If the pool's end is what began it, it is the end of the others too: their inputs are to be handed back.
         is_shutdown = isinstance(outcome, Cancelled) and outcome.reason is CancelReason.SHUTDOWN
         self._dispatcher.cancel_where(
-            lambda job: job.sink is self and (not self._is_ordered or job.number > failed.number),
+            lambda job: job.sink is self and (self.in_order is None or job.number > failed.number),
             CancelReason.SHUTDOWN if is_shutdown else CancelReason.STREAM,
         )
 
@@ -154,7 +155,7 @@ class Channel(Generic[ItemT_co]):
             self._failure.unwrap()
         if self._is_cut:
             raise self._cut_error()
-        if not self._intake_is_open and not self.unread and not self._live:
+        if not self._intake_is_open and not self.unread and not self.live:
             await self._finish()
             self._is_over = True
             raise StopAsyncIteration if self._end is None else self._end
@@ -194,9 +195,10 @@ class Channel(Generic[ItemT_co]):
 
     def _take_failures(self) -> list[Failed[Any]]:
         """Empty the buffer, and return the failures that were in it."""
-        outcomes = [*self.ready, *(job.outcome for job in self._in_order)]
+        outcomes = [*self.ready, *(job.outcome for job in self.in_order or ())]
         self.ready.clear()
-        self._in_order.clear()
+        if self.in_order is not None:
+            self.in_order.clear()
         return [outcome for outcome in outcomes if isinstance(outcome, Failed)]
 
     def cut_soon(self) -> None:
@@ -215,13 +217,18 @@ class Channel(Generic[ItemT_co]):
     async def aclose(self) -> None:
         """Cancel what is queued or runs, and wait until it has ended. Does nothing after the end.
 
-        Cancel-safe: what was asked to end goes on ending.
+        A job that ignores its cancellation is waited for until it is called stuck, after five seconds. Cancel-safe:
+        what was asked to end goes on ending.
         """
         self.cut()
-        while self._live:
+        while self.live and self._dispatcher.is_waited_for(self):
             future: asyncio.Future[None] = self._dispatcher.loop.create_future()
             self._closers.append(future)
             await future
+
+    def give_up_job(self, job: Job, /) -> None:
+        """Wait for this job no more, if all that is waited for is its end. For the pool."""
+        self._wake_closers()
 
     def _wake_closers(self) -> None:
         closers, self._closers = self._closers, []
@@ -249,15 +256,16 @@ class Cursor(AsyncIterator[ItemT_co]):
     async def __anext__(self) -> ItemT_co:
         """Return the next item. Cancel-safe: nothing is lost, and the stream stays open."""
         channel = self._channel
+        ready = channel.ready
         while True:
-            if not channel.ready:
+            if not ready:
                 try:
                     await channel.wait_for_news()
                 except BaseException:
                     del self  # or the traceback, if somebody keeps it, keeps the cursor alive, and so the stream
                     raise
                 continue
-            outcome: Any = channel.ready.popleft()
+            outcome: Any = ready.popleft()
             if channel.line.waiting:
                 channel.line.advance()
             if not channel.raises:

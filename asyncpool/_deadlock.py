@@ -69,7 +69,7 @@ class Waits:
                 wait like this, and this wait is the newest.
         """
         job = CURRENT_JOB.get(None)
-        if job is None or job.owner is not self._owner or not job.is_running:
+        if job is None or not job.runs_in(self._owner):
             await future
             return
         self._pending[future] = job

@@ -17,29 +17,28 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import inspect
 import logging
 import math
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context, copy_context
 from functools import partial
 from itertools import chain
-from types import CoroutineType
 from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
 
 from asyncpool._alarms import Alarms
-from asyncpool._attempt import call_handler, inside_try, judge, strip, within_deadline, within_limiter
+from asyncpool._attempt import blame_handler, call_handler, inside_try, judge, strip, within_deadline, within_limiter
 from asyncpool._checks import check_seconds
 from asyncpool._deadlock import Waits
 from asyncpool._gate import Gate
 from asyncpool._job import CURRENT_JOB, Job, Past, Sink, new_job
 from asyncpool._letterbox import Letterbox
 from asyncpool._pauses import Pauses
-from asyncpool._queue import JobQueue, Line, ReturnQueue
+from asyncpool._queue import JobQueue, Line, PriorityJobQueue, ReturnQueue
 from asyncpool._recent import Recent
 from asyncpool._retries import Retries
 from asyncpool._scaler import Scaler
@@ -94,7 +93,8 @@ _ASK_ONCE_MORE = 0.1
 _HAS_EAGER_TASKS = sys.version_info >= (3, 12)
 # Bound once: looking them up costs at each job.
 _set_current_job = CURRENT_JOB.set
-_succeeded = Succeeded.made
+_new: Any = object.__new__
+_NOTHING_YET: Any = object()
 _Task: Any = asyncio.Task  # Any: the type checkers know of `eager_start` from 3.12 only
 
 
@@ -109,6 +109,30 @@ def _call(job: Any) -> Any:
             "pass the function itself, or functools.partial(function, ...)"
         )
     return job()
+
+
+class Puller(Protocol):
+    """A stream that pulls its jobs from an iterator, and is their sink."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it wants no more."""
+        ...
+
+    context: Context
+    """That of its jobs, to be copied for each."""
+    live: int
+    """How many jobs are accepted and not settled."""
+    in_order: deque[Job] | None
+    """If it is ordered: the jobs whose outcomes are not yet ready."""
+
+    def bring(self, input: Any, /) -> Job:
+        """Have an input accepted, whatever has happened since it was pulled."""
+        ...
+
+    def deliver(self, job: Job, outcome: Outcome[Any, Any], /) -> None: ...
+    def count_delayed(self, change: int, /) -> None: ...
+    def give_up_job(self, job: Job, /) -> None: ...
 
 
 class Guest(Protocol):
@@ -128,7 +152,7 @@ class Guest(Protocol):
         """Bring no more jobs; whoever reads to the end gets the error."""
         ...
 
-    def give_up(self) -> None:
+    def give_up_feeder(self) -> None:
         """Do not wait for the feeder any more: it ignores its cancellation."""
         ...
 
@@ -139,6 +163,7 @@ class Dispatcher:
     __slots__ = (
         "__weakref__",
         "_asking",
+        "_attend_at",
         "_context",
         "_delays",
         "_dying",
@@ -148,11 +173,13 @@ class Dispatcher:
         "_handler",
         "_has_delays",
         "_has_handler",
+        "_has_plain_queue",
         "_is_direct",
         "_is_eager",
         "_is_gated",
         "_is_plain",
         "_is_pumping",
+        "_is_retiring",
         "_letterbox",
         "_limiter",
         "_max_delayed",
@@ -173,7 +200,9 @@ class Dispatcher:
         "_tidy_at",
         "_time",
         "_timeout",
+        "_waiting",
         "_was_told",
+        "_when_less",
         "abandoned",
         "counters",
         "guests",
@@ -198,7 +227,6 @@ class Dispatcher:
         "unfinished",
         "waits",
         "wanted_workers",
-        "when_less",
         "workers",
     )
 
@@ -234,6 +262,7 @@ class Dispatcher:
         self._max_delayed = max_delayed
 
         self.queue = make_queue()
+        self._has_plain_queue = not isinstance(self.queue, PriorityJobQueue)  # to accept a job never raises
         self._returns = self.queue if isinstance(self.queue, ReturnQueue) else None  # the same, where jobs come back
         if self._retries is not None and self._retries.tally is not None:
             tally, push = self._retries.tally, self.queue.push
@@ -278,6 +307,7 @@ class Dispatcher:
         self._recent: Recent | None = None  # what a policy may want to know
         self._asking: asyncio.Handle | None = None  # while a function is asked for more workers, because all jobs wait
         self._surplus = 0  # how many busy workers are to retire after their job, whoever ends first
+        self._is_retiring = False  # whether all are
         self.pauses = Pauses(self._pauses_changed)
         self.is_paused = False  # whether there are any
         self._was_told = False  # whether observers have been told of one
@@ -306,6 +336,7 @@ class Dispatcher:
             may_grow=self._may_grow,
         )
         self.line = Line(self.room, self._wait_for_room)
+        self._waiting = self.line.waiting
         self.seconds_queued = Histogram()
         self.seconds_running = Histogram()
         self._record_queued = self.seconds_queued.record
@@ -316,7 +347,7 @@ class Dispatcher:
         self.abandoned: list[tuple[int, Unfinished[Any]]] = []
         self.resource_errors: list[BaseException] = []
         # Called whenever a job has ended or a worker is gone, while somebody waits for that.
-        self.when_less: Callable[[], None] | None = None
+        self._when_less: Callable[[], None] | None = None
         # The streams and groups that may still bring jobs.
         self.guests: WeakKeyDictionary[Guest, None] = WeakKeyDictionary()  # a set, in the order of its entries
 
@@ -333,6 +364,9 @@ class Dispatcher:
         self._time = time.monotonic if is_standard else loop.time  # noqa: TID251  # it is the loop's clock
         self.throughput = Throughput(loop.time())
         self._tidy_at = loop.time()
+        # From when on the end of a job has to look whether there is more to do than to let its worker go on: now and
+        # then to tidy, and always while `_is_special`.
+        self._attend_at = -math.inf
         self._context = copy_context()
         # In a turn of its own: the pool's step that told the observers is to be finished.
         self.observers.interrupted = lambda error: loop.call_soon(_raise, error)
@@ -388,13 +422,13 @@ class Dispatcher:
             return False
         return self._delays.size > 0 or (self._gate is not None and self._gate.waits_for_a_time)
 
-    def accept(self, input: Any, sink: Sink | None, context: Context) -> Job:
+    def accept(self, input: Any, sink: Sink, context: Context) -> Job:
         """Take charge of an input, whether or not there is room: that was its submitter's to wait for.
 
         Raises what the priority function raises; then nothing was accepted.
         """
         counters = self.counters
-        job = new_job(input, counters.submitted + 1, self, sink, context, self._time())
+        job = new_job(input, counters.submitted + 1, sink, context, self._time())
         self.queue.push(job)
         counters.submitted += 1
         if self.observers.any:
@@ -407,6 +441,40 @@ class Dispatcher:
             self._rouse()
         return job
 
+    def accept_from(self, source: Iterator[Any], room: int, stop_at: float, stream: Puller) -> bool:
+        """Take charge of what a plain iterator gives, up to `room` inputs or a loop time; return whether it gave all.
+
+        Raises what the iterator raises. It is the user's code, and may do anything to the pool and the stream: what it
+        gives after it has stopped the stream, the stream brings itself, as all inputs where to accept may raise or is
+        told.
+        """
+        is_plain = self._has_plain_queue and not self.observers.any
+        counters, idle, queue, expected = self.counters, self.idle, self.queue, stream.in_order
+        copy, time = stream.context.copy, self._time
+        for input in source:
+            if is_plain and not stream.is_stopped:
+                # What `new_job` and `accept` do, without the calls: half of what it costs to accept a job.
+                job = Job()
+                job.input = input
+                job.number = counters.submitted = counters.submitted + 1
+                job.sink = stream
+                job.context = copy()
+                job.ready_at = now = time()
+                job.attempt = 1
+                job.started_at = job.worker = job.task = job.doom = job.outcome = job.past = None
+                queue.push(job)
+                stream.live += 1
+                if expected is not None:
+                    expected.append(job)
+                if idle and not self._is_pumping:
+                    self._wake()
+            else:
+                now = stream.bring(input).ready_at
+            room -= 1
+            if not room or now >= stop_at or stream.is_stopped:
+                return False
+        return True
+
     @property
     def delayed(self) -> int:
         """How many jobs wait for a time."""
@@ -415,7 +483,7 @@ class Dispatcher:
     def refuse(self, input: Any, sink: Sink, context: Context, error: BaseException) -> Job:
         """Take charge of an input that `accept` raised `error` for: it has failed. Return its job."""
         self.counters.submitted += 1
-        job = new_job(input, self.counters.submitted, self, sink, context, self._time())
+        job = new_job(input, self.counters.submitted, sink, context, self._time())
         failed: Failed[Any] = Failed(input, error)
         self._count(job, failed)
         self._tell_accepted(job)
@@ -442,8 +510,9 @@ class Dispatcher:
 
     def _pump(self) -> None:
         """Start jobs on idle workers: the pool's own turn, the only place where an eager job may begin."""
-        idle, queue, is_eager = self.idle, self.queue, self._is_eager
+        idle, queue, loop, name = self.idle, self.queue, self.loop, self._task_name
         entries, take = queue.entries, queue.take
+        is_plain = self._is_eager and not self.observers.any
         stop_at = self._time() + _PUMP_SECONDS
         try:
             for _ in range(min(_PUMP_JOBS * len(self.workers), _MOST_PUMP_JOBS)):
@@ -454,17 +523,16 @@ class Dispatcher:
                     queue.bury()
                     continue
                 worker = idle.pop()
-                if is_eager and not self.observers.any:
-                    # What _begin does, without the call.
-                    job.worker = worker
-                    worker.job = job
-                    job.attempts += 1
+                if is_plain:
+                    # What _begin does, without the calls.
                     self.running = running = self.running + 1
                     if running > self.peak_running:
                         self.peak_running = running
+                    job.worker = worker
+                    worker.job = job
                     attempt = self._attempt(job, worker)
                     context, job.context = job.context, None
-                    task = _Task(attempt, loop=self.loop, name=self._task_name, context=context, eager_start=True)
+                    task = _Task(attempt, loop=loop, name=name, context=context, eager_start=True)
                     if worker.job is job:
                         job.task = task
                         if job.doom is not None:
@@ -473,8 +541,8 @@ class Dispatcher:
                 else:
                     self._begin(job, worker)
                 began = job.started_at  # None: the attempt is over, and waits for the next
-                del job  # see _begin
-                if (self._time() if began is None else began) >= stop_at:
+                del job  # see _start_in_turn
+                if began is not None and began >= stop_at:
                     break
         finally:  # also when a job raised KeyboardInterrupt: the others go on if the program does
             self._is_pumping = False
@@ -500,7 +568,7 @@ class Dispatcher:
                     job = queue.pop()
                     assert job is not None
                     self._begin(job, idle.pop())
-                    del job  # see _begin
+                    del job  # see _start_in_turn
                 now = self._time()
         finally:
             self._is_pumping = False
@@ -544,32 +612,44 @@ class Dispatcher:
             try:
                 self._begin(job, self.idle.pop())
             finally:  # also when it raised KeyboardInterrupt in its first step
-                del job  # see _begin
+                del job  # see _start_in_turn
                 gate.begun()
-        elif job.sink is not None:
+        else:
             job.sink.count_delayed(1)
 
     def _begin(self, job: Job, worker: Worker) -> None:
-        """Give a job to a worker and start the attempt's task."""
+        """Give a job to a worker that was idle."""
+        self.running = running = self.running + 1
+        if running > self.peak_running:
+            self.peak_running = running
+        self._start(job, worker)
+
+    def _start(self, job: Job, worker: Worker) -> None:
+        """Start the attempt's task."""
         job.worker = worker
         worker.job = job
-        job.attempts += 1
-        self.running += 1
-        if self.running > self.peak_running:
-            self.peak_running = self.running
         if self.observers.any:
             self.observers.emit(
-                JobStarted(pool=self.name, id=job.number, job=job.input, attempt=job.attempts, worker=worker.number)
+                JobStarted(pool=self.name, id=job.number, job=job.input, attempt=job.attempt, worker=worker.number)
             )
+        if not self._is_direct:
+            self._start_in_turn(job, worker)
+            return
         attempt = self._attempt(job, worker)
         context, job.context = job.context, None  # the task has it, and it has the job: kept, it would be a cycle
+        # Into its `try` before there is a task: one that is cancelled before its first step never enters it, and
+        # the job would have no outcome (test_a_job_cancelled_before_its_first_step_has_an_outcome).
+        attempt.send(None)
+        job.task = task = _Task(attempt, loop=self.loop, name=self._task_name, context=context)
+        if job.doom is not None:  # an observer has cancelled it
+            task.cancel()
+
+    def _start_in_turn(self, job: Job, worker: Worker) -> None:
+        """Start the attempt's task where that may run the job's first step: in the pool's own turn."""
+        attempt = self._attempt(job, worker)
+        context, job.context = job.context, None
         if self._is_eager:
             task = _Task(attempt, loop=self.loop, name=self._task_name, context=context, eager_start=True)
-        elif self._is_direct:
-            # Into its `try` before there is a task: one that is cancelled before its first step never enters it, and
-            # the job would have no outcome (test_a_job_cancelled_before_its_first_step_has_an_outcome).
-            attempt.send(None)
-            task = _Task(attempt, loop=self.loop, name=self._task_name, context=context)
         else:
             try:
                 task = self.loop.create_task(attempt, name=self._task_name, context=context)
@@ -594,53 +674,80 @@ class Dispatcher:
 
     async def _attempt(self, job: Job, worker: Worker) -> None:
         """Run one attempt at a job, in its own task and context. Whatever happens, the job has an outcome after it."""
-        raised: BaseException | None = None
+        awaitable: Any = _NOTHING_YET
         try:
             if self._is_direct:
                 await inside_try()
             _set_current_job(job)
             if self._is_plain:
                 job.started_at = began = self._time()
-                awaitable: Any = self._handler(job.input)
-                kind = type(awaitable)  # pyright: ignore[reportUnknownVariableType]  # of Any
-                if kind is not CoroutineType and not inspect.isawaitable(awaitable):
-                    call_handler(lambda: awaitable)  # raises the TypeError
+                awaitable = self._handler(job.input)
                 value: Any = await awaitable
             else:
                 value = await self._surrounded(job, worker)
-                began = cast("float", job.started_at)
+                started_at: Any = job.started_at  # Any: it is a number by now
+                began = started_at
             now = self._time()
-            queued = began - job.ready_at
-            ran = now - began
-            outcome: Outcome[Any, Any] = _succeeded(job.input, value, job.attempts, worker.number, queued, ran)
-            self._record_queued(queued)
-            self._record_running(ran)
         except BaseException as error:
             if self.loop.is_closed():  # the coroutine of an abandoned job is being collected: nobody is left to tell
                 raise
-            raised = error
-            if job.doom is None and self.is_torn_down() and isinstance(recorded_error(error), asyncio.CancelledError):
-                job.doom = CancelReason.SHUTDOWN
-            now = self._time()
-            try:
-                outcome = judge(job, error, now, self._handler if self._has_handler else job.input)
-            except Exception as broken:  # an error whose own attributes raise is an outcome all the same
-                kinds = type(error).__qualname__, type(broken).__qualname__
-                _log.error("pool %r: an error of type %s cannot be looked at: that raises %s", self.name, *kinds)
-                outcome = Failed(job.input, error, job.attempts, worker.number, now - job.ready_at, 0.0)
-            if job.started_at is not None:
-                self._record_queued(outcome.seconds_queued)
-                self._record_failed(outcome.seconds_running)
-            if self._retries is not None:
-                job.context = copy_context()  # of this very attempt: the next goes on with it
-        self._end(job, worker, outcome, now, raised)
-        if raised is not None:
-            del job, worker, outcome  # see _begin
-            try:
-                if isinstance(raised, KeyboardInterrupt):
-                    raise raised
-            finally:
-                del raised  # its traceback knows this frame
+            # To ask only now what the handler has returned costs nothing where it returned what it should.
+            raised = error if awaitable is _NOTHING_YET else blame_handler(awaitable, error)
+        else:
+            # Succeeded(...), without the calls.
+            ended = _new(Succeeded)
+            ended._job = job.input
+            ended._value = value
+            ended._attempts = job.attempt
+            ended._worker = worker.number
+            ended._seconds_queued = queued = began - job.ready_at
+            ended._seconds_running = ran = now - began
+            self._record_queued(queued)
+            self._record_running(ran)
+            if now >= self._attend_at:
+                self._end(job, worker, ended, now)
+                return
+            # What _end does where nothing else is to do: the end of most jobs.
+            worker.job = job.task = None
+            job.outcome = ended
+            self.counters.succeeded += 1
+            job.sink.deliver(job, ended)
+            if self._is_direct and (fresh := self.queue.pop()) is not None:
+                self._start(fresh, worker)
+            else:
+                self.running -= 1
+                self.idle.append(worker)
+                if not self._is_pumping and self.queue.size:
+                    self._wake()
+            if self._waiting:
+                self.line.advance()
+            return
+        self._end_raised(job, worker, raised)
+        del job, worker  # see _start_in_turn
+        try:
+            if isinstance(raised, KeyboardInterrupt):
+                raise raised
+        finally:
+            del raised  # its traceback knows this frame
+
+    def _end_raised(self, job: Job, worker: Worker, error: BaseException) -> None:
+        """End an attempt in its own task and context, by what was raised."""
+        if job.doom is None and self.is_torn_down() and isinstance(recorded_error(error), asyncio.CancelledError):
+            job.doom = CancelReason.SHUTDOWN
+        now = self._time()
+        outcome: Failed[Any] | Cancelled[Any]
+        try:
+            outcome = judge(job, error, now, self._handler if self._has_handler else job.input)
+        except Exception as broken:  # an error whose own attributes raise is an outcome all the same
+            kinds = type(error).__qualname__, type(broken).__qualname__
+            _log.error("pool %r: an error of type %s cannot be looked at: that raises %s", self.name, *kinds)
+            outcome = Failed(job.input, error, job.attempt, worker.number, now - job.ready_at, 0.0)
+        if job.started_at is not None:
+            self._record_queued(outcome.seconds_queued)
+            self._record_failed(outcome.seconds_running)
+        if self._retries is not None:
+            job.context = copy_context()  # of this very attempt: the next goes on with it
+        self._end(job, worker, outcome, now, error)
 
     async def _surrounded(self, job: Job, worker: Worker) -> Any:
         """Call the handler with what was asked to surround it: the limiter outside, so that its wait is not timed."""
@@ -720,12 +827,7 @@ class Dispatcher:
             worker.stale = True
         worker.job = job.task = None
         self.running -= 1
-        if type(outcome) is Succeeded and job.sink is not None and not self.observers.any:
-            # What _settle does, without the call.
-            job.outcome = outcome
-            self.counters.succeeded += 1
-            job.sink.deliver(job, outcome)
-        elif backoff is not None and isinstance(outcome, Failed):
+        if backoff is not None and isinstance(outcome, Failed):
             self._put_off(job, outcome, backoff, now)
         else:
             self._settle(job, outcome)
@@ -745,12 +847,31 @@ class Dispatcher:
                 self._wake()
         if self.line.waiting:
             self.line.advance()
-        if self.when_less is not None:
-            self.when_less()
+        self.tell_less()
+
+    def _is_special(self) -> bool:
+        """Whether there is more to do at the end of each job than to let its worker go on.
+
+        Whatever makes it so calls `_attend`; that it is so no more is seen when it is tidied.
+        """
+        return bool(
+            self.observers.any
+            or self._enter_resource is not None
+            or self._when_less is not None
+            or self._surplus
+            or self._dying
+            or self._is_retiring
+            or self.is_paused
+        )
+
+    def _attend(self) -> None:
+        """Look at the end of the next job, whatever its time."""
+        self._attend_at = -math.inf
 
     def _tidy(self, now: float) -> None:
         """What need not be done for each job, but soon."""
         self._tidy_at = now + _TIDY_SECONDS
+        self._attend_at = -math.inf if self._is_special() else self._tidy_at
         if self.scaler.is_dozing:
             self._rouse()
         self.seconds_queued.fold()
@@ -786,17 +907,17 @@ class Dispatcher:
         """Let a job wait for its next attempt. It has left its worker."""
         job.past = Past(failed, job.accepted_at, job.has_begun)
         job.worker = job.started_at = job.doom = None
+        job.attempt += 1
         self.counters.retries += 1
         self._delays.set(now + backoff, job)
-        if job.sink is not None:
-            job.sink.count_delayed(1)
+        job.sink.count_delayed(1)
         if self.observers.any:
             self.observers.emit(
                 JobRetrying(
                     pool=self.name,
                     id=job.number,
                     job=job.input,
-                    attempt=job.attempts,
+                    attempt=failed.attempts,
                     error=failed.error,
                     seconds=backoff,
                 )
@@ -812,8 +933,7 @@ class Dispatcher:
     def _put_back(self, job: Job) -> None:
         assert self._returns is not None
         self._returns.put_back(job)
-        if job.sink is not None:
-            job.sink.count_delayed(-1)
+        job.sink.count_delayed(-1)
         if self.scaler.is_dozing:
             self._rouse()
         if self.idle and not self._is_pumping:
@@ -869,8 +989,7 @@ class Dispatcher:
     def _tell(self, job: Job, outcome: Outcome[Any, Any]) -> None:
         if self.observers.any:
             self.observers.emit(JobEnded(pool=self.name, id=job.number, outcome=outcome))
-        if job.sink is not None:
-            job.sink.deliver(job, outcome)
+        job.sink.deliver(job, outcome)
 
     def _log_hook(self, what: str, error: BaseException) -> None:
         """What the user's code raises at the end of a job is logged, and changes nothing: the job is to be settled."""
@@ -900,11 +1019,21 @@ class Dispatcher:
             is_delayed = self._gate.forget(job)
         if not is_delayed:
             self.queue.forget()
-        elif job.sink is not None:
+        else:
             job.sink.count_delayed(-1)
         self._tell(job, outcome)
         self._less()
         return True
+
+    def call_when_less(self, call: Callable[[], None] | None) -> None:
+        """Have something called whenever a job has ended or a worker is gone; None: nothing any more."""
+        self._when_less = call
+        self._attend()
+
+    def tell_less(self) -> None:
+        """Call it."""
+        if self._when_less is not None:
+            self._when_less()
 
     def _less(self) -> None:
         """Tell whoever waits for that: there is a job less."""
@@ -912,8 +1041,7 @@ class Dispatcher:
             self._rouse()
         self.line.advance()
         self.waits.check()  # what was delayed may have been all that was still to come
-        if self.when_less is not None:
-            self.when_less()
+        self.tell_less()
 
     def _doom(self, job: Job, why: CancelReason | PoolError) -> None:
         """Cancel the task of a running job, once. A reason that is later wins over an error, and cancels nothing."""
@@ -923,6 +1051,7 @@ class Dispatcher:
         if is_first or isinstance(why, CancelReason):
             job.doom = why
         if is_first:
+            self._attend()
             if job.task is not None:
                 job.task.cancel()
             self._dying[job] = self.loop.call_later(STUCK_AFTER, self._call_stuck, job)
@@ -931,6 +1060,7 @@ class Dispatcher:
         worker = job.worker
         assert worker is not None
         self._dying[job] = None
+        job.sink.give_up_job(job)
         _log.warning(
             "pool %r: job %d ignores its cancellation for %g s and holds worker %d until it ends: %r",
             self.name,
@@ -943,6 +1073,14 @@ class Dispatcher:
             self.observers.emit(
                 JobStuck(pool=self.name, id=job.number, job=job.input, worker=worker.number, seconds=STUCK_AFTER)
             )
+
+    def is_stuck(self, job: Job) -> bool:
+        """Whether a running job has ignored its cancellation for too long."""
+        return self._dying.get(job, _NOTHING_YET) is None
+
+    def is_waited_for(self, sink: Sink) -> bool:
+        """Whether some job of this sink runs that is not stuck."""
+        return any(job.sink is sink and not self.is_stuck(job) for job in self.running_jobs())
 
     def is_torn_down(self) -> bool:
         """Whether somebody cancels every task, as asyncio.run does at its end.
@@ -971,6 +1109,8 @@ class Dispatcher:
         """Let every worker go: at once, or when its job has ended."""
         self.scaler.end()
         self._surplus = 0
+        self._is_retiring = True
+        self._attend()
         self.idle.clear()
         for worker in list(self.workers.values()):
             worker.leaving = True
@@ -1014,6 +1154,7 @@ class Dispatcher:
     def _pauses_changed(self, is_paused: bool) -> None:
         was_told, self._was_told = self._was_told, self.pauses.is_told
         self.is_paused = is_paused
+        self._attend()
         if self.scaler.is_dozing:
             self._rouse()
         if not is_paused:
@@ -1080,6 +1221,7 @@ class Dispatcher:
         for worker in free[:excess]:
             self._put_down(worker)
         self._surplus = max(0, excess - len(free))
+        self._attend()
 
     def make_way(self) -> None:
         """Let in who waits for room: in the queue, or in a window. Both grow with the most workers there may be."""
@@ -1090,7 +1232,7 @@ class Dispatcher:
     def add_worker(self, *, must_enter: bool = False) -> Worker:
         """Make a worker; one with a resource takes jobs once that is entered."""
         number = heapq.heappop(self._free_numbers) if self._free_numbers else len(self.workers) + 1
-        worker = self.workers[number] = Worker(number)
+        worker = self.workers[number] = Worker(number, self)
         if self._enter_resource is None:
             self.idle.append(worker)
         else:
@@ -1104,8 +1246,7 @@ class Dispatcher:
             del self.workers[worker.number]
             heapq.heappush(self._free_numbers, worker.number)
             self.waits.check()
-        if self.when_less is not None:
-            self.when_less()
+        self.tell_less()
 
     def _put_down(self, worker: Worker) -> None:
         """Let go of a worker that has no job and is not among the idle: its keeper does the rest, if it has one."""
@@ -1235,6 +1376,7 @@ class Dispatcher:
         """Rouse the scaler at the next job that comes or ends, and whatever else may change its policy's mind."""
         self.queue.push = self._push_and_rouse
         self._tidy_at = -math.inf
+        self._attend()
 
     def rouse_after_failures(self, failures: int | None) -> None:
         """Rouse the scaler at once when so many attempts have failed."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CURRENT_JOB",
+    "NOBODY",
     "CurrentJob",
     "Job",
     "JobHandle",
@@ -41,6 +42,21 @@ class Sink(Protocol):
         """Be told that one more of its jobs waits for a time (1), or one less (-1)."""
         ...
 
+    def give_up_job(self, job: Job, /) -> None:
+        """Be told that a job ignores its cancellation: nobody shall wait only for its end any more."""
+        ...
+
+
+class _Nobody:
+    """The sink of a job whose outcome nobody waits for."""
+
+    def deliver(self, job: Job, outcome: Outcome[Any, Any], /) -> None: ...
+    def count_delayed(self, change: int, /) -> None: ...
+    def give_up_job(self, job: Job, /) -> None: ...
+
+
+NOBODY = _Nobody()
+
 
 class JobOwner(Protocol):
     """What a job and its handle need of the pool they belong to."""
@@ -51,6 +67,7 @@ class JobOwner(Protocol):
     def loop(self) -> asyncio.AbstractEventLoop: ...
     def cancel(self, job: Job, reason: CancelReason) -> bool: ...
     def check_loop(self) -> None: ...
+    def is_stuck(self, job: Job) -> bool: ...
     async def wait(self, future: asyncio.Future[Any]) -> None: ...
     def note_unread(self, failed: Failed[Any]) -> None: ...
 
@@ -77,14 +94,13 @@ class Job:
     """
 
     __slots__ = (
-        "attempts",
+        "attempt",
         "context",
         "doom",
         "input",
         "key",
         "number",
         "outcome",
-        "owner",
         "past",
         "ready_at",
         "sink",
@@ -95,12 +111,12 @@ class Job:
 
     input: Any
     number: int
-    owner: JobOwner
-    sink: Sink | None
+    sink: Sink
     context: Context | None
     # When it was accepted, or when the pause before this attempt was over.
     ready_at: float
-    attempts: int
+    # The number of the attempt that runs, or of the next, from 1.
+    attempt: int
     # When the handler began in this attempt. None: not yet.
     started_at: float | None
     past: Past | None
@@ -113,9 +129,18 @@ class Job:
     outcome: Outcome[Any, Any] | None
 
     @property
+    def attempts(self) -> int:
+        """How many attempts have begun."""
+        return self.attempt - (self.worker is None)
+
+    @property
     def is_running(self) -> bool:
         """Whether it holds a worker."""
         return self.worker is not None and self.outcome is None
+
+    def runs_in(self, owner: JobOwner) -> bool:
+        """Whether it holds a worker of this pool."""
+        return self.worker is not None and self.outcome is None and self.worker.owner is owner
 
     @property
     def accepted_at(self) -> float:
@@ -138,16 +163,15 @@ class Job:
         return f"<Job {self.number} {state}: {self.input!r:.80}>"
 
 
-def new_job(input: Any, number: int, owner: JobOwner, sink: Sink | None, context: Context, now: float) -> Job:
+def new_job(input: Any, number: int, sink: Sink, context: Context, now: float) -> Job:
     """Make a job. A function, because with slots and an `__init__` CPython takes twice as long to make an object."""
     job = Job()
     job.input = input
     job.number = number
-    job.owner = owner
     job.sink = sink
     job.context = context
     job.ready_at = now
-    job.attempts = 0
+    job.attempt = 1
     job.started_at = job.worker = job.task = job.doom = job.outcome = job.past = None
     return job
 
@@ -178,7 +202,7 @@ def current_job() -> CurrentJob:
     job = CURRENT_JOB.get(None)
     if job is None or job.worker is None or job.outcome is not None:
         raise LookupError("current_job() is for handlers: no job is running here")
-    return CurrentJob(pool=job.owner.name, id=job.number, attempt=job.attempts, worker=job.worker.number)
+    return CurrentJob(pool=job.worker.owner.name, id=job.number, attempt=job.attempt, worker=job.worker.number)
 
 
 class JobHandle(Generic[JobT, ValueT]):
@@ -188,12 +212,14 @@ class JobHandle(Generic[JobT, ValueT]):
     until the handle is dropped is counted in `stats.unread_failures` and logged.
     """
 
-    __slots__ = ("__weakref__", "_job", "_read", "_waiters")
+    __slots__ = ("__weakref__", "_job", "_owner", "_read", "_waiters")
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, owner: JobOwner) -> None:
         self._job = job
+        self._owner = owner
         self._read = False
-        self._waiters: dict[asyncio.Future[None], None] = {}  # a set in their order: thousands may be cancelled at once
+        # A dict, because thousands may be cancelled at once. Whether one waits only for the end of a cancelled job.
+        self._waiters: dict[asyncio.Future[None], bool] = {}
 
     @property
     def job(self) -> JobT:
@@ -221,8 +247,8 @@ class JobHandle(Generic[JobT, ValueT]):
         """
         if self._job.outcome is not None:
             return False
-        self._job.owner.check_loop()
-        return self._job.owner.cancel(self._job, CancelReason.HANDLE)
+        self._owner.check_loop()
+        return self._owner.cancel(self._job, CancelReason.HANDLE)
 
     async def outcome(self) -> Outcome[JobT, ValueT]:
         """Wait until the job is done and return how it ended. Never raises for the job.
@@ -246,27 +272,28 @@ class JobHandle(Generic[JobT, ValueT]):
     async def _value(self) -> ValueT:
         return (await self.outcome()).unwrap()
 
-    async def settled(self, *, needs_worker: bool = True) -> None:
+    async def settled(self, *, is_cancelled: bool = False) -> None:
         """Wait until the job is done, without reading its outcome. For the pool, not for users.
 
-        Without `needs_worker` the job is known to end by itself, so that the wait is no deadlock whoever waits.
+        One that `is_cancelled` ends by itself, so that the wait is no deadlock whoever waits; and if it ignores that,
+        it is waited for until it is called stuck, and no longer.
         """
         job = self._job
-        if job.outcome is not None:
+        if job.outcome is not None or (is_cancelled and self._owner.is_stuck(job)):
             return
-        job.owner.check_loop()
+        self._owner.check_loop()
         if CURRENT_JOB.get(None) is job:
-            raise PoolDeadlock(f"job {job.number} of pool {job.owner.name!r} waits for itself")
-        future: asyncio.Future[None] = job.owner.loop.create_future()
-        self._waiters[future] = None
+            raise PoolDeadlock(f"job {job.number} of pool {self._owner.name!r} waits for itself")
+        future: asyncio.Future[None] = self._owner.loop.create_future()
+        self._waiters[future] = is_cancelled
         try:
-            await (job.owner.wait(future) if needs_worker else future)
+            await (future if is_cancelled else self._owner.wait(future))
         finally:
             self._waiters.pop(future, None)
 
     def deliver(self, job: Job, outcome: Outcome[Any, Any], /) -> None:
         """Wake all who wait. For the pool, not for users."""
-        job.sink = None  # we know the job: kept, it would be a cycle
+        job.sink = NOBODY  # we know the job: kept, it would be a cycle
         waiters, self._waiters = self._waiters, {}
         for future in waiters:
             if not future.done():
@@ -275,11 +302,17 @@ class JobHandle(Generic[JobT, ValueT]):
     def count_delayed(self, change: int, /) -> None:
         """Nothing to do. For the pool, not for users."""
 
+    def give_up_job(self, job: Job, /) -> None:
+        """Wake those who wait only for the end of the cancelled job. For the pool, not for users."""
+        for future, is_cancelled in self._waiters.items():
+            if is_cancelled and not future.done():
+                future.set_result(None)
+
     def __del__(self) -> None:
         # May run in any thread, whenever the collector likes: so it asks the loop, and does nothing itself.
         job = self._job
         if not self._read and isinstance(job.outcome, Failed):
-            job.owner.note_unread(job.outcome)
+            self._owner.note_unread(job.outcome)
 
     def __repr__(self) -> str:
         return f"<JobHandle of {self._job!r}>"

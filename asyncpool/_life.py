@@ -228,7 +228,7 @@ class Life:
             if worker.keeper is not None:
                 worker.keeper.give_up_entering()
         for guest in list(dispatcher.guests):
-            guest.give_up()
+            guest.give_up_feeder()
         name, report = dispatcher.name, self.report
         for entry in report.abandoned:
             _log.error("pool %r: abandoned a job that ignores its cancellation: %r", name, entry.job)
@@ -274,7 +274,7 @@ class Life:
         loop = self._dispatcher.loop
         future: asyncio.Future[None] = loop.create_future()
         self._watchers[future] = holds
-        self._dispatcher.when_less = self.look
+        self._dispatcher.call_when_less(self.look)
         timer = None if until == math.inf else loop.call_at(until, _resolve, future)
         try:
             await future
@@ -283,7 +283,7 @@ class Life:
                 timer.cancel()
             del self._watchers[future]
             if not self._watchers:
-                self._dispatcher.when_less = None
+                self._dispatcher.call_when_less(None)
 
     async def _until(
         self, holds: Callable[[], bool], deadline: Callable[[], float] = lambda: math.inf, *, turns: int = 0

@@ -46,7 +46,7 @@ class Retries:
         Raises what a predicate of the user raised; he may also have cancelled the job.
         """
         advice = raised if isinstance(raised, RetryAdvice) else failed.error
-        backoff = self._policy.delay(job.attempts, advice, self._random)
+        backoff = self._policy.delay(job.attempt, advice, self._random)
         # Its end was asked for, or its time is over (by a timer, and some come a little early).
         if backoff is None or isinstance(job.doom, (CancelReason, JobExpired)):
             return None

@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager
 from contextvars import Context
 from typing import Any, Protocol
 
-from asyncpool._job import Job
+from asyncpool._job import Job, JobOwner
 from asyncpool.errors import PoolClosed, ResourceDied, is_safe_to_raise
 
 __all__ = ["Keeper", "Worker", "WorkerHost"]
@@ -39,10 +39,11 @@ def _safe(error: BaseException | None) -> BaseException:
 class Worker:
     """A slot for one job at a time."""
 
-    __slots__ = ("job", "keeper", "leaving", "number", "resource", "stale")
+    __slots__ = ("job", "keeper", "leaving", "number", "owner", "resource", "stale")
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, owner: JobOwner) -> None:
         self.number = number
+        self.owner = owner
         self.job: Job | None = None
         self.resource: Any = None
         self.keeper: Keeper | None = None

@@ -28,7 +28,7 @@ import anyio
 
 from asyncpool._checks import check_count, check_filter, check_function, check_seconds
 from asyncpool._dispatch import Dispatcher
-from asyncpool._job import CURRENT_JOB, JobHandle
+from asyncpool._job import CURRENT_JOB, NOBODY, JobHandle
 from asyncpool._life import Life, State
 from asyncpool._queue import JobQueue, PriorityJobQueue, ReentryJobQueue
 from asyncpool._scaler import as_policy
@@ -377,7 +377,8 @@ class WorkerPool(Generic[JobT, ValueT]):
     async def run(self, job: JobT, *, if_full: Literal["wait", "raise"] = "wait") -> ValueT:
         """Submit a job, wait for it and return its value, or raise its error.
 
-        If the caller is cancelled, so is the job, and the cancellation waits until it has ended.
+        If the caller is cancelled, so is the job, and the cancellation waits until it has ended; if it ignores that,
+        for five seconds, after which it is called stuck (`stats.stuck`).
 
         Raises:
             QueueFull: `if_full` is "raise", and there is no room or others wait for it.
@@ -395,7 +396,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         except asyncio.CancelledError:  # of the caller: a handle never raises one for its job
             if handle.cancel():
                 with anyio.CancelScope(shield=True):
-                    await handle.settled(needs_worker=False)  # not outcome(): a failure that nobody gets is counted
+                    await handle.settled(is_cancelled=True)  # not outcome(): a failure that nobody gets is counted
             raise
         except PoolDeadlock:
             handle.cancel()
@@ -442,11 +443,11 @@ class WorkerPool(Generic[JobT, ValueT]):
     def _accept(self, job: JobT) -> JobHandle[JobT, ValueT]:
         dispatcher = self._dispatcher
         try:
-            accepted = dispatcher.accept(job, None, copy_context())
+            accepted = dispatcher.accept(job, NOBODY, copy_context())
         except BaseException:
             dispatcher.line.advance()  # the place goes to the next
             raise
-        handle: JobHandle[JobT, ValueT] = JobHandle(accepted)
+        handle: JobHandle[JobT, ValueT] = JobHandle(accepted, dispatcher)
         if accepted.outcome is None:  # else an observer has closed the pool just now
             accepted.sink = handle  # in time: accepting runs no job
         return handle
@@ -480,7 +481,7 @@ class WorkerPool(Generic[JobT, ValueT]):
 
     def _check_not_in_job(self, what: str) -> None:
         job = CURRENT_JOB.get(None)
-        if job is not None and job.owner is self._dispatcher and job.is_running:
+        if job is not None and job.runs_in(self._dispatcher):
             raise PoolDeadlock(
                 f"{what}() waits for the jobs of pool {self.name!r}, and is called from job {job.number} of it"
             )

@@ -10,13 +10,12 @@ import logging
 import warnings
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Generator, Iterable, Iterator
 from contextvars import copy_context
-from itertools import islice
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from asyncpool._channel import Channel
 from asyncpool._checks import check_count
-from asyncpool._dispatch import Dispatcher
+from asyncpool._dispatch import STUCK_AFTER, Dispatcher
 from asyncpool._job import Job
 from asyncpool._queue import Line
 from asyncpool.errors import PoolClosed, PoolDeadlock, PoolError, SourceCrashed, StreamClosed, is_safe_to_raise
@@ -97,14 +96,13 @@ class Group(Channel[Outcome[JobT, ValueT_co]], Generic[JobT, ValueT_co]):
         self._entering -= 1
 
     def _bring(self, input: Any) -> None:
-        self._live += 1
+        self.live += 1
         try:
             job = self._dispatcher.accept(input, self, copy_context())
         except BaseException:
-            self._live -= 1
+            self.live -= 1
             raise
-        if self._is_ordered:
-            self._expect(job)
+        self._expect(job)
 
     @property
     def unread(self) -> int:
@@ -176,12 +174,12 @@ class Group(Channel[Outcome[JobT, ValueT_co]], Generic[JobT, ValueT_co]):
         # With an outcome to read, the room comes from the reader; with none, from a worker first.
         await (future if self.ready else self._dispatcher.wait(future))
 
-    def give_up(self) -> None:
+    def give_up_feeder(self) -> None:
         """There is no feeder to wait for. For the pool."""
 
     def _check_makers_wait(self) -> None:
         waiting = self._makers_wait
-        if waiting is not None and not waiting.done() and not self._live and not self._has_cursor:
+        if waiting is not None and not waiting.done() and not self.live and not self._has_cursor:
             waiting.set_exception(self._deadlock())
 
     def _deadlock(self) -> PoolDeadlock:
@@ -216,10 +214,10 @@ class Stream(Channel[ItemT_co]):
             self._is_cut = True  # nobody misses it
             raise TypeError(f"jobs must be an iterable or an async iterable, got {source!r:.80}")
         self._source: Iterable[Any] | AsyncIterable[Any] = source
-        self._context = copy_context()
+        self.context = copy_context()
         self.feeder: asyncio.Task[None] | None = None
         self._is_interruptible = False
-        self._is_stopped = False
+        self.is_stopped = False
         self._cancel_is_due = False
         self._is_given_up = False
 
@@ -256,13 +254,24 @@ class Stream(Channel[ItemT_co]):
     async def aclose(self) -> None:
         """Cancel what is queued or runs, close the source, and wait for both. Does nothing after the end.
 
+        What ignores its end, a job or the source, is waited for five seconds, and then left to the end of the pool.
         Cancel-safe: what was asked to end goes on ending.
         """
         await super().aclose()
-        while self.feeder is not None and not self.feeder.done() and not self._is_given_up:
-            future: asyncio.Future[None] = self._dispatcher.loop.create_future()
-            self._closers.append(future)
-            await future
+        if self.feeder is None or self.feeder.done() or self._is_given_up:
+            return
+        timer = self._dispatcher.loop.call_later(STUCK_AFTER, self._call_feeder_stuck)
+        try:
+            while not self.feeder.done() and not self._is_given_up:
+                future: asyncio.Future[None] = self._dispatcher.loop.create_future()
+                self._closers.append(future)
+                await future
+        finally:
+            timer.cancel()
+
+    def _call_feeder_stuck(self) -> None:
+        _log.warning("%s: its source has not ended %g s after it was asked to", self._what, STUCK_AFTER)
+        self.give_up_feeder()
 
     def stop(self, error: PoolError, /) -> None:
         """Pull no more, because the pool closes. For the pool."""
@@ -283,7 +292,7 @@ class Stream(Channel[ItemT_co]):
             dispatcher.guests[self] = None
             # In the context of the call that made the stream, as its jobs: sources read context variables too.
             self.feeder = dispatcher.loop.create_task(
-                self._feed(), name=f"{dispatcher.name} feeder", context=self._context.copy()
+                self._feed(), name=f"{dispatcher.name} feeder", context=self.context.copy()
             )
             self.feeder.add_done_callback(self._feeder_is_done)
 
@@ -292,7 +301,7 @@ class Stream(Channel[ItemT_co]):
         self._stop_feeding()
 
     def _stop_feeding(self) -> None:
-        self._is_stopped = True
+        self.is_stopped = True
         # Only where it waits for room or for the source. The closing of the source is not cut short, and when the
         # feeder itself brings the job that ends the stream, it sees the flag.
         if self._is_interruptible:
@@ -310,7 +319,7 @@ class Stream(Channel[ItemT_co]):
             if self.feeder is None:
                 await asyncio.sleep(0)  # an eager task factory runs us while the task is made
             source = self._source
-            if self._is_stopped:
+            if self.is_stopped:
                 pass
             elif isinstance(source, AsyncIterable):
                 iterator = aiter(source)
@@ -321,13 +330,13 @@ class Stream(Channel[ItemT_co]):
         except BaseException as caught:
             if isinstance(caught, KeyboardInterrupt) or self._dispatcher.loop.is_closed():
                 raise  # the program's, or we are being collected
-            if self._is_stopped and isinstance(caught, asyncio.CancelledError):
+            if self.is_stopped and isinstance(caught, asyncio.CancelledError):
                 self._cancel_is_served()
             else:
                 error = caught
         finally:
             self._dispatcher.line.advance()  # if it has its turn and does not use it
-            self._is_stopped = True
+            self.is_stopped = True
         if not is_exhausted and iterator is not None:
             if self._cancel_is_due:  # the source itself made us stop, and then gave an item: it is still to come
                 try:
@@ -344,7 +353,7 @@ class Stream(Channel[ItemT_co]):
                     error = caught
         self._end_feeding(error)
 
-    def give_up(self) -> None:
+    def give_up_feeder(self) -> None:
         """Do not wait for the feeder any more: it ignores its cancellation. For the pool."""
         self._is_given_up = True
         super()._close_intake()
@@ -359,7 +368,7 @@ class Stream(Channel[ItemT_co]):
     def _feeder_is_done(self, feeder: asyncio.Task[None]) -> None:
         self._wake_closers()
         if self in self._dispatcher.guests:  # somebody cancelled it before its first step: it never ran
-            self._is_stopped = True
+            self.is_stopped = True
             self._end_feeding(asyncio.CancelledError())
 
     def _drop_source(self) -> None:
@@ -376,23 +385,17 @@ class Stream(Channel[ItemT_co]):
         super()._close_intake()
         self._drop_source()
         self._dispatcher.guests.pop(self, None)
-        if self._dispatcher.when_less is not None:
-            self._dispatcher.when_less()
+        self._dispatcher.tell_less()
 
     async def _feed_sync(self, iterator: Iterator[Any]) -> bool:
         """Feed from a plain iterator; return whether it is exhausted."""
-        time = self._dispatcher.loop.time
+        dispatcher = self._dispatcher
+        time = dispatcher.loop.time
         stop_at = time() + _FEED_SECONDS
-        while not self._is_stopped:
+        while not self.is_stopped:
             room = await self._wait_for_room()
-            pulled = 0
-            for pulled, item in enumerate(islice(iterator, room), 1):  # noqa: B007  # it is read below
-                job = self._bring(item)
-                if self._is_stopped or job.ready_at >= stop_at:
-                    break
-            else:
-                if pulled < room:
-                    return True
+            if dispatcher.accept_from(iterator, room, stop_at, self):
+                return True
             if time() >= stop_at:
                 await self._interruptibly(asyncio.sleep(0))
                 stop_at = time() + _FEED_SECONDS
@@ -400,7 +403,7 @@ class Stream(Channel[ItemT_co]):
 
     async def _feed_async(self, iterator: AsyncIterator[Any]) -> bool:
         """Feed from an async iterator; return whether it is exhausted."""
-        while not self._is_stopped:
+        while not self.is_stopped:
             await self._wait_for_room()
             # The place goes to others while we pull: a slow source must not idle a worker. What we pull is accepted
             # past the bound if the room is gone by then, so at most one job of each stream ever is.
@@ -409,7 +412,7 @@ class Stream(Channel[ItemT_co]):
                 item = await self._interruptibly(anext(iterator))
             except StopAsyncIteration:
                 return True
-            self._bring(item)
+            self.bring(item)
         return False
 
     async def _wait_for_room(self) -> int:
@@ -423,18 +426,17 @@ class Stream(Channel[ItemT_co]):
             return 1  # others wait behind us: one each, in turn
         return max(1, min(self.window - self.unread, self._dispatcher.room(), _FEED_JOBS))
 
-    def _bring(self, input: Any) -> Job:
+    def bring(self, input: Any) -> Job:
         """Accept what was pulled, whatever happened meanwhile: no pulled input is ever in nobody's hands."""
-        self._live += 1
+        self.live += 1
         try:
-            job = self._dispatcher.accept(input, self, self._context.copy())
+            job = self._dispatcher.accept(input, self, self.context.copy())
         except BaseException as error:  # of the priority function, or of comparing its keys
-            job = self._dispatcher.refuse(input, self, self._context, error)
+            job = self._dispatcher.refuse(input, self, self.context, error)
             self._dispatcher.line.advance()  # its place goes to the next
             if isinstance(error, KeyboardInterrupt):
                 raise
-        if self._is_ordered:
-            self._expect(job)
+        self._expect(job)
         if self._is_cut or self._failed_at is not None:
             self._dispatcher.cancel(job, CancelReason.STREAM)
         return job

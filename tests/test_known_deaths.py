@@ -23,7 +23,7 @@ from asyncpool import (
     WorkerPool,
 )
 from asyncpool.testing import ManualHandler, cancel_at, settle
-from tests.helpers import Source, assert_conserved, echo, fuzzed, later, now, sleeper, virtual
+from tests.helpers import Source, assert_conserved, echo, fuzzed, ignores_cancel, later, now, sleeper, virtual
 
 VARIABLE: ContextVar[str] = ContextVar("VARIABLE", default="default")
 
@@ -131,6 +131,75 @@ async def test_a_timeout_during_the_exit_ends_it() -> None:
     assert now() == 5
     assert pool.report is not None
     assert len(pool.report.unfinished) == 10
+
+
+async def use_run(pool: WorkerPool[float, None]) -> None:
+    await pool.run(1000)
+
+
+async def use_stream(pool: WorkerPool[float, None]) -> None:
+    async with pool.outcomes([1000, 1000, 1000]) as stream:
+        async for _ in stream:
+            pass
+
+
+async def use_list(pool: WorkerPool[float, None]) -> None:
+    await pool.map([1000, 1000])
+
+
+async def use_group(pool: WorkerPool[float, None]) -> None:
+    async with pool.group() as group:
+        await group.submit(1000)
+        async for _ in group:
+            pass
+
+
+@pytest.mark.parametrize("use", [use_run, use_stream, use_list, use_group])
+@fuzzed
+async def test_a_timeout_around_a_job_that_ignores_its_cancellation_ends_the_wait_and_the_pool(use: Any) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1):
+            async with WorkerPool(ignores_cancel, workers=2) as pool:
+                await use(pool)
+    assert now() == 1 + 5 + 5  # until it is called stuck, and the grace of the pool's end
+    assert pool.report is not None
+    assert pool.report.abandoned
+    assert_conserved(pool)
+    await asyncio.sleep(1000)
+
+
+@fuzzed
+async def test_a_job_that_is_stuck_already_is_not_waited_for() -> None:
+    async with WorkerPool(ignores_cancel, workers=2, timeout=1) as pool:
+        running = asyncio.create_task(pool.run(100))
+        stream = pool.outcomes([100])
+        reading = asyncio.create_task(anext(aiter(stream)))
+        await asyncio.sleep(10)
+        assert pool.stats.stuck == 2
+        running.cancel()
+        reading.cancel()
+        await asyncio.wait([running, reading])
+        await stream.aclose()
+        assert now() == 10
+    assert_conserved(pool)
+
+
+@fuzzed
+async def test_a_source_that_ignores_its_end_is_waited_for_five_seconds(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.clear()
+
+    async def source() -> Any:
+        yield 1
+        await ignores_cancel(1000)
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1):
+            async with WorkerPool(echo, workers=1) as pool, pool.map(source()) as stream:
+                async for _ in stream:
+                    pass
+    assert now() == 1 + 5 + 5
+    assert "its source has not ended 5 s after it was asked to" in caplog.text
+    await asyncio.sleep(1000)
 
 
 # -- A failure with a full queue leaves the producer blocked for ever
