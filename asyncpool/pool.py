@@ -177,6 +177,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         check_filter("recycle_on", recycle_on)
         if not isinstance(name, str):
             raise TypeError(f"name must be a str, got {name!r}")
+        self._dead_letters: DeadLetterSink[JobT] | None = dead_letters
         self._dispatcher = Dispatcher(
             name=name,
             handler=handler,
@@ -468,6 +469,36 @@ class WorkerPool(Generic[JobT, ValueT]):
     def report(self) -> ShutdownReport[JobT] | None:
         """What `close()` returned; None until the pool is closed."""
         return self._life.report
+
+    @property
+    def state(self) -> str:
+        """Where in its life the pool is: "new", "starting", "open", "draining", "stopping" or "closed"."""
+        return self._life.state.value
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether workers take no jobs: because of `pause()`, or of a job that raised `RetryAfter(..., pause=True)`."""
+        return self._dispatcher.pauses.is_told
+
+    @property
+    def queue_size(self) -> int:
+        """How many accepted jobs may wait for a worker now; it may grow and shrink with the most workers."""
+        return self._dispatcher.queue_size
+
+    @property
+    def waiting(self) -> int:
+        """How many callers of `submit` and streams wait for room in the pool now."""
+        return len(self._dispatcher.line.waiting)
+
+    @property
+    def dead_letters(self) -> DeadLetterSink[JobT] | None:
+        """Where the jobs that failed for good are recorded, as it was given."""
+        return self._dead_letters
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that the pool was started on; None before."""
+        return self._dispatcher.loop if self._dispatcher.is_bound else None
 
     def __repr__(self) -> str:
         dispatcher = self._dispatcher

@@ -1,0 +1,328 @@
+"""Metrics of pools for Prometheus: `PoolCollector`, for a registry of `prometheus_client` (extra `prometheus`).
+
+It reads `pool.stats` at each scrape, so that the pool's work costs nothing more than before. How the metrics are served
+is `prometheus_client`'s; docs/metrics.md lists them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from asyncpool._checks import check_seconds
+from asyncpool.dead_letters import DeadLetters
+from asyncpool.pool import WorkerPool
+from asyncpool.stats import Distribution, PoolStats
+
+try:
+    from prometheus_client.core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        HistogramMetricFamily,
+        Metric,
+    )
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "asyncpool.prometheus needs the package prometheus_client: python3 -m pip install "
+        "'asyncpool-toolkit[prometheus]'",
+        name=error.name,
+    ) from error
+
+__all__ = ["PoolCollector"]
+
+_STATES = ("new", "starting", "open", "draining", "stopping", "closed")
+# Every fourth bound of the pool's own, from the 16th on: each doubling from 16 us to 72 minutes. So what is read from
+# them is exact, and a quantile is off by less than a factor of two. The finer ones would be 129 series per histogram.
+_FIRST_BOUND, _BOUND_STEP = 16, 4
+# Held while a closed pool is read that no loop runs any more: two scrapes at once would sort its histograms twice.
+_reading_closed = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """What is to be told of a pool, of one moment."""
+
+    stats: PoolStats
+    state: str
+    is_paused: bool
+    queue_size: int
+    waiting: int
+    has_dead_letters: bool
+    stored_letters: int | None
+    dropped_letters: int | None
+
+
+def _look(pool: WorkerPool[Any, Any]) -> _Snapshot:
+    """Read a pool. Where its loop runs: in any other thread, its loop may change it meanwhile."""
+    letters = pool.dead_letters
+    # Not `len()` of whatever has one: a file is read for that, a table is asked.
+    store = letters if isinstance(letters, DeadLetters) else None
+    return _Snapshot(
+        stats=pool.stats,
+        state=pool.state,
+        is_paused=pool.is_paused,
+        queue_size=pool.queue_size,
+        waiting=pool.waiting,
+        has_dead_letters=letters is not None,
+        stored_letters=None if store is None else len(store),
+        dropped_letters=None if store is None else store.dropped,
+    )
+
+
+class PoolCollector:
+    """Collects the metrics of pools at each scrape, for a registry of `prometheus_client`.
+
+        from prometheus_client import REGISTRY, start_http_server
+
+        REGISTRY.register(PoolCollector(pool))
+        start_http_server(9000, addr="127.0.0.1")
+
+    One collector takes any number of pools, before, while and after they run; a registry takes one collector (or more,
+    with namespaces of their own). The label `pool` is the pool's name, so names must differ.
+
+    **Threads.** It may be scraped anywhere: on the loop of the pools (an aiohttp or ASGI handler), or in another thread
+    (`start_http_server`). A pool is always read on its own loop, between two of its steps, so that its figures belong
+    to one moment and add up: from elsewhere the loop is asked, and `timeout` bounds the wait, for all pools together. A
+    pool whose loop does not answer in time, because something blocks it, has `loop_responding` 0 and no other metric
+    in that scrape; the scrape itself succeeds.
+
+    Args:
+        pools: The pools; more by `add`.
+        namespace: What the names of the metrics begin with.
+        timeout: How many seconds a scrape waits for the loops of the pools, at most. Below the scrape timeout of your
+            Prometheus (10 by default).
+
+    Raises:
+        TypeError: One of `pools` is not a `WorkerPool`, or `timeout` not a number.
+        ValueError: Two pools have the same name; `namespace` cannot begin the name of a metric; `timeout` is not > 0.
+    """
+
+    def __init__(self, *pools: WorkerPool[Any, Any], namespace: str = "asyncpool", timeout: float = 1.0) -> None:
+        if not re.fullmatch("[a-zA-Z_][a-zA-Z0-9_]*", namespace):
+            raise ValueError(
+                f"namespace must consist of letters, digits and _, and not begin with a digit, got {namespace!r}"
+            )
+        self._namespace = namespace
+        self._timeout = check_seconds("timeout", timeout, positive=True)
+        self._lock = threading.Lock()  # held, for moments only, while the two dicts change
+        self._pools: dict[str, WorkerPool[Any, Any]] = {}
+        # What a loop was asked and has not answered. It is not asked again: a blocked loop would collect questions.
+        self._asked: dict[str, Future[_Snapshot]] = {}
+        for pool in pools:
+            self.add(pool)
+
+    def add(self, pool: WorkerPool[Any, Any]) -> None:
+        """Collect the metrics of a pool too. From any thread.
+
+        Raises:
+            TypeError: `pool` is not a `WorkerPool`.
+            ValueError: A pool of this name is collected already, or the name cannot be written as UTF-8.
+        """
+        if not isinstance(pool, WorkerPool):
+            raise TypeError(f"a PoolCollector takes WorkerPools, got {pool!r}")
+        try:
+            pool.name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"the name {pool.name!r} is no label for Prometheus: it cannot be written as UTF-8"
+            ) from None
+        with self._lock:
+            if pool.name in self._pools:
+                raise ValueError(
+                    f"a pool named {pool.name!r} is collected already, and the figures of two would be mixed: give "
+                    "each its own WorkerPool(..., name=...), or remove() the first"
+                )
+            self._pools[pool.name] = pool
+
+    def remove(self, pool: WorkerPool[Any, Any]) -> None:
+        """Collect the metrics of a pool no more. From any thread. For pools that come and go: else they are kept.
+
+        Raises:
+            ValueError: This very pool is not collected.
+        """
+        with self._lock:
+            if self._pools.get(pool.name) is not pool:
+                raise ValueError(f"pool {pool.name!r} is not collected here")
+            del self._pools[pool.name]
+            self._asked.pop(pool.name, None)
+
+    def describe(self) -> list[Metric]:
+        """Return the metrics without their values, for the registry: it refuses names that are taken."""
+        return _Families(self._namespace).all
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the metrics of all pools now, for the registry. From any thread; waits for at most `timeout` seconds.
+
+        On the loop of the pools it waits for nothing. For pools of another loop it blocks the caller's thread, so also
+        the caller's loop.
+        """
+        families = _Families(self._namespace)
+        for name, snapshot in self._snapshots():
+            families.add(name, snapshot)
+        yield from families.all
+
+    def _snapshots(self) -> list[tuple[str, _Snapshot | None]]:
+        answers: dict[str, _Snapshot | Future[_Snapshot] | None] = {}
+        with self._lock:
+            for name, pool in self._pools.items():
+                answers[name] = self._look_or_ask(name, pool)
+        wait([answer for answer in answers.values() if isinstance(answer, Future)], self._timeout)
+        return [(name, _answer(answer)) for name, answer in answers.items()]
+
+    def _look_or_ask(self, name: str, pool: WorkerPool[Any, Any]) -> _Snapshot | Future[_Snapshot] | None:
+        """Read a pool if that can be done here; else ask its loop. None: nobody can, for now."""
+        loop = pool.loop
+        if loop is None:
+            snapshot = _look(pool)
+            # It has not been started meanwhile either, so nobody else had it in his hands.
+            loop = pool.loop
+            if loop is None:
+                return snapshot
+        if loop is _running_loop():
+            return _look(pool)
+        if not loop.is_running():
+            if pool.state != "closed":
+                return None  # between two `run_until_complete`: the next may begin while we read
+            with _reading_closed:
+                return _look(pool)
+        asked = self._asked.get(name)
+        if asked is None or asked.done():
+            asked = self._asked[name] = Future()
+            try:
+                loop.call_soon_threadsafe(_fill, asked, pool)
+            except RuntimeError:  # it was closed just now
+                return None
+        return asked
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _fill(answer: Future[_Snapshot], pool: WorkerPool[Any, Any]) -> None:
+    try:
+        answer.set_result(_look(pool))
+    except Exception as error:
+        answer.set_exception(error)
+
+
+def _answer(answer: _Snapshot | Future[_Snapshot] | None) -> _Snapshot | None:
+    if isinstance(answer, Future):
+        return answer.result() if answer.done() else None
+    return answer
+
+
+class _Families:
+    """The metrics of one scrape: all names and texts, and which figure goes where."""
+
+    def __init__(self, namespace: str) -> None:
+        self.all: list[Metric] = []
+
+        def gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+            family = GaugeMetricFamily(f"{namespace}_{name}", text, labels=("pool", *labels))
+            self.all.append(family)
+            return family
+
+        def counter(name: str, text: str, *labels: str) -> CounterMetricFamily:
+            family = CounterMetricFamily(f"{namespace}_{name}", text, labels=("pool", *labels))
+            self.all.append(family)
+            return family
+
+        def histogram(name: str, text: str) -> HistogramMetricFamily:
+            family = HistogramMetricFamily(f"{namespace}_{name}", text, labels=("pool",), unit="seconds")
+            self.all.append(family)
+            return family
+
+        self._responding = gauge(
+            "loop_responding",
+            "1 if the pool's event loop answered this scrape in time; 0 if something blocks it, or if it has stopped.",
+        )
+        self._state = gauge("pool_state", "1 for the state that the pool is in, 0 for the others.", "state")
+        self._paused = gauge("pool_paused", "1 while workers take no jobs because the pool is paused.")
+        self._submitted = counter("jobs_submitted", "Jobs accepted.")
+        self._ended = counter("jobs_ended", "Jobs ended, by outcome: succeeded, failed or cancelled.", "outcome")
+        self._jobs = gauge(
+            "jobs",
+            "Jobs not ended: queued (wait for a worker), delayed (wait for their next attempt or their rate limit) or "
+            "running (hold a worker).",
+            "state",
+        )
+        self._stuck = gauge("stuck_jobs", "Running jobs that were cancelled over five seconds ago and have not ended.")
+        self._peak = gauge("running_jobs_peak", "The most jobs that ever ran at the same time.")
+        self._queue_size = gauge("queue_size", "How many jobs may wait for a worker.")
+        self._waiting = gauge("submitters_waiting", "Submitters and streams that wait for room in the pool.")
+        self._workers = gauge(
+            "workers", "Workers there are, idle and busy, without those that wait for their resource."
+        )
+        self._wanted = gauge("workers_wanted", "Workers there should be now, as the scaling policy has decided.")
+        self._most = gauge("workers_most", "Workers there may be.")
+        self._retries = counter("retries", "Failed attempts after which the job was put off to another attempt.")
+        self._refused = counter(
+            "retries_refused", "Failed attempts after which it was not, because the retry budget was spent."
+        )
+        self._unread = counter(
+            "unread_failures", "Failures delivered to nobody: a handle was dropped, a stream was cut."
+        )
+        self._recorded = counter("dead_letters_recorded", "Jobs that failed for good and went to the dead letters.")
+        self._stored = gauge(
+            "dead_letters_stored",
+            "Dead letters in the store, if that is in memory. A store that pools share is shown by each of them.",
+        )
+        self._dropped = counter(
+            "dead_letters_dropped",
+            "Dead letters that the store in memory dropped because it was full. As of the store, if pools share it.",
+        )
+        self._seconds_queued = histogram(
+            "attempt_queued_seconds", "From acceptance, or the end of the backoff, until the handler began."
+        )
+        self._seconds_running = histogram("attempt_running_seconds", "How long the handler ran, of each attempt.")
+
+    def add(self, pool: str, snapshot: _Snapshot | None) -> None:
+        """Add the figures of a pool; None: there are none now."""
+        self._responding.add_metric([pool], snapshot is not None)
+        if snapshot is None:
+            return
+        stats = snapshot.stats
+        for state in _STATES:
+            self._state.add_metric([pool, state], state == snapshot.state)
+        self._paused.add_metric([pool], snapshot.is_paused)
+        self._submitted.add_metric([pool], stats.submitted)
+        self._ended.add_metric([pool, "succeeded"], stats.succeeded)
+        self._ended.add_metric([pool, "failed"], stats.failed)
+        self._ended.add_metric([pool, "cancelled"], stats.cancelled)
+        self._jobs.add_metric([pool, "queued"], stats.queued)
+        self._jobs.add_metric([pool, "delayed"], stats.delayed)
+        self._jobs.add_metric([pool, "running"], stats.running)
+        self._stuck.add_metric([pool], stats.stuck)
+        self._peak.add_metric([pool], stats.peak_running)
+        self._queue_size.add_metric([pool], snapshot.queue_size)
+        self._waiting.add_metric([pool], snapshot.waiting)
+        self._workers.add_metric([pool], stats.workers)
+        self._wanted.add_metric([pool], stats.wanted_workers)
+        self._most.add_metric([pool], stats.most_workers)
+        self._retries.add_metric([pool], stats.retries)
+        self._refused.add_metric([pool], stats.retries_refused)
+        self._unread.add_metric([pool], stats.unread_failures)
+        if snapshot.has_dead_letters:
+            self._recorded.add_metric([pool], stats.failed)
+        if snapshot.stored_letters is not None and snapshot.dropped_letters is not None:
+            self._stored.add_metric([pool], snapshot.stored_letters)
+            self._dropped.add_metric([pool], snapshot.dropped_letters)
+        self._seconds_queued.add_metric([pool], _buckets(stats.seconds_queued), stats.seconds_queued.sum)
+        self._seconds_running.add_metric([pool], _buckets(stats.seconds_running), stats.seconds_running.sum)
+
+
+def _buckets(distribution: Distribution) -> list[tuple[str, float]]:
+    """The buckets as Prometheus has them: each with all that is not longer than its bound."""
+    bounds = distribution.bounds[_FIRST_BOUND::_BOUND_STEP]
+    reached = list(accumulate(distribution.buckets))[_FIRST_BOUND:-1:_BOUND_STEP]
+    return [*((repr(bound), count) for bound, count in zip(bounds, reached, strict=True)), ("+Inf", distribution.count)]
