@@ -156,7 +156,7 @@ def _clear(frame: types.FrameType) -> None:
 
 # More than a stack may have by default.
 _MOST_ENTRIES = 1000
-_OUR_MODULES = {__name__, "asyncpool._dispatch", "asyncpool._gate", "asyncpool.rate"}
+_OUR_MODULES = {__name__, "asyncpool._dispatch", "asyncpool._gate", "asyncpool.otel", "asyncpool.rate"}
 _SUSPENDABLE = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
 # From 3.13 frame.clear() refuses a suspended frame. Before, it closes the coroutine, which may be a live one that only
 # shares the traceback (test_a_live_coroutine_in_the_traceback_of_a_failure_is_left_alone).

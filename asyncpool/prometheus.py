@@ -264,7 +264,7 @@ class _Families:
             "workers", "Workers there are, idle and busy, without those that wait for their resource."
         )
         self._wanted = gauge("workers_wanted", "Workers there should be now, as the scaling policy has decided.")
-        self._most = gauge("workers_most", "Workers there may be.")
+        self._most = gauge("workers_max", "Workers there may be.")
         self._retries = counter("retries", "Failed attempts after which the job was put off to another attempt.")
         self._refused = counter(
             "retries_refused", "Failed attempts after which it was not, because the retry budget was spent."

@@ -1,0 +1,160 @@
+"""Traces of jobs for OpenTelemetry: `PoolTracer` makes a span for each job (extra `otel`).
+
+It needs the API only; what becomes of the spans is decided by the SDK that the program sets up. With none, nothing is
+recorded. Whoever does not use it pays nothing: it is an observer and a wrapper around the handler.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from asyncpool._attempt import call_handler
+from asyncpool._job import current_job
+from asyncpool.events import Event, JobAccepted, JobEnded, JobRetrying, JobStarted, JobStuck
+from asyncpool.letters import safe_text
+from asyncpool.outcomes import Cancelled, Failed, Outcome
+
+try:
+    from opentelemetry import context, trace
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "asyncpool.otel needs the package opentelemetry-api: python3 -m pip install 'asyncpool-toolkit[otel]'",
+        name=error.name,
+    ) from error
+
+__all__ = ["PoolTracer", "TracedHandler"]
+
+P = ParamSpec("P")
+ValueT = TypeVar("ValueT")
+
+_log = logging.getLogger("asyncpool")
+
+
+class PoolTracer:
+    """Makes a span for each job, from its acceptance to its end, and makes it the current span while the job runs.
+
+        tracer = PoolTracer()
+        async with WorkerPool(tracer.wrap(fetch), workers=20, observers=[tracer]) as pool:
+            ...
+
+    It has to be both: as an observer it sees each job begin and end, those that never run too; around the handler it is
+    where the job's context is, so that what the handler traces becomes a part of the job.
+
+    **Parent.** The span of a job is a child of the span that was current where the job was submitted (of a stream:
+    where `map()` or `outcomes()` was called), or the root of a new trace if there was none. A child and not a link: the
+    submitter has caused the job and mostly waits for it, so one trace shows a request with all that was done for it,
+    and a request that is not sampled costs no spans of jobs. It may end after its parent; backends bear that.
+
+    **What a span tells.** Its name is "<pool> job"; its attributes are `asyncpool.pool`, `asyncpool.job.id`, and from
+    its end on `asyncpool.job.attempts`, `asyncpool.job.outcome` (succeeded, failed, cancelled), and
+    `asyncpool.job.cancel_reason` or `error.type`. Its events are `attempt` at the start of each, `exception` for each
+    that failed, and `stuck`. A failed job has the status ERROR. Inputs and values are not recorded: they may be secret,
+    or large. The handler may add what it likes to `opentelemetry.trace.get_current_span()`.
+
+    One tracer serves any number of pools whose names differ.
+
+    Args:
+        tracer_provider: Where the spans go; None: to the global provider.
+    """
+
+    def __init__(self, tracer_provider: trace.TracerProvider | None = None) -> None:
+        self._tracer = trace.get_tracer("asyncpool", tracer_provider=tracer_provider)
+        # Of the jobs that have not ended, by pool and number.
+        self._spans: dict[tuple[str, int], trace.Span] = {}
+        self._has_observed = False
+        self._has_warned = False
+
+    def wrap(self, handler: Callable[P, Awaitable[ValueT]]) -> TracedHandler[P, ValueT]:
+        """Return a handler that does the same with the job's span as the current one.
+
+        For a pool whose jobs are called themselves: `wrap(lambda job: job())`.
+
+        Raises:
+            TypeError: `handler` is not callable.
+        """
+        if not callable(handler):
+            raise TypeError(f"handler must be callable, got {handler!r}")
+        return TracedHandler(handler, self._span_of_current_job)
+
+    def __call__(self, event: Event) -> None:
+        """Take an event in. For the pool."""
+        self._has_observed = True
+        if isinstance(event, JobAccepted):
+            # Called by whoever submits, so the current span is his.
+            self._spans[event.pool, event.id] = self._tracer.start_span(
+                f"{event.pool} job", attributes={"asyncpool.pool": event.pool, "asyncpool.job.id": event.id}
+            )
+        elif isinstance(event, JobStarted):
+            span = self._spans[event.pool, event.id]
+            span.add_event("attempt", {"asyncpool.attempt": event.attempt, "asyncpool.worker": event.worker})
+        elif isinstance(event, JobRetrying):
+            attributes = {"asyncpool.attempt": event.attempt, "asyncpool.backoff_seconds": event.seconds}
+            _record_exception(self._spans[event.pool, event.id], event.error, attributes)
+        elif isinstance(event, JobStuck):
+            self._spans[event.pool, event.id].add_event("stuck", {"asyncpool.stuck_seconds": event.seconds})
+        elif isinstance(event, JobEnded):
+            _end(self._spans.pop((event.pool, event.id)), event.outcome)
+
+    def _span_of_current_job(self) -> trace.Span | None:
+        job = current_job()
+        span = self._spans.get((job.pool, job.id))
+        if span is None and not self._has_observed and not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "pool %r: a handler is wrapped by a PoolTracer that is none of the observers, so there are no spans: "
+                "give it to WorkerPool(..., observers=[tracer]) too",
+                job.pool,
+            )
+        return span
+
+
+class TracedHandler(Generic[P, ValueT]):
+    """A handler that runs with its job's span as the current one. Made by `PoolTracer.wrap`."""
+
+    def __init__(
+        self, handler: Callable[P, Awaitable[ValueT]], span_of_current_job: Callable[[], trace.Span | None]
+    ) -> None:
+        self._handler = handler
+        self._span_of_current_job = span_of_current_job
+        # By this the pool knows the frame of the handler, whose locals a kept failure shall not keep.
+        self.__code__ = getattr(handler, "__code__", None)
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> ValueT:
+        """Call the handler, and return what it returns, or raise what it raises."""
+        span = self._span_of_current_job()
+        # Not `use_span`: what the exception means for the job, the pool knows when its outcome is known.
+        token = None if span is None else context.attach(trace.set_span_in_context(span))
+        try:
+            value: ValueT = await call_handler(self._handler, *args, **kwargs)
+            return value
+        finally:
+            if token is not None:
+                context.detach(token)
+
+    def __repr__(self) -> str:
+        return f"<traced {self._handler!r}>"
+
+
+def _end(span: trace.Span, outcome: Outcome[Any, Any]) -> None:
+    span.set_attribute("asyncpool.job.attempts", outcome.attempts)
+    if isinstance(outcome, Failed):
+        span.set_attribute("asyncpool.job.outcome", "failed")
+        span.set_attribute("error.type", type(outcome.error).__qualname__)
+        _record_exception(span, outcome.error, {"asyncpool.attempt": outcome.attempts})
+        span.set_status(trace.StatusCode.ERROR, safe_text(str, outcome.error))
+    elif isinstance(outcome, Cancelled):
+        span.set_attribute("asyncpool.job.outcome", "cancelled")
+        span.set_attribute("asyncpool.job.cancel_reason", outcome.reason.value)
+    else:
+        span.set_attribute("asyncpool.job.outcome", "succeeded")
+    span.end()
+
+
+def _record_exception(span: trace.Span, error: BaseException, attributes: dict[str, Any]) -> None:
+    try:
+        span.record_exception(error, attributes)
+    except Exception:  # an error whose own methods raise; one bad job may not end the tracing of all
+        kind = type(error).__qualname__
+        span.add_event("exception", {"exception.type": kind, "exception.message": safe_text(str, error), **attributes})
