@@ -329,7 +329,7 @@ def test_an_open_pool_whose_loop_has_stopped_does_not_respond() -> None:
 
 def test_scrapes_in_another_thread_see_figures_of_one_moment() -> None:
     """By prometheus_client's own server, while the pool is at work."""
-    pool = WorkerPool(echo, workers=10)
+    pool = WorkerPool(sleeper, workers=10)
 
     async def main() -> tuple[list[Figures], Figures]:
         with served(registry_of(pool)) as url:
@@ -343,7 +343,7 @@ def test_scrapes_in_another_thread_see_figures_of_one_moment() -> None:
 
                 scraping = asyncio.create_task(asyncio.to_thread(keep_scraping))
                 while len(seen) < 20 and not scraping.done():
-                    await pool.map(range(2000))
+                    await pool.map([0.001] * 200)  # not busy all the time: each turn of the GIL would cost 5 ms
                 stop.set()
                 await scraping
                 last = await asyncio.to_thread(fetch, url)
