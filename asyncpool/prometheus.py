@@ -14,6 +14,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from asyncpool._checks import check_seconds
 from asyncpool.dead_letters import DeadLetters
@@ -110,10 +111,11 @@ class PoolCollector:
             )
         self._namespace = namespace
         self._timeout = check_seconds("timeout", timeout, positive=True)
-        self._lock = threading.Lock()  # held, for moments only, while the two dicts change
+        self._lock = threading.Lock()  # held, for moments only, while the two below change
         self._pools: dict[str, WorkerPool[Any, Any]] = {}
-        # What a loop was asked and has not answered. It is not asked again: a blocked loop would collect questions.
-        self._asked: dict[str, Future[_Snapshot]] = {}
+        # What a loop was asked last. Before it has answered, it is not asked again: a blocked loop would collect
+        # questions (test_a_blocked_loop_is_asked_once_and_answers_with_what_is_true_then).
+        self._asked: WeakKeyDictionary[WorkerPool[Any, Any], Future[_Snapshot]] = WeakKeyDictionary()
         for pool in pools:
             self.add(pool)
 
@@ -150,7 +152,6 @@ class PoolCollector:
             if self._pools.get(pool.name) is not pool:
                 raise ValueError(f"pool {pool.name!r} is not collected here")
             del self._pools[pool.name]
-            self._asked.pop(pool.name, None)
 
     def describe(self) -> list[Metric]:
         """Return the metrics without their values, for the registry: it refuses names that are taken."""
@@ -168,20 +169,18 @@ class PoolCollector:
         yield from families.all
 
     def _snapshots(self) -> list[tuple[str, _Snapshot | None]]:
-        answers: dict[str, _Snapshot | Future[_Snapshot] | None] = {}
         with self._lock:
-            for name, pool in self._pools.items():
-                answers[name] = self._look_or_ask(name, pool)
-        wait([answer for answer in answers.values() if isinstance(answer, Future)], self._timeout)
-        return [(name, _answer(answer)) for name, answer in answers.items()]
+            pools = list(self._pools.items())
+        answers = [(name, self._look_or_ask(pool)) for name, pool in pools]
+        wait([answer for _, answer in answers if isinstance(answer, Future)], self._timeout)
+        return [(name, _answer(answer)) for name, answer in answers]
 
-    def _look_or_ask(self, name: str, pool: WorkerPool[Any, Any]) -> _Snapshot | Future[_Snapshot] | None:
+    def _look_or_ask(self, pool: WorkerPool[Any, Any]) -> _Snapshot | Future[_Snapshot] | None:
         """Read a pool if that can be done here; else ask its loop. None: nobody can, for now."""
         loop = pool.loop
         if loop is None:
             snapshot = _look(pool)
-            # It has not been started meanwhile either, so nobody else had it in his hands.
-            loop = pool.loop
+            loop = pool.loop  # once more: if it was started while we looked, that was not a look at one moment
             if loop is None:
                 return snapshot
         if loop is _running_loop():
@@ -191,14 +190,16 @@ class PoolCollector:
                 return None  # between two `run_until_complete`: the next may begin while we read
             with _reading_closed:
                 return _look(pool)
-        asked = self._asked.get(name)
-        if asked is None or asked.done():
-            asked = self._asked[name] = Future()
-            try:
-                loop.call_soon_threadsafe(_fill, asked, pool)
-            except RuntimeError:  # it was closed just now
-                return None
-        return asked
+        with self._lock:
+            asked = self._asked.get(pool)
+            if asked is None or asked.done():
+                asked = Future[_Snapshot]()
+                try:
+                    loop.call_soon_threadsafe(_fill, asked, pool)
+                except RuntimeError:  # it was closed just now
+                    return None
+                self._asked[pool] = asked
+            return asked
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -33,6 +33,7 @@ from asyncpool import (
     PoolReused,
     QueueFull,
     ResourceDied,
+    RetryAfter,
     SourceCrashed,
     Stream,
     StreamClosed,
@@ -1148,3 +1149,54 @@ async def test_who_comes_while_others_are_let_in_comes_after_them() -> None:
         second = await pool.submit("second")
         first = await waiting
         assert first.id < second.id
+
+
+# -- What is known -----------------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_a_pool_tells_how_much_room_its_queue_has_and_who_waits_for_it() -> None:
+    async with WorkerPool(sleeper, workers=2, queue_size=1) as pool:
+        assert (pool.queue_size, pool.waiting) == (1, 0)
+        tasks = [asyncio.create_task(pool.run(1)) for _ in range(5)]
+        await settle()
+        assert (pool.queue_size, pool.waiting) == (1, 2)
+        await asyncio.gather(*tasks)
+        assert pool.waiting == 0
+
+
+@virtual
+async def test_the_default_queue_size_follows_the_workers() -> None:
+    async with WorkerPool(echo, workers=2) as pool:
+        assert pool.queue_size == 20
+        pool.resize(3)
+        assert pool.queue_size == 30
+
+
+@virtual
+async def test_a_pool_is_paused_by_its_user_or_by_a_jobs_advice() -> None:
+    async def handler(job: int) -> None:
+        raise RetryAfter(5, pause=True)
+
+    async with WorkerPool(handler, workers=1) as pool:
+        assert not pool.is_paused
+        pool.pause()
+        assert pool.is_paused
+        pool.resume()
+        assert not pool.is_paused
+        await (await pool.submit(1)).outcome()
+        assert pool.is_paused
+        await asyncio.sleep(6)
+        assert not pool.is_paused
+
+
+@virtual
+async def test_a_pool_knows_its_dead_letters_and_its_loop() -> None:
+    letters: DeadLetters[int] = DeadLetters()
+    pool: WorkerPool[int, int] = WorkerPool(echo, workers=1, dead_letters=letters)
+    assert pool.dead_letters is letters
+    assert pool.loop is None
+    async with pool:
+        assert pool.loop is asyncio.get_running_loop()
+    assert pool.loop is asyncio.get_running_loop()
+    assert WorkerPool(echo, workers=1).dead_letters is None

@@ -73,7 +73,7 @@ def in_states(*states: str) -> Callable[[Any], Any]:
         async def on_scene(state: str) -> None:
             scene = Scene()
             await scene.bring_into(state)
-            assert state_of(scene.pool) == state
+            assert state_of(scene.pool) == scene.pool.state == state
             try:
                 await test(scene, state)
             finally:
