@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ import pytest
 from aiohttp import ClientSession, web
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 from prometheus_client.aiohttp import make_aiohttp_handler
+from prometheus_client.core import Metric
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
-from prometheus_client.registry import DuplicateTimeseries
 
 from asyncpool import DeadLetterFile, DeadLetters, Retry, RetryAfter, WorkerPool
 from asyncpool.prometheus import PoolCollector
@@ -37,9 +37,14 @@ def registry_of(*pools: WorkerPool[Any, Any], **options: Any) -> CollectorRegist
 
 
 def figures_in(text: str) -> Figures:
-    """What an exposition tells of the pools: (name without namespace, pool, other labels' values) to value."""
+    """What an exposition tells of the pools."""
+    return figures_of(parse_text(text))
+
+
+def figures_of(families: Iterable[Metric]) -> Figures:
+    """What metrics tell of the pools: (name without namespace, pool, other labels' values) to value."""
     figures: Figures = {}
-    for family in parse_text(text):
+    for family in families:
         for sample in family.samples:
             rest = [value for label, value in sorted(sample.labels.items()) if label != "pool"]
             key = (sample.name.removeprefix("asyncpool_"), sample.labels["pool"], *rest)
@@ -261,7 +266,7 @@ async def test_the_figures_add_up_at_each_scrape() -> None:
     async with pool:
         stream = asyncio.create_task(collect(pool.outcomes(range(20))))
         while not stream.done():
-            figures = scrape(registry)
+            figures = figures_of(registry.collect())
             assert_conserved(figures)
             submitted.append(figures["jobs_submitted_total", "pool"])
             await asyncio.sleep(0.9)
@@ -497,7 +502,7 @@ def test_a_pool_can_follow_another_of_its_name() -> None:
 
 def test_a_second_collector_in_one_registry_is_refused_but_for_another_namespace() -> None:
     registry = registry_of(WorkerPool(echo, workers=1))
-    with pytest.raises(DuplicateTimeseries):
+    with pytest.raises(ValueError, match="Duplicated timeseries"):
         registry.register(PoolCollector(WorkerPool(echo, workers=1, name="b")))
     registry.register(PoolCollector(WorkerPool(echo, workers=1, name="b"), namespace="mine"))
     assert b'mine_jobs_submitted_total{pool="b"} 0.0' in generate_latest(registry)
