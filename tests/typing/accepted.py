@@ -32,6 +32,8 @@ from asyncpool import (
     offload,
 )
 from asyncpool.events import JobEnded, PoolResized, PoolStarted
+from asyncpool.otel import PoolTracer
+from asyncpool.prometheus import PoolCollector
 from asyncpool.scaling import Decide, Workers
 
 
@@ -94,6 +96,9 @@ async def callables_of_all_kinds_are_handlers() -> None:
     with_partial: WorkerPool[str, float] = WorkerPool(partial(scaled, 2), workers=1)
     print(with_lambda, with_partial)
     assert_type(WorkerPool(offload(blocking_length), workers=1), WorkerPool[str, int])
+    tracer = PoolTracer()
+    assert_type(WorkerPool(tracer.wrap(length), workers=1, observers=[tracer]), WorkerPool[str, int])
+    PoolCollector(with_lambda, with_partial)
 
 
 async def pipelines_keep_their_types(source: AsyncIterator[str]) -> None:
