@@ -13,10 +13,9 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import StatusCode
 
-from asyncpool import Failed, Retry, WorkerPool, current_job
+from asyncpool import Failed, Retry, WorkerPool, current_job, offload
 from asyncpool.otel import PoolTracer
 from asyncpool.testing import settle
 from tests.helpers import echo, fuzzed, ignores_cancel, sleeper, virtual
@@ -25,9 +24,9 @@ from tests.helpers import echo, fuzzed, ignores_cancel, sleeper, virtual
 class Traces:
     """A tracer of pools, and what became of its spans and of those of the handlers."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self) -> None:
         self.exporter = InMemorySpanExporter()
-        provider = TracerProvider(**options)
+        provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
         self.tracer = PoolTracer(provider)
         self.own = provider.get_tracer("test")
@@ -283,10 +282,40 @@ async def test_spans_of_ended_jobs_are_not_kept() -> None:
 
 @virtual
 async def test_a_submitter_that_is_not_sampled_makes_no_spans() -> None:
-    traces = Traces(sampler=ALWAYS_OFF)
+    traces = Traces()
+    unsampled = trace.SpanContext(trace_id=1, span_id=1, is_remote=True, trace_flags=trace.TraceFlags(0))
     async with traces.pool(traces.work) as pool:
-        assert await pool.run("a") == "a"
-    assert traces.exporter.get_finished_spans() == ()
+        with trace.use_span(trace.NonRecordingSpan(unsampled)):
+            assert await pool.map(["a", "b"]) == ["a", "b"]
+        assert traces.exporter.get_finished_spans() == ()
+        await pool.run("c")
+        assert len(traces.jobs) == 1
+
+
+@virtual
+async def test_one_tracer_serves_pools_of_different_names() -> None:
+    traces = Traces()
+
+    async def outer(job: str) -> Any:
+        return await inner.run(job)
+
+    inner = WorkerPool(traces.tracer.wrap(traces.work), workers=1, observers=[traces.tracer], name="inner")
+    async with traces.pool(outer) as pool, inner:
+        await pool.run("a")
+    (inner_job,) = traces.named("inner job")
+    assert parent_of(inner_job) == id_of(traces.job())
+    assert parent_of(traces.named("work a")[0]) == id_of(inner_job)
+
+
+@virtual
+async def test_an_offloaded_handler_has_its_jobs_span_in_its_thread() -> None:
+    traces = Traces()
+
+    def blocking(job: str) -> int:
+        return id_of(trace.get_current_span())
+
+    async with traces.pool(offload(blocking)) as pool:
+        assert await pool.run("a") == id_of(traces.job())
 
 
 @virtual
