@@ -23,6 +23,7 @@ __all__ = [
     "USAGE",
     "Parser",
     "finish",
+    "finish_plain",
     "positive",
     "printable",
     "start",
@@ -99,16 +100,12 @@ def finish(program: str, main: Callable[[], Coroutine[Any, Any, None]], how_far:
         signal.signal(signal.SIGINT, interrupt)
     try:
         asyncio.run(run())
+        sys.stdout.flush()
     except asyncio.CancelledError:
         if not interrupts:
             raise
-    except BrokenPipeError:
-        _print_no_more()  # whoever read our lines has enough
-        return FAILED
     except OSError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        _print_no_more()
-        return FAILED
+        return _failed(program, error)
     finally:
         if signal.getsignal(signal.SIGINT) is interrupt:
             # After an interrupt the program ends: there is nothing left to interrupt.
@@ -119,9 +116,26 @@ def finish(program: str, main: Callable[[], Coroutine[Any, Any, None]], how_far:
     return OK
 
 
-def _print_no_more() -> None:
-    """What Python would still write at its exit goes nowhere."""
+def finish_plain(program: str, main: Callable[[], None]) -> int:
+    """As `finish`, for a short program that runs event loops of its own, one after the other."""
+    try:
+        main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        return _failed(program, error)
+    return OK
+
+
+def _failed(program: str, error: OSError) -> int:
+    """End in a sentence. Not if whoever read our lines had enough of them."""
+    if not isinstance(error, BrokenPipeError):
+        print(f"{program}: error: {error}", file=sys.stderr)
+    # What Python would still write at its exit goes nowhere.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return FAILED
 
 
 class Parser(argparse.ArgumentParser):
