@@ -228,7 +228,8 @@ class Comparison:
         """Run all, and print the table."""
         options = self.options
         files = raise_file_limit(options.jobs)
-        print(f"Requests: {options.jobs:,}. Connections that the server serves at a time: {options.connections:,}.")
+        told = f"Requests: {options.jobs:,}. Connections that the server serves at a time: {options.connections:,}."
+        print(told, flush=True)
         if files is not None and files < options.jobs:
             print(f"Open files that the system allows a process: {files:,}, which are fewer than the requests.")
         for way in WAYS:
