@@ -1,0 +1,12 @@
+"""The cases, by theme. A case asks one library, returns if all holds, and raises `Wrong` if not."""
+
+from __future__ import annotations
+
+from benchmarks.gauntlet.cases.tools import CASES, Case
+
+# Importing a module of cases registers them, in the order of the table.
+# isort: off
+from benchmarks.gauntlet.cases import isolation, streams, stopping, callers, limits, retries
+# isort: on
+
+__all__ = ["CASES", "Case", "callers", "isolation", "limits", "retries", "stopping", "streams"]

@@ -1,0 +1,139 @@
+"""A pool that many callers share: who gives up hurts nobody, who waits gets in."""
+
+from __future__ import annotations
+
+import asyncio
+
+from benchmarks.gauntlet.adapter import Library, Pool
+from benchmarks.gauntlet.cases.tools import case, now
+from benchmarks.gauntlet.verdicts import Lacks, check
+
+
+@case(schedules=20)
+async def caller_gives_up(library: Library) -> None:
+    """Callers that are cancelled at any moment, also between the taking of their job and its accounting, cost nobody
+    else a value, and no worker."""
+    gate = asyncio.Event()
+    met = 0
+
+    async def handler(job: int) -> int:
+        nonlocal met
+        if job < 0:  # ends only if both workers are there
+            met += 1
+            if met == 2:
+                gate.set()
+            await gate.wait()
+        for _ in range(abs(job) % 4):
+            await asyncio.sleep(0)
+        return job
+
+    async with library.pool(handler, workers=2, room=2) as pool:
+        callers = [asyncio.create_task(pool.run(job)) for job in range(12)]
+        victims = callers[::3]
+        for turns, victim in enumerate(victims):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            victim.cancel()
+        await asyncio.wait(callers)
+        for job, caller in enumerate(callers):
+            if caller not in victims:
+                check(not caller.cancelled(), "another caller gets a CancelledError")
+                error = caller.exception()
+                if error is not None:
+                    raise error
+                check(caller.result() == job, "another caller gets a wrong value")
+        await asyncio.gather(pool.run(-1), pool.run(-2))
+
+
+@case(schedules=20)
+async def woken_waiter_is_cancelled(library: Library) -> None:
+    """A submitter that is cancelled just when there is room for it passes the room on to the next."""
+    for turns in range(8):
+        gate = asyncio.Event()
+        done: list[str] = []
+
+        async def handler(job: str, gate=gate, done=done) -> None:
+            if job == "holds":
+                await gate.wait()
+            done.append(job)
+
+        async with library.pool(handler, workers=1, room=1) as pool:
+            await pool.submit("holds")
+            await asyncio.sleep(0)
+            await pool.submit("queued")
+            first = asyncio.create_task(pool.submit("first"))
+            await asyncio.sleep(0)
+            second = asyncio.create_task(pool.submit("second"))
+            for _ in range(3):
+                await asyncio.sleep(0)
+            gate.set()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            first.cancel()
+            await asyncio.wait([first, second])
+            second.result()
+            while "second" not in done:  # noqa: ASYNC110  (a library has no other way to tell)
+                await asyncio.sleep(0.001)
+
+
+@case()
+async def nowait_overtakes(library: Library) -> None:
+    """Jobs that are pushed in without waiting do not keep out for ever whoever waits in line."""
+    done: list[str] = []
+    async with library.pool(lambda job: handler(job), workers=1, room=1) as pool:
+
+        async def handler(job: str) -> None:
+            done.append(job)
+            if job != "waits" and len(done) < 300:
+                _push(pool)
+            await asyncio.sleep(0)
+
+        await pool.submit("first")
+        await asyncio.sleep(0)
+        _push(pool)
+        waiting = asyncio.create_task(pool.submit("waits"))
+        while "waits" not in done and len(done) < 300:  # noqa: ASYNC110  (a library has no other way to tell)
+            await asyncio.sleep(0)
+        overtaken = done.index("waits") if "waits" in done else len(done)
+        await waiting
+    check(overtaken < 100, f"{overtaken} jobs overtake it")
+
+
+def _push(pool: Pool) -> None:
+    try:
+        pool.submit_nowait("pushed")
+    except asyncio.QueueFull:
+        pass
+
+
+@case()
+async def own_full_pool(library: Library) -> None:
+    """A job that waits for a job of its own pool, all of whose workers do the same, gets an error, and hangs nobody."""
+    async with library.pool(lambda job: handler(job), workers=2, room=2) as pool:
+
+        async def handler(depth: int) -> int:
+            await asyncio.sleep(0)
+            return await pool.run(depth - 1) if depth else 0
+
+        began = now()
+        try:
+            await pool.run(5)
+        except Lacks:
+            raise
+        except Exception:  # whichever it is
+            pass
+        check(now() - began < 5, "it takes for ever")
+        check(await pool.run(0) == 0, "the pool does no more jobs")
+
+
+@case(schedules=5)
+async def burst_wedges(library: Library) -> None:
+    """A burst of a hundred callers through a small door is served to the last."""
+
+    async def handler(job: int) -> int:
+        await asyncio.sleep(0)
+        return job
+
+    async with library.pool(handler, workers=2, room=1) as pool:
+        values = await asyncio.gather(*[pool.run(job) for job in range(100)])
+    check(values == list(range(100)), "values are mixed up")

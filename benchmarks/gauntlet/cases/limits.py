@@ -1,0 +1,59 @@
+"""Never above the limit or the rate; and limits 0, 1 and n mean what they say."""
+
+from __future__ import annotations
+
+import asyncio
+
+from benchmarks.gauntlet.adapter import Library
+from benchmarks.gauntlet.cases.tools import Recorder, Source, case, now, read, sleeps
+from benchmarks.gauntlet.verdicts import check, leaf
+
+
+@case()
+async def limit_1_as_limit_n(library: Library) -> None:
+    """Limit 1 and limit n give the same values, of a source that is read once, and raise the same errors; and no more
+    jobs run at a time than the limit says, and no fewer."""
+
+    async def fails(job: int) -> int:
+        await asyncio.sleep(0)
+        raise ConnectionError(job)
+
+    kinds = set()
+    for workers in (1, 2, 10):
+        source = Source(20)
+        recorder = Recorder()
+        values, error = await read(library.values(recorder.of(sleeps(0.01)), source, workers=workers))
+        if error is not None:
+            raise error
+        check(sorted(values) == list(range(20)), f"{len(values)} of 20 values with limit {workers}")
+        check(source.pulled == 20, f"{source.pulled} inputs are pulled of 20 with limit {workers}")
+        check(recorder.peak_running == workers, f"{recorder.peak_running} jobs at a time with limit {workers}")
+        _, error = await read(library.values(fails, range(3), workers=workers))
+        kinds.add(type(leaf(error)).__name__ if error is not None else "none")
+    check(len(kinds) == 1, f"the errors differ with the limit: {', '.join(sorted(kinds))}")
+
+
+@case()
+async def limit_0(library: Library) -> None:
+    """A limit of 0 is refused in a sentence: it neither hangs nor means "no limit"."""
+    recorder = Recorder()
+    values, error = await read(library.values(recorder.of(sleeps(0.01)), range(20), workers=0))
+    check(error is not None, f"{len(values)} of 20 values, {recorder.peak_running} jobs at a time, and no error")
+
+
+@case()
+async def rate_in_a_burst(library: Library) -> None:
+    """No more jobs start in any window than the rate allows (and one, for its edges), the first window included."""
+    rate, per = 10, 0.5
+    starts: list[float] = []
+
+    async def handler(job: int) -> int:
+        starts.append(now())
+        return job
+
+    values, error = await read(library.values(handler, range(25), workers=25, rate=rate, per=per))
+    if error is not None:
+        raise error
+    check(len(values) == 25, f"{len(values)} of 25 values")
+    most = max(sum(begin <= other < begin + 0.99 * per for other in starts) for begin in starts)
+    check(most <= rate + 1, f"{most} starts in {per} s, of {rate} allowed")

@@ -1,0 +1,93 @@
+"""Stop works at any moment, wakes all who wait, and loses no input."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from benchmarks.gauntlet.adapter import Ended, Library
+from benchmarks.gauntlet.cases.tools import Recorder, Source, case, now, read, sleeps
+from benchmarks.gauntlet.verdicts import check
+
+
+@case()
+async def outer_timeout(library: Library) -> None:
+    """A timeout around it all ends it all, at that time."""
+    recorder = Recorder()
+    began = now()
+    try:
+        async with asyncio.timeout(0.1):
+            async with library.values(recorder.of(sleeps(60)), range(50), workers=2) as values:
+                async for _ in values:
+                    pass
+    except TimeoutError:
+        pass
+    else:
+        check(False, "it ends without the TimeoutError")
+    check(now() - began < 2, f"it ends after {now() - began:.0f} s")
+    check(recorder.running == 0, f"{recorder.running} jobs still run")
+
+
+@case()
+async def job_ignores_its_cancellation(library: Library) -> None:
+    """A job that swallows its cancellation does not hang the end: it is given up after some seconds, and told of."""
+
+    async def stubborn(job: int) -> None:
+        end = now() + 60
+        while now() < end:
+            try:
+                await asyncio.sleep(end - now())
+            except asyncio.CancelledError:
+                pass
+
+    task = asyncio.create_task(read(library.values(stubborn, range(2), workers=1)))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    await asyncio.wait([task])
+
+
+@case()
+async def stop_wakes_all(library: Library) -> None:
+    """When a pool is stopped, whoever awaits a job of it, or waits for room, gets an end: an error, not silence."""
+    async with library.stoppable_pool(sleeps(60), workers=2, room=2) as pool:
+        callers = [asyncio.create_task(pool.run(number)) for number in range(6)]
+        await asyncio.sleep(0.05)
+        for caller in callers:
+            if caller.done():
+                caller.result()  # raises Lacks
+        await pool.stop()
+        _, pending = await asyncio.wait(callers, timeout=1)
+    check(not pending, f"{len(pending)} of 6 callers wait for ever")
+
+
+@case()
+async def stop_hands_back(library: Library) -> None:
+    """A pool that is stopped says which jobs it has not done, so that they can be done tomorrow."""
+    async with library.accountable_pool(sleeps(60), workers=2, room=4) as pool:
+        for job in range(6):
+            await pool.submit(job)
+        await asyncio.sleep(0.02)
+        left = await pool.stop()
+    check(sorted(left) == list(range(6)), f"{len(left)} of 6 are named")
+
+
+@case(schedules=20)
+async def pulled_input_is_lost(library: Library) -> None:
+    """When a pool is stopped at any moment of a stream, each input that was pulled is delivered as an outcome: none is
+    in nobody's hands."""
+    for turns in (0, 1, 3, 10, 30):
+        source = Source(200)
+        got: list[Ended] = []
+        async with library.stoppable_pool(sleeps(0.0), workers=2, room=1) as pool:
+            reader = asyncio.create_task(_collect(pool.outcomes(source), got))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await pool.stop()
+            await asyncio.wait([reader])
+            reader.exception()  # that the pool has closed is no surprise
+        check(len(got) == source.pulled, f"{source.pulled - len(got)} of {source.pulled} inputs are lost")
+
+
+async def _collect(outcomes: AsyncIterator[Ended], got: list[Ended]) -> None:
+    async for ended in outcomes:
+        got.append(ended)

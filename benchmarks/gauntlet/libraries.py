@@ -1,0 +1,34 @@
+"""The columns of the table: ours, what one writes by hand, and the other libraries."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from benchmarks.gauntlet import peers, recipes
+from benchmarks.gauntlet.adapter import Library
+from benchmarks.gauntlet.ours import Ours
+
+LIBRARIES: dict[str, Library] = {
+    library.name: library
+    for library in (
+        Ours(),
+        recipes.GatherAndSemaphore(),
+        recipes.TaskGroupAndSemaphore(),
+        recipes.QueueWorkers(),
+        peers.Aqute(),
+        peers.Aiometer(),
+        peers.Aiostream(),
+        peers.Streamable(),
+        peers.Aiojobs(),
+        peers.AsyncioPoolNg(),
+        peers.Tasklane(),
+        peers.Pypeln(),
+        peers.Aioitertools(),
+        peers.Aiolimiter(),
+    )
+}
+
+
+def is_installed(library: Library) -> bool:
+    """Whether its module can be imported here."""
+    return library.module is None or find_spec(library.module) is not None

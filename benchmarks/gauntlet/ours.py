@@ -1,0 +1,104 @@
+"""asyncpool, used as its README says."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from asyncpool import Failed, JobCancelled, Outcome, RateLimit, Retry, RetryAfter, Succeeded, WorkerPool
+from benchmarks.gauntlet.adapter import Ended, Handler, Library, Mapped, Options, Pool, Results
+
+
+class OurPool(Pool):
+    """A `WorkerPool`."""
+
+    def __init__(self, pool: WorkerPool[Any, Any]) -> None:
+        self._pool = pool
+
+    async def submit(self, job: Any) -> None:
+        """Wait for room."""
+        await self._pool.submit(job)
+
+    def submit_nowait(self, job: Any) -> None:
+        """Raises `QueueFull`, an `asyncio.QueueFull`."""
+        self._pool.submit_nowait(job)
+
+    async def run(self, job: Any) -> Any:
+        """Submit and await."""
+        return await self._pool.run(job)
+
+    async def stop(self) -> list[Any]:
+        """Cancel all, and tell what was not done."""
+        report = await self._pool.close(drain_timeout=0, grace=0.5)
+        return [left.job for left in report.unfinished]
+
+    async def outcomes(self, jobs: Iterable[Any]) -> AsyncIterator[Ended]:
+        """A stream of this pool."""
+        async for outcome in self._pool.outcomes(jobs):
+            yield _ended(outcome)
+
+
+class Ours(Library):
+    """This library."""
+
+    name = "asyncpool"
+    distribution = "asyncpool-toolkit"
+    module = "asyncpool"
+    features = frozenset({"timeouts", "retries", "rates"})
+    streams = True
+    is_lazy = True
+    stops = True
+    hands_back = True
+
+    def _values(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Results:
+        return _stream("map", handler, jobs, workers, options)
+
+    def _outcomes(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Results:
+        return _stream("outcomes", handler, jobs, workers, options)
+
+    @asynccontextmanager
+    async def pool(self, handler: Handler, *, workers: int, room: int) -> AsyncIterator[Pool]:
+        """A pool with a waiting room."""
+        async with WorkerPool(handler, workers=workers, queue_size=room) as pool:
+            yield OurPool(pool)
+
+    def retry_after(self, seconds: float) -> Exception:
+        """A floor under the backoff."""
+        return RetryAfter(seconds)
+
+
+@asynccontextmanager
+async def _stream(
+    kind: str, handler: Handler, jobs: Iterable[Any], workers: int, options: Options
+) -> AsyncIterator[AsyncIterator[Any]]:
+    pool = WorkerPool(
+        handler,
+        workers=workers,
+        timeout=options.timeout,
+        retry=_retry(options),
+        limiter=None if options.rate is None else RateLimit(options.rate, per=options.per),
+    )
+    async with pool:
+        if kind == "map":
+            async with pool.map(jobs) as values:
+                yield aiter(values)
+        else:
+            async with pool.outcomes(jobs) as outcomes:
+                yield Mapped(aiter(outcomes), _ended)
+
+
+def _retry(options: Options) -> Retry | None:
+    if options.attempts == 1:
+        return None
+    return Retry(attempts=options.attempts, backoff=options.backoff, jitter=options.jitter)
+
+
+def _ended(outcome: Outcome[Any, Any]) -> Ended:
+    match outcome:
+        case Succeeded(_, value):
+            return Ended(value, None)
+        case Failed(_, error):
+            return Ended(None, error)
+        case _:
+            return Ended(None, JobCancelled())

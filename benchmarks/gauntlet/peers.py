@@ -1,0 +1,347 @@
+"""The other libraries, each used as its own documentation says, and left as it wants to be left early.
+
+Modules are imported where they are used: only the library under test is there in a child.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing, asynccontextmanager
+from contextvars import copy_context
+from datetime import timedelta
+from typing import Any
+
+from benchmarks.gauntlet.adapter import Ended, Handler, Library, Mapped, Options, Pool, Results
+from benchmarks.gauntlet.recipes import GatherAndSemaphore, as_ended, one_by_one
+from benchmarks.gauntlet.verdicts import Lacks
+
+
+class ComeBackLater(Exception):
+    """What a handler raises where the library lets a function of the error choose the pause."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"not before {seconds} s")
+        self.seconds = seconds
+
+
+class Aqute(Library):
+    """`iter_results` for many jobs, the manual lifecycle for a pool."""
+
+    name = "aqute"
+    distribution = "aqute"
+    module = "aqute"
+    features = frozenset({"timeouts", "retries", "rates"})
+    streams = True
+    is_lazy = True
+    stops = True
+
+    def _engine(self, handler: Handler, workers: int, options: Options) -> Any:
+        from aqute import Aqute
+        from aqute.ratelimiter import TokenBucketRateLimiter
+
+        return Aqute(
+            handler,
+            workers,
+            rate_limiter=None if options.rate is None else TokenBucketRateLimiter(options.rate, options.per),
+            retry_count=options.attempts - 1,
+            retry_delay=lambda _attempt, error: getattr(error, "seconds", options.backoff),
+            task_timeout_seconds=options.timeout,
+        )
+
+    @asynccontextmanager
+    async def _values(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Any:
+        async with self._engine(handler, workers, options).iter_results(jobs) as tasks:
+            yield Mapped(tasks, lambda task: task.unwrap())
+
+    @asynccontextmanager
+    async def _outcomes(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Any:
+        async with self._engine(handler, workers, options).iter_results(jobs) as tasks:
+            yield Mapped(tasks, lambda task: Ended(task.result, task.error))
+
+    @asynccontextmanager
+    async def pool(self, handler: Handler, *, workers: int, room: int) -> AsyncIterator[Pool]:
+        """The results go to an unbounded queue: nobody reads it here."""
+        from aqute import Aqute
+
+        results: asyncio.Queue[Any] = asyncio.Queue()
+        async with Aqute(handler, workers, input_task_queue_size=max(1, room), result_queue=results) as engine:
+            yield _AqutePool(engine)
+
+    def retry_after(self, seconds: float) -> Exception:
+        """`retry_delay` is a function of the error."""
+        return ComeBackLater(seconds)
+
+
+class _AqutePool(Pool):
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    async def submit(self, job: Any) -> None:
+        await self._engine.add_task(job)
+
+    async def stop(self) -> list[Any]:
+        await self._engine.stop()
+        return []
+
+
+class Aiometer(Library):
+    """`amap`, whose context must be entered and left."""
+
+    name = "aiometer"
+    distribution = "aiometer"
+    module = "aiometer"
+    features = frozenset({"rates"})
+    streams = True
+
+    @asynccontextmanager
+    async def _values(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Any:
+        import aiometer
+
+        per_second = None if options.rate is None else options.rate / options.per
+        async with aiometer.amap(handler, list(jobs), max_at_once=workers, max_per_second=per_second) as results:
+            yield aiter(results)
+
+
+class Aiostream(Library):
+    """`stream.map` with a task limit, in its streaming context."""
+
+    name = "aiostream"
+    distribution = "aiostream"
+    module = "aiostream"
+    streams = True
+    is_lazy = True
+
+    @asynccontextmanager
+    async def _values(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Any:
+        from aiostream import stream
+
+        async with stream.map(stream.iterate(jobs), handler, task_limit=workers).stream() as streamer:
+            yield aiter(streamer)
+
+
+class Streamable(Library):
+    """`stream.map(concurrency=)`, and `catch(replace=)` for failures as data."""
+
+    name = "streamable"
+    distribution = "streamable"
+    module = "streamable"
+    features = frozenset({"rates"})
+    streams = True
+    is_lazy = True
+
+    def _mapped(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Any:
+        from streamable import stream
+
+        inputs = stream(jobs)
+        if options.rate is not None:
+            inputs = inputs.throttle(options.rate, per=timedelta(seconds=options.per))
+        return inputs.map(handler, concurrency=workers)
+
+    @asynccontextmanager
+    async def _values(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Any:
+        yield aiter(self._mapped(handler, jobs, workers, options))
+
+    @asynccontextmanager
+    async def _outcomes(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Any:
+        results = self._mapped(handler, jobs, workers, options).catch(Exception, replace=lambda error: error)
+        yield Mapped(aiter(results), as_ended)
+
+
+class Aiojobs(Library):
+    """A `Scheduler`, closed at the end; it has no map, so each job is spawned and waited for."""
+
+    name = "aiojobs"
+    distribution = "aiojobs"
+    module = "aiojobs"
+    stops = True
+
+    def _values(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Results:
+        return one_by_one(lambda: self._list(handler, jobs, workers, raises=True))
+
+    def _outcomes(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Results:
+        return one_by_one(lambda: self._list(handler, jobs, workers, raises=False))
+
+    async def _list(self, handler: Handler, jobs: Iterable[Any], workers: int, *, raises: bool) -> list[Any]:
+        import aiojobs
+
+        scheduler = aiojobs.Scheduler(limit=workers)
+        try:
+            spawned = [await scheduler.spawn(handler(job)) for job in jobs]
+            if raises:
+                return [await job.wait() for job in spawned]
+            results = await asyncio.gather(*[job.wait() for job in spawned], return_exceptions=True)
+            return [as_ended(result) for result in results]
+        finally:
+            await scheduler.close()
+
+    @asynccontextmanager
+    async def pool(self, handler: Handler, *, workers: int, room: int) -> AsyncIterator[Pool]:
+        """Pending jobs are those that wait."""
+        import aiojobs
+
+        scheduler = aiojobs.Scheduler(limit=workers, pending_limit=max(1, room))
+        try:
+            yield _AiojobsPool(scheduler, handler)
+        finally:
+            await scheduler.close()
+
+
+class _AiojobsPool(Pool):
+    def __init__(self, scheduler: Any, handler: Handler) -> None:
+        self._scheduler = scheduler
+        self._handler = handler
+
+    async def submit(self, job: Any) -> None:
+        await self._scheduler.spawn(self._handler(job))
+
+    async def run(self, job: Any) -> Any:
+        spawned = await self._scheduler.spawn(self._handler(job))
+        return await spawned.wait()
+
+    async def stop(self) -> list[Any]:
+        await self._scheduler.close()
+        return []
+
+
+class AsyncioPoolNg(Library):
+    """`itermap` for many jobs, `spawn` for one."""
+
+    name = "asyncio-pool-ng"
+    distribution = "asyncio-pool-ng"
+    module = "asyncio_pool"
+    streams = True
+    is_lazy = True
+
+    @asynccontextmanager
+    async def _values(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Any:
+        from asyncio_pool import AsyncioPool
+
+        async with AsyncioPool(workers) as pool, aclosing(pool.itermap(handler, jobs, batch_duration=0.01)) as futures:
+            yield Mapped(futures, lambda future: future.result())
+
+    @asynccontextmanager
+    async def _outcomes(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Any:
+        from asyncio_pool import AsyncioPool
+
+        async with AsyncioPool(workers) as pool, aclosing(pool.itermap(handler, jobs, batch_duration=0.01)) as futures:
+            yield Mapped(futures, lambda future: as_ended(future.exception() or future.result()))
+
+    @asynccontextmanager
+    async def pool(self, handler: Handler, *, workers: int, room: int) -> AsyncIterator[Pool]:
+        """The room is not bounded: `spawn` never waits."""
+        from asyncio_pool import AsyncioPool
+
+        async with AsyncioPool(workers) as pool:
+            yield _AsyncioPool(pool, handler)
+
+
+class _AsyncioPool(Pool):
+    def __init__(self, pool: Any, handler: Handler) -> None:
+        self._pool = pool
+        self._handler = handler
+
+    async def submit(self, job: Any) -> None:
+        raise Lacks("back-pressure: spawn() never waits")
+
+    async def run(self, job: Any) -> Any:
+        return await self._pool.spawn(self._handler, job, context=copy_context())
+
+
+class Tasklane(Library):
+    """`stream`, closed at the end."""
+
+    name = "tasklane"
+    distribution = "tasklane"
+    module = "tasklane"
+    features = frozenset({"timeouts", "retries", "rates"})
+    streams = True
+    is_lazy = True
+
+    def _stream(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options, as_data: bool) -> Any:
+        import tasklane
+
+        return tasklane.stream(
+            handler,
+            jobs,
+            limit=workers,
+            retries=options.attempts - 1,
+            backoff=tasklane.Backoff.constant(options.backoff, jitter=options.jitter),
+            timeout=options.timeout,
+            rate_limit=None if options.rate is None else options.rate / options.per,
+            return_exceptions=as_data,
+        )
+
+    def _values(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Results:
+        return aclosing(self._stream(handler, jobs, workers, options, as_data=False))
+
+    @asynccontextmanager
+    async def _outcomes(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Any:
+        async with aclosing(self._stream(handler, jobs, workers, options, as_data=True)) as results:
+            yield Mapped(aiter(results), as_ended)
+
+
+class Pypeln(Library):
+    """`task.map` with bounded queues, closed at the end."""
+
+    name = "pypeln"
+    distribution = "pypeln"
+    module = "pypeln"
+    features = frozenset({"timeouts"})
+    streams = True
+    is_lazy = True
+
+    def _values(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Results:
+        import pypeln
+
+        stage = pypeln.task.map(
+            handler, jobs, workers=workers, maxsize=max(1, workers), timeout=options.timeout or 0
+        )
+        return aclosing(aiter(stage))
+
+
+class Aioitertools(Library):
+    """`asyncio.gather` with a limit."""
+
+    name = "aioitertools"
+    distribution = "aioitertools"
+    module = "aioitertools"
+
+    def _values(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Results:
+        return one_by_one(lambda: self._gather(handler, jobs, workers, return_exceptions=False))
+
+    def _outcomes(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Results:
+        async def ended() -> list[Ended]:
+            return [as_ended(one) for one in await self._gather(handler, jobs, workers, return_exceptions=True)]
+
+        return one_by_one(ended)
+
+    async def _gather(self, handler: Handler, jobs: Iterable[Any], workers: int, *, return_exceptions: bool) -> Any:
+        from aioitertools.asyncio import gather
+
+        return await gather(*[handler(job) for job in jobs], limit=workers, return_exceptions=return_exceptions)
+
+
+class Aiolimiter(Library):
+    """Only a limiter: around each job of `gather` + `Semaphore`, for the cases of rates."""
+
+    name = "aiolimiter"
+    distribution = "aiolimiter"
+    module = "aiolimiter"
+    features = frozenset({"rates"})
+
+    def _values(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Results:
+        from aiolimiter import AsyncLimiter
+
+        if options.rate is None:
+            raise Lacks("anything but rates")
+        limiter = AsyncLimiter(options.rate, options.per)
+
+        async def limited(job: Any) -> Any:
+            async with limiter:
+                return await handler(job)
+
+        return GatherAndSemaphore().values(limited, jobs, workers=workers)
+
+    def _outcomes(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Results:
+        raise Lacks("anything but rates")
