@@ -48,6 +48,7 @@ class Options:
     """What may be asked for besides the handler, the jobs and the limit.
 
     Attributes:
+        queue_size: how many may wait, where the library lets one choose; None: as it likes it.
         timeout: seconds of one attempt.
         attempts: how often a failing job is tried.
         backoff: seconds before the second attempt.
@@ -56,6 +57,7 @@ class Options:
         per: ... in so many seconds.
     """
 
+    queue_size: int | None = None
     timeout: float | None = None
     attempts: int = 1
     backoff: float = 0.0

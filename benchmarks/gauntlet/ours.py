@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from asyncpool import Failed, JobCancelled, Outcome, RateLimit, Retry, RetryAfter, Succeeded, WorkerPool
+import asyncpool
+from asyncpool import (
+    Cancelled,
+    Failed,
+    JobCancelled,
+    Outcome,
+    PoolClosed,
+    RateLimit,
+    Retry,
+    RetryAfter,
+    Succeeded,
+    WorkerPool,
+)
 from benchmarks.gauntlet.adapter import Ended, Handler, Library, Mapped, Options, Pool, Results
 
 
@@ -34,9 +46,12 @@ class OurPool(Pool):
         return [left.job for left in report.unfinished]
 
     async def outcomes(self, jobs: Iterable[Any]) -> AsyncIterator[Ended]:
-        """A stream of this pool."""
-        async for outcome in self._pool.outcomes(jobs):
-            yield _ended(outcome)
+        """A stream of this pool, until the pool closes."""
+        try:
+            async for outcome in self._pool.outcomes(jobs):
+                yield _ended(outcome)
+        except PoolClosed:
+            pass
 
 
 class Ours(Library):
@@ -52,10 +67,12 @@ class Ours(Library):
     hands_back = True
 
     def _values(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Results:
-        return _stream("map", handler, jobs, workers, options)
+        return _one_line(asyncpool.map, handler, jobs, workers, options)
 
-    def _outcomes(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Results:
-        return _stream("outcomes", handler, jobs, workers, options)
+    @asynccontextmanager
+    async def _outcomes(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Any:
+        async with _one_line(asyncpool.outcomes, handler, jobs, workers, options) as outcomes:
+            yield Mapped(aiter(outcomes), _ended)
 
     @asynccontextmanager
     async def pool(self, handler: Handler, *, workers: int, room: int) -> AsyncIterator[Pool]:
@@ -68,24 +85,16 @@ class Ours(Library):
         return RetryAfter(seconds)
 
 
-@asynccontextmanager
-async def _stream(
-    kind: str, handler: Handler, jobs: Iterable[Any], workers: int, options: Options
-) -> AsyncIterator[AsyncIterator[Any]]:
-    pool = WorkerPool(
+def _one_line(ask: Callable[..., Any], handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Any:
+    return ask(
         handler,
+        jobs,
         workers=workers,
+        queue_size=options.queue_size,
         timeout=options.timeout,
         retry=_retry(options),
         limiter=None if options.rate is None else RateLimit(options.rate, per=options.per),
     )
-    async with pool:
-        if kind == "map":
-            async with pool.map(jobs) as values:
-                yield aiter(values)
-        else:
-            async with pool.outcomes(jobs) as outcomes:
-                yield Mapped(aiter(outcomes), _ended)
 
 
 def _retry(options: Options) -> Retry | None:
@@ -100,5 +109,5 @@ def _ended(outcome: Outcome[Any, Any]) -> Ended:
             return Ended(value, None)
         case Failed(_, error):
             return Ended(None, error)
-        case _:
-            return Ended(None, JobCancelled())
+        case Cancelled(_, reason):
+            return Ended(None, JobCancelled(reason))

@@ -47,6 +47,7 @@ class Aqute(Library):
             retry_count=options.attempts - 1,
             retry_delay=lambda _attempt, error: getattr(error, "seconds", options.backoff),
             task_timeout_seconds=options.timeout,
+            input_task_queue_size=options.queue_size,
         )
 
     @asynccontextmanager
@@ -294,9 +295,8 @@ class Pypeln(Library):
     def _values(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Results:
         import pypeln
 
-        stage = pypeln.task.map(
-            handler, jobs, workers=workers, maxsize=max(1, workers), timeout=options.timeout or 0
-        )
+        maxsize = options.queue_size or 2 * workers or 1
+        stage = pypeln.task.map(handler, jobs, workers=workers, maxsize=maxsize, timeout=options.timeout or 0)
         return aclosing(aiter(stage))
 
 

@@ -30,20 +30,20 @@ async def outer_timeout(library: Library) -> None:
 
 @case()
 async def job_ignores_its_cancellation(library: Library) -> None:
-    """A job that swallows its cancellation does not hang the end: it is given up after some seconds, and told of."""
-
-    async def stubborn(job: int) -> None:
-        end = now() + 60
-        while now() < end:
-            try:
-                await asyncio.sleep(end - now())
-            except asyncio.CancelledError:
-                pass
-
-    task = asyncio.create_task(read(library.values(stubborn, range(2), workers=1)))
+    """A job that swallows its cancellation for a minute does not hold up for so long who is cancelled while reading."""
+    task = asyncio.create_task(read(library.values(_stubborn, range(2), workers=1)))
     await asyncio.sleep(0.05)
     task.cancel()
     await asyncio.wait([task])
+
+
+@case()
+async def stop_ignored_by_a_job(library: Library) -> None:
+    """Nor does such a job hold up the stop of a pool: a service would be killed before it has closed its database."""
+    async with library.stoppable_pool(_stubborn, workers=2, room=2) as pool:
+        await pool.submit(1)
+        await asyncio.sleep(0.05)
+        await pool.stop()
 
 
 @case()
@@ -83,9 +83,17 @@ async def pulled_input_is_lost(library: Library) -> None:
             for _ in range(turns):
                 await asyncio.sleep(0)
             await pool.stop()
-            await asyncio.wait([reader])
-            reader.exception()  # that the pool has closed is no surprise
+            await reader
         check(len(got) == source.pulled, f"{source.pulled - len(got)} of {source.pulled} inputs are lost")
+
+
+async def _stubborn(job: int) -> None:
+    end = now() + 60
+    while now() < end:
+        try:
+            await asyncio.sleep(end - now())
+        except asyncio.CancelledError:
+            pass
 
 
 async def _collect(outcomes: AsyncIterator[Ended], got: list[Ended]) -> None:
