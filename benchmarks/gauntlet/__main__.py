@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=_positive(float), default=SECONDS, help="time limit of a cell (default: 9)")
     parser.add_argument("--at-once", type=_positive(int), default=2, help="processes at a time (default: 2)")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/gauntlet.json")
-    parser.add_argument("--report", action="store_true", help="write docs/gauntlet.md from the saved results; runs nothing")
+    parser.add_argument(
+        "--report", action="store_true", help="write docs/gauntlet.md from the saved results; runs nothing"
+    )
     parser.add_argument("--list", action="store_true", help="tell the cases and the libraries; run nothing")
     return parser
 

@@ -42,7 +42,10 @@ async def _each(cells: AsyncIterator[Cell]) -> AsyncIterator[Cell]:
 async def verdict_of(command: Sequence[str], seconds: float) -> tuple[Verdict, str]:
     """Run a child until its verdict, its death or the time limit."""
     child = await asyncio.create_subprocess_exec(
-        *command, cwd=ROOT, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+        *command,
+        cwd=ROOT,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )
     lines: list[str] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from benchmarks.gauntlet.adapter import Library, Pool
-from benchmarks.gauntlet.cases.tools import case, now
+from benchmarks.gauntlet.cases.tools import case
 from benchmarks.gauntlet.verdicts import Lacks, check
 
 
@@ -80,14 +80,15 @@ async def woken_waiter_is_cancelled(library: Library) -> None:
 async def nowait_overtakes(library: Library) -> None:
     """Jobs that are pushed in without waiting do not keep out for ever whoever waits in line."""
     done: list[str] = []
-    async with library.pool(lambda job: handler(job), workers=1, room=1) as pool:
+    pool: Pool
 
-        async def handler(job: str) -> None:
-            done.append(job)
-            if job != "waits" and len(done) < 300:
-                _push(pool)
-            await asyncio.sleep(0)
+    async def handler(job: str) -> None:
+        done.append(job)
+        if job != "waits" and len(done) < 300:
+            _push(pool)
+        await asyncio.sleep(0)
 
+    async with library.pool(handler, workers=1, room=1) as pool:
         await pool.submit("first")
         await asyncio.sleep(0)
         _push(pool)
@@ -109,20 +110,19 @@ def _push(pool: Pool) -> None:
 @case()
 async def own_full_pool(library: Library) -> None:
     """A job that waits for a job of its own pool, all of whose workers do the same, gets an error, and hangs nobody."""
-    async with library.pool(lambda job: handler(job), workers=2, room=2) as pool:
+    pool: Pool
 
-        async def handler(depth: int) -> int:
-            await asyncio.sleep(0)
-            return await pool.run(depth - 1) if depth else 0
+    async def handler(depth: int) -> int:
+        await asyncio.sleep(0)
+        return await pool.run(depth - 1) if depth else 0
 
-        began = now()
+    async with library.pool(handler, workers=2, room=2) as pool:
         try:
             await pool.run(5)
         except Lacks:
             raise
         except Exception:  # whichever it is
             pass
-        check(now() - began < 5, "it takes for ever")
         check(await pool.run(0) == 0, "the pool does no more jobs")
 
 

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import weakref
 from contextvars import ContextVar
-from typing import Any
 
 from benchmarks.gauntlet.adapter import Library
 from benchmarks.gauntlet.cases.tools import (
@@ -14,6 +13,7 @@ from benchmarks.gauntlet.cases.tools import (
     all_of,
     awaits_what_was_cancelled,
     case,
+    jobs,
     now,
     read,
     sleeps,
@@ -246,8 +246,10 @@ async def failure_leaves_orphans(library: Library) -> None:
     began = now()
     _, error = await read(library.values(recorder.of(handler), range(6), workers=3))
     check(error is not None, "no error is raised")
-    check(recorder.running == 0, f"{recorder.running} jobs still run")
+    check(recorder.running == 0, f"{jobs(recorder.running)} still running")
     begun = len(recorder.started)
     await asyncio.sleep(0.5)
-    check(len(recorder.started) == begun, f"{len(recorder.started) - begun} more jobs begin after it was raised")
+    check(
+        len(recorder.started) == begun, f"{jobs(len(recorder.started) - begun, 'more job')} begun after it was raised"
+    )
     check(now() - began < 5, "it took for ever")

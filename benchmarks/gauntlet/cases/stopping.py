@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from benchmarks.gauntlet.adapter import Ended, Library
-from benchmarks.gauntlet.cases.tools import Recorder, Source, case, now, read, sleeps
+from benchmarks.gauntlet.cases.tools import Recorder, Source, case, jobs, now, read, sleeps
 from benchmarks.gauntlet.verdicts import check
 
 
@@ -25,7 +25,7 @@ async def outer_timeout(library: Library) -> None:
     else:
         check(False, "it ends without the TimeoutError")
     check(now() - began < 2, f"it ends after {now() - began:.0f} s")
-    check(recorder.running == 0, f"{recorder.running} jobs still run")
+    check(recorder.running == 0, f"{jobs(recorder.running)} still running")
 
 
 @case()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from benchmarks.gauntlet.adapter import Library
-from benchmarks.gauntlet.cases.tools import Recorder, Source, case, read, sleeps
+from benchmarks.gauntlet.cases.tools import Recorder, Source, case, jobs, read, sleeps
 from benchmarks.gauntlet.verdicts import check, leaf
 
 
@@ -13,17 +13,21 @@ from benchmarks.gauntlet.verdicts import check, leaf
 async def break_leaves_orphans(library: Library) -> None:
     """Who leaves the loop after the first result leaves no job running, and does not wait for all inputs."""
     recorder = Recorder()
-    source = Source(200)
-    async with library.stream(recorder.of(sleeps(0.02)), source, workers=3) as values:
+
+    async def handler(job: int) -> int:
+        await asyncio.sleep(0.1 if job else 0.02)
+        return job
+
+    async with library.stream(recorder.of(handler), Source(60), workers=3) as values:
         async for _ in values:
             break
     await asyncio.sleep(0)
-    running = recorder.running
     begun = len(recorder.started)
-    check(begun < 100, f"{begun} of 200 jobs are run before the loop is left")
-    check(running == 0, f"{running} jobs still run")
-    await asyncio.sleep(0.1)
-    check(len(recorder.started) == begun, f"{len(recorder.started) - begun} more jobs begin after the loop is left")
+    check(begun < 30, f"{begun} of 60 jobs are run before the loop is left")
+    check(recorder.running == 0, f"{jobs(recorder.running)} still running")
+    await asyncio.sleep(0.3)
+    more = len(recorder.started) - begun
+    check(more == 0, f"{jobs(more, 'more job')} begun after the loop is left")
 
 
 @case()
@@ -57,7 +61,9 @@ async def slow_consumer(library: Library) -> None:
 @case()
 async def source_raises(library: Library) -> None:
     """A source that raises acts as the last input: what it gave before is done and delivered, then comes its error."""
-    values, error = await read(library.lazy_stream(sleeps(0.02), Source(5, ConnectionError("of the source")), workers=2))
+    values, error = await read(
+        library.lazy_stream(sleeps(0.02), Source(5, ConnectionError("of the source")), workers=2)
+    )
     check(error is not None, f"{len(values)} values, and no error")
     check(isinstance(leaf(error), ConnectionError), f"it comes as {type(leaf(error)).__name__}")
     check(len(values) == 5, f"{len(values)} of 5 results, then the error")

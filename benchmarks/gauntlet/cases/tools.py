@@ -136,6 +136,11 @@ def values_of(ended: Iterable[Ended]) -> list[Any]:
     return sorted(one.value for one in ended if one.error is None)
 
 
+def jobs(number: int, what: str = "job") -> str:
+    """A number of jobs, in words."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def now() -> float:
     """The time of the loop."""
     return asyncio.get_running_loop().time()
