@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.gauntlet import report
-from benchmarks.gauntlet.cases import CASES
+from benchmarks.gauntlet.cases import CASES, is_possible
 from benchmarks.gauntlet.libraries import LIBRARIES, is_installed
 from benchmarks.gauntlet.ours import Ours
 from benchmarks.gauntlet.runner import SECONDS, run
@@ -33,12 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--save is for the whole table: without --only and --case")
     libraries = [LIBRARIES[name] for name in dict.fromkeys(options.only or LIBRARIES)]
     missing = [library.distribution or library.name for library in libraries if not is_installed(library)]
+    cases = list(dict.fromkeys(options.case or CASES))
+    missing += sorted({CASES[name].needs or "" for name in cases if not is_possible(CASES[name])})
     if missing:
         print(f"Left out, not installed: python3 -m pip install {' '.join(missing)}", file=sys.stderr)
         if options.save:
             parser.error("--save is for the whole table: install them first")
     names = [library.name for library in libraries if is_installed(library)]
-    cases = list(dict.fromkeys(options.case or CASES))
     try:
         cells = asyncio.run(_ask([(case, name) for case in cases for name in names], options.seconds, options.at_once))
     except KeyboardInterrupt:
@@ -80,9 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=_positive(float), default=SECONDS, help="time limit of a cell (default: 9)")
     parser.add_argument("--at-once", type=_positive(int), default=2, help="processes at a time (default: 2)")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/gauntlet.json")
-    parser.add_argument(
-        "--report", action="store_true", help="write docs/gauntlet.md from the saved results; runs nothing"
-    )
+    parser.add_argument("--report", action="store_true", help="write docs/gauntlet.md from what was saved")
     parser.add_argument("--list", action="store_true", help="tell the cases and the libraries; run nothing")
     return parser
 

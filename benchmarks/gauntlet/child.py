@@ -11,11 +11,10 @@ import json
 import logging
 import os
 import sys
-from importlib.util import find_spec
 
 from asyncpool.testing import fuzzing_task_factory
 from benchmarks.gauntlet.adapter import Library
-from benchmarks.gauntlet.cases import CASES, Case
+from benchmarks.gauntlet.cases import CASES, Case, is_possible
 from benchmarks.gauntlet.libraries import LIBRARIES, is_installed
 from benchmarks.gauntlet.verdicts import Lacks, Verdict, Wrong, in_few_words
 
@@ -31,9 +30,9 @@ def main(case: Case, library: Library) -> None:
 def judge(case: Case, library: Library) -> tuple[Verdict, str]:
     """Ask once in the plain order, and once for each random schedule."""
     if not is_installed(library):
-        return Verdict.MISSING, f"python -m pip install {library.distribution}"
-    if case.needs is not None and find_spec(case.needs) is None:
-        return Verdict.MISSING, f"python -m pip install {case.needs}"
+        return Verdict.MISSING, f"python3 -m pip install {library.distribution}"
+    if not is_possible(case):
+        return Verdict.MISSING, f"python3 -m pip install {case.needs}"
     for seed in (None, *range(case.schedules)):
         if seed is not None:
             print(f"schedule {seed}", flush=True)
@@ -45,7 +44,6 @@ def judge(case: Case, library: Library) -> tuple[Verdict, str]:
 
 def _judge_once(case: Case, library: Library, seed: int | None) -> tuple[Verdict, str]:
     loop = _new_loop(case)
-    asyncio.set_event_loop(loop)
     loop.set_exception_handler(lambda _loop, _context: None)
     if seed is not None:
         loop.set_task_factory(fuzzing_task_factory(seed))
@@ -61,7 +59,9 @@ def _judge_once(case: Case, library: Library, seed: int | None) -> tuple[Verdict
         os._exit(130)  # the parent says so
     except BaseException as error:
         return Verdict.WRONG, in_few_words(error)
-    return Verdict.HELD, ""  # the loop is not closed: what was left behind may hang that, and is no matter here
+    finally:
+        loop.close()  # nothing is waited for: what the library has left behind is not asked about here
+    return Verdict.HELD, ""
 
 
 def _new_loop(case: Case) -> asyncio.AbstractEventLoop:

@@ -43,13 +43,14 @@ NOTES: dict[tuple[str, str], str] = {
     ("source-raises", "aiostream"): "Its documentation says that errors of the source are propagated: at once.",
     ("reader-is-cancelled", ALL): "By design of Python: an async generator ends where its reader is cancelled.",
     ("all-results-come", "pypeln"): (
-        "Happens with `maxsize` up to about as many as `workers` (its README shows 4 and 3); with twice as many, none were lost."
+        "Happens with `maxsize` up to about as many as `workers` (its README shows 4 and 3); with twice as many, none "
+        "were lost."
     ),
     ("outer-timeout", "asyncio-pool-ng"): "By design: a pool that is left waits for all its jobs, also if cancelled.",
     ("job-ignores-its-cancellation", "aqute"): "By design: its documentation says that handlers must cooperate.",
     ("job-ignores-its-cancellation", ALL): (
-        "By design of structured concurrency, where a scope ends after all in it. Who holds, abandons the job: asyncpool "
-        "after five seconds, with its name in the log; the others at once."
+        "By design of structured concurrency, where a scope ends after all in it. Who holds, abandons the job: "
+        "asyncpool after five seconds, with its name in the log; the others at once."
     ),
     ("stop-ignored-by-a-job", "aqute"): "By design: its documentation says that handlers must cooperate.",
     ("stop-ignored-by-a-job", "aiojobs"): ("`close_timeout` only cancels the task once more, and waits on for it."),

@@ -149,7 +149,7 @@ def _section(case: Case, table: Mapping[tuple[str, str], Cell]) -> str:
         if cell.verdict is Verdict.LACKS and cell.library != "aiolimiter":
             lacks.setdefault(cell.how, []).append(cell.library)
     if lacks:
-        parts.append("\n".join(f"* `-` {', '.join(names)}: no {reason}." for reason, names in lacks.items()))
+        parts.append("\n".join(f"* `-` {', '.join(names)}: lacks {reason}." for reason, names in lacks.items()))
     return "\n\n".join(parts)
 
 

@@ -14,7 +14,6 @@ from benchmarks.gauntlet.cases.tools import (
     awaits_what_was_cancelled,
     case,
     jobs,
-    now,
     read,
     sleeps,
     values_of,
@@ -243,13 +242,10 @@ async def failure_leaves_orphans(library: Library) -> None:
             raise ValueError(job)
         return job
 
-    began = now()
     _, error = await read(library.values(recorder.of(handler), range(6), workers=3))
     check(error is not None, "no error is raised")
     check(recorder.running == 0, f"{jobs(recorder.running)} still running")
     begun = len(recorder.started)
     await asyncio.sleep(0.5)
-    check(
-        len(recorder.started) == begun, f"{jobs(len(recorder.started) - begun, 'more job')} begun after it was raised"
-    )
-    check(now() - began < 5, "it took for ever")
+    more = len(recorder.started) - begun
+    check(more == 0, f"{jobs(more, 'more job')} begun after it was raised")

@@ -56,7 +56,8 @@ async def stop_wakes_all(library: Library) -> None:
             if caller.done():
                 caller.result()  # raises Lacks
         await pool.stop()
-        _, pending = await asyncio.wait(callers, timeout=1)
+        settled, pending = await asyncio.wait(callers, timeout=1)
+        await asyncio.gather(*settled, return_exceptions=True)
     check(not pending, f"{len(pending)} of 6 callers wait for ever")
 
 

@@ -103,7 +103,7 @@ async def failure_with_a_full_queue(library: Library) -> None:
 
 @case()
 async def all_results_come(library: Library) -> None:
-    """All results come, also through a queue that is no longer than there are workers: no batch ends early in silence."""
+    """All results come, also through a queue as long as there are workers: no batch ends early in silence."""
     await _all_come(library)
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from benchmarks.gauntlet.adapter import Ended, Library
@@ -37,6 +38,11 @@ class Case:
 
 
 CASES: dict[str, Case] = {}
+
+
+def is_possible(case: Case) -> bool:
+    """Whether what it needs can be imported here."""
+    return case.needs is None or find_spec(case.needs) is not None
 
 
 def case(*, schedules: int = 0, needs: str | None = None) -> Callable[[Ask], Ask]:
