@@ -26,6 +26,10 @@ NOTES: dict[tuple[str, str], str] = {
     ("context-leaks", ALL): "The worker task has one context, and all its jobs run in it.",
     ("submitters-context", "aiojobs"): "A job that had to wait runs in the context of the one that ended before it.",
     ("own-timeout-error", ALL): "What `asyncio.timeout` and `wait_for` raise is a plain `TimeoutError` too.",
+    (
+        "kept-failures-hold-frames",
+        "aiojobs",
+    ): "It raises the error several times, which loses the frames of the job.",
     ("kept-failures-hold-frames", ALL): (
         "By design of Python: an exception keeps its traceback, and that its frames. No other library promises more."
     ),
@@ -42,6 +46,9 @@ NOTES: dict[tuple[str, str], str] = {
     ("source-raises", "aqute"): "By design: an error of the source cancels what was begun.",
     ("source-raises", "aiostream"): "Its documentation says that errors of the source are propagated: at once.",
     ("reader-is-cancelled", ALL): "By design of Python: an async generator ends where its reader is cancelled.",
+    ("timeout-is-told", "pypeln"): "Its documentation says that such a task is stopped, and no more.",
+    ("reader-is-cancelled", "aqute"): "By design: its documentation says that a cancelled reader ends the run.",
+    ("all-results-come-on-uvloop", "pypeln"): "As in `all-results-come`.",
     ("all-results-come", "pypeln"): (
         "Happens with `maxsize` up to about as many as `workers` (its README shows 4 and 3); with twice as many, none "
         "were lost."
@@ -50,7 +57,8 @@ NOTES: dict[tuple[str, str], str] = {
     ("job-ignores-its-cancellation", "aqute"): "By design: its documentation says that handlers must cooperate.",
     ("job-ignores-its-cancellation", ALL): (
         "By design of structured concurrency, where a scope ends after all in it. Who holds, abandons the job: "
-        "asyncpool after five seconds, with its name in the log; the others at once."
+        "asyncpool five seconds after its pool began to close, with its name in the log (while a pool lives on, a "
+        "cancelled `run()` waits for its job); the others at once."
     ),
     ("stop-ignored-by-a-job", "aqute"): "By design: its documentation says that handlers must cooperate.",
     ("stop-ignored-by-a-job", "aiojobs"): ("`close_timeout` only cancels the task once more, and waits on for it."),

@@ -55,7 +55,7 @@ class OurPool(Pool):
 
 
 class Ours(Library):
-    """This library."""
+    """`asyncpool.map` and `asyncpool.outcomes` for many jobs, a `WorkerPool` for one."""
 
     name = "asyncpool"
     distribution = "asyncpool-toolkit"

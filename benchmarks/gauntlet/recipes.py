@@ -1,4 +1,4 @@
-"""What one writes by hand with asyncio alone, as a careful author does it."""
+"""What one writes by hand with asyncio alone, in the forms that are usual."""
 
 from __future__ import annotations
 

@@ -3,10 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 
-from benchmarks.gauntlet.adapter import Library, Pool
+from benchmarks.gauntlet.adapter import Handler, Library, Pool
 from benchmarks.gauntlet.cases.tools import case
 from benchmarks.gauntlet.verdicts import Lacks, check
+
+
+@case()
+async def failure_is_forgotten(library: Library) -> None:
+    """The failure of a job that was handed in, and that nobody asks about, is logged or told to the loop's handler."""
+    told: list[object] = []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = told.append  # type: ignore[method-assign]
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context))
+
+    async def handler(job: int) -> int:
+        await asyncio.sleep(0)
+        raise ValueError(job)
+
+    disabled = logging.root.manager.disable
+    logging.disable(logging.NOTSET)
+    logging.getLogger().addHandler(listener)
+    try:
+        await _forget(library, handler)
+        gc.collect()  # asyncio tells of a future only when it dies
+        await asyncio.sleep(0)
+    finally:
+        logging.getLogger().removeHandler(listener)
+        logging.disable(disabled)
+    check(told, "no word of it")
+
+
+async def _forget(library: Library, handler: Handler) -> None:
+    async with library.pool(handler, workers=1, room=1) as pool:
+        await pool.submit(1)
+        await asyncio.sleep(0.02)
 
 
 @case(schedules=20)

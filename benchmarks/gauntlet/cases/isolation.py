@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import traceback
 import weakref
 from contextvars import ContextVar
 
@@ -213,8 +214,8 @@ class Payload:
 
 @case()
 async def kept_failures_hold_frames(library: Library) -> None:
-    """Failures that are kept for a report do not keep the local variables of their jobs: ten thousand failed downloads
-    would keep ten thousand half-read bodies."""
+    """Failures that are kept for a report do not keep the local variables of their jobs (ten thousand failed downloads
+    would keep ten thousand half-read bodies), and yet their tracebacks show the lines that failed."""
     payloads: list[weakref.ref[Payload]] = []
 
     async def handler(job: int) -> int:
@@ -229,6 +230,8 @@ async def kept_failures_hold_frames(library: Library) -> None:
     alive = sum(payload() is not None for payload in payloads)
     check(len(kept) == 4, f"{len(kept)} of 4 outcomes")
     check(alive == 0, f"the local variables of {alive} of 4 jobs are alive")
+    lines = [entry.name for one in kept if one.error for entry in traceback.extract_tb(one.error.__traceback__)]
+    check(lines.count("handler") == 4, "the traceback does not show the job")
 
 
 @case()
