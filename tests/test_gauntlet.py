@@ -102,6 +102,18 @@ def test_a_library_that_is_missing_is_told_with_what_to_install() -> None:
     assert child.judge(case_of(holds), Absent()) == (Verdict.MISSING, "python3 -m pip install absent-pool")
 
 
+def test_a_library_that_cannot_be_imported_is_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_pool.py").write_text("import what_it_needs")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    class Broken(Library):
+        name = distribution = "broken-pool"
+        module = "broken_pool"
+
+    how = "ModuleNotFoundError: No module named 'what_it_needs'"
+    assert child.judge(case_of(holds), Broken()) == (Verdict.MISSING, how)
+
+
 WRONG = """print('{"verdict": "wrong", "how": "2 of 3 values"}')"""
 HANG = "print('schedule 7', flush=True); import time; time.sleep(60)"
 CRASH = "print('schedule 0', flush=True); import os; os.abort()"
@@ -185,6 +197,7 @@ def test_the_results_have_every_cell_and_ours_are_held() -> None:
     cells = {(cell.case, cell.library): cell.verdict for cell in report.load()["cells"]}
     assert list(cells) == [(case, library) for case in CASES for library in LIBRARIES]
     assert {cells[case, "asyncpool"] for case in CASES} == {Verdict.HELD}
+    assert Verdict.MISSING not in cells.values()
 
 
 def test_each_note_is_about_a_cell_that_is_not_held() -> None:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+from importlib import import_module
 
 from asyncpool.testing import fuzzing_task_factory
 from benchmarks.gauntlet.adapter import Library
@@ -31,6 +32,11 @@ def judge(case: Case, library: Library) -> tuple[Verdict, str]:
     """Ask once in the plain order, and once for each random schedule."""
     if not is_installed(library):
         return Verdict.MISSING, f"python3 -m pip install {library.distribution}"
+    try:
+        if library.module is not None:
+            import_module(library.module)
+    except ImportError as error:  # of something that it needs
+        return Verdict.MISSING, in_few_words(error)
     if not is_possible(case):
         return Verdict.MISSING, f"python3 -m pip install {case.needs}"
     for seed in (None, *range(case.schedules)):

@@ -7,7 +7,6 @@ import json
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import aclosing
 from pathlib import Path
 
 import asyncpool
@@ -29,14 +28,9 @@ async def run(pairs: Iterable[tuple[str, str]], *, seconds: float = SECONDS, at_
         verdict, how = await verdict_of(command, seconds)
         return Cell(case, library, verdict, how)
 
-    async with asyncpool.map(cell, pairs, workers=at_once) as cells, aclosing(_each(cells)) as each:
-        async for one in each:
+    async with asyncpool.map(cell, pairs, workers=at_once) as cells:
+        async for one in cells:
             yield one
-
-
-async def _each(cells: AsyncIterator[Cell]) -> AsyncIterator[Cell]:
-    async for one in cells:
-        yield one
 
 
 async def verdict_of(command: Sequence[str], seconds: float) -> tuple[Verdict, str]:
