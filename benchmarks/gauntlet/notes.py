@@ -48,7 +48,6 @@ NOTES: dict[tuple[str, str], str] = {
     ("reader-is-cancelled", ALL): "By design of Python: an async generator ends where its reader is cancelled.",
     ("timeout-is-told", "pypeln"): "Its documentation says that such a task is stopped, and no more.",
     ("reader-is-cancelled", "aqute"): "By design: its documentation says that a cancelled reader ends the run.",
-    ("all-results-come-on-uvloop", "pypeln"): "As in `all-results-come`.",
     ("all-results-come", "pypeln"): (
         "Happens with `maxsize` up to about as many as `workers` (its README shows 4 and 3); with twice as many, none "
         "were lost."
