@@ -206,6 +206,40 @@ def test_each_note_is_about_a_cell_that_is_not_held() -> None:
     assert set(NOTES) - bad == set()
 
 
+def test_a_report_of_too_few_results_is_refused_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "gauntlet.json")
+    with pytest.raises(SystemExit):
+        gauntlet.main(["--report"])
+    assert "No such file" in capsys.readouterr().err
+    content = {**report_content(), "cells": []}
+    (tmp_path / "gauntlet.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit):
+        gauntlet.main(["--report"])
+    assert "the saved results lack failure-stops-nobody of asyncpool" in capsys.readouterr().err
+
+
+def report_content() -> dict[str, object]:
+    content: dict[str, object] = json.loads((runner.ROOT / "benchmarks/results/gauntlet.json").read_text())
+    return content
+
+
+def test_what_cannot_be_imported_is_told_and_nothing_saved(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def broken(pairs: list[tuple[str, str]], **options: object) -> object:
+        for case, library in pairs:
+            yield Cell(case, library, Verdict.MISSING, "ModuleNotFoundError: No module named 'x'")
+
+    monkeypatch.setattr(gauntlet, "run", broken)
+    monkeypatch.setattr(gauntlet, "is_installed", lambda library: True)
+    monkeypatch.setattr(gauntlet, "is_possible", lambda case: True)
+    monkeypatch.setattr(report, "save", lambda cells: pytest.fail("saved"))
+    gauntlet.main(["--save"])
+    assert "aqute (ModuleNotFoundError: No module named 'x')" in capsys.readouterr().err
+
+
 def test_results_are_saved_with_what_they_are_results_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "RESULTS", tmp_path / "gauntlet.json")
     monkeypatch.setattr(report, "version", lambda name: "1.2.3")

@@ -46,7 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nInterrupted.", file=sys.stderr)
         return 130
     print(f"\n{report.as_text(cells)}")
-    if options.save:
+    broken = sorted({f"{cell.library} ({cell.how})" for cell in cells if cell.verdict is Verdict.MISSING})
+    if broken:
+        print(f"\nCannot be imported: {', '.join(broken)}", file=sys.stderr)
+    if options.save and not broken:
         report.save(cells)
         print(f"\nSaved as {report.RESULTS}; --report makes the document of it")
     lost = [cell for cell in cells if cell.library == Ours.name and cell.verdict not in _FINE]

@@ -36,6 +36,10 @@ NOTES: dict[tuple[str, str], str] = {
     ("failure-leaves-orphans", "gather + Semaphore"): (
         "By design: the documentation says that the other awaitables are not cancelled."
     ),
+    (
+        "failure-leaves-orphans",
+        "streamable",
+    ): "By design: its documentation says that the iteration can go on after it.",
     ("break-leaves-orphans", "aiometer"): "Leaving the block waits for all its tasks, and cancels none.",
     ("break-leaves-orphans", "asyncio-pool-ng"): "By design: a pool that is left waits for all its jobs.",
     ("input-is-lazy", "asyncio-pool-ng"): "A job is spawned for each input at once.",
@@ -77,6 +81,7 @@ NOTES: dict[tuple[str, str], str] = {
     ("burst-wedges", "aiojobs"): (
         "A job that was let into the queue just when the last running one ended is never started."
     ),
+    ("limit-0", ALL): "Most have a semaphore of 0, which is legal, and waits for a release that never comes.",
     ("limit-0", "pypeln"): "No workers are taken for no limit; the documentation of `map` does not say so.",
     ("rate-in-a-burst", "aiolimiter"): (
         "By design: a leaky bucket lets a full bucket through at once, on top of the rate; its documentation says so."

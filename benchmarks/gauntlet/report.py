@@ -70,9 +70,17 @@ def write() -> None:
 
 
 def as_markdown(results: Mapping[str, Any]) -> str:
-    """The document."""
+    """The document.
+
+    Raises:
+        ValueError: A cell is not among the results.
+    """
     about = results["about"]
     table = {(cell.case, cell.library): cell for cell in results["cells"]}
+    for case in CASES:
+        for library in LIBRARIES:
+            if (case, library) not in table:
+                raise ValueError(f"the saved results lack {case} of {library}")
     parts = [
         _INTRODUCTION.format(commit=about["commit"], python=about["python"], system=about["system"], seconds=SECONDS),
         _table(table),
