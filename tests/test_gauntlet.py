@@ -213,7 +213,7 @@ def test_a_report_of_too_few_results_is_refused_in_a_sentence(
     with pytest.raises(SystemExit):
         gauntlet.main(["--report"])
     assert "No such file" in capsys.readouterr().err
-    content = {**report_content(), "cells": []}
+    content = {**report_content(), "cells": {}}
     (tmp_path / "gauntlet.json").write_text(json.dumps(content))
     with pytest.raises(SystemExit):
         gauntlet.main(["--report"])

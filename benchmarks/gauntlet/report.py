@@ -41,6 +41,9 @@ def as_text(cells: Sequence[Cell]) -> str:
 def save(cells: Sequence[Cell]) -> None:
     """Write the results, with what they are results of."""
     distributions = [library.distribution for library in LIBRARIES.values() if library.distribution] + ["uvloop"]
+    cases: dict[str, dict[str, str]] = {}
+    for cell in cells:
+        cases.setdefault(cell.case, {})[cell.library] = f"{cell.verdict}: {cell.how}" if cell.how else cell.verdict
     content = {
         "about": {
             "commit": _commit(),
@@ -48,9 +51,7 @@ def save(cells: Sequence[Cell]) -> None:
             "system": f"{platform.system()} {platform.machine()}",
             "versions": {name: version(name) for name in distributions},
         },
-        "cells": [
-            {"case": cell.case, "library": cell.library, "verdict": cell.verdict, "how": cell.how} for cell in cells
-        ],
+        "cells": cases,
     }
     RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -59,7 +60,9 @@ def load() -> dict[str, Any]:
     """Read the saved results."""
     content = json.loads(RESULTS.read_text(encoding="utf-8"))
     content["cells"] = [
-        Cell(cell["case"], cell["library"], Verdict(cell["verdict"]), cell["how"]) for cell in content["cells"]
+        Cell(case, library, Verdict(verdict), how)
+        for case, answers in content["cells"].items()
+        for library, (verdict, _, how) in ((library, answer.partition(": ")) for library, answer in answers.items())
     ]
     return content
 
