@@ -1,36 +1,142 @@
-"""What the documents print is what runs: each Python block of the README is run, and its output compared."""
+"""What the documents say is what happens.
 
+* A ```python block of README.md, CONTRIBUTING.md or docs is a whole program. It is run, with warnings as errors, and must
+  print what the ```text block right after it says; nothing, if there is none. stderr counts as output.
+* If its first line is the comment `# shop.py`, it is that file, and is not run by itself: what stands below it in the
+  document finds the file in its folder. Below it, `$ python shop.py` in a ```console block runs it.
+* In a ```console block, `$ ` begins a command. With output under it, a Python command is run, and its output compared:
+  of what the document itself shows (`python shop.py`) to the letter; of the repository's commands, and of pytest,
+  without the figures, for they vary. Other commands, and those without output, are not run here, but what they name
+  must exist: the make target, the module, the extra. `make demo`, `make campaign` and the examples are run by
+  tests/examples, the benchmarks by tests/test_benchmarks.py, and `make test` and `make check` by CI.
+* `...` in an output stands for anything.
+"""
+
+from __future__ import annotations
+
+import doctest
+import importlib.util
 import re
-import subprocess
-import sys
+import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PROGRAM_AND_OUTPUT = re.compile(r"```python\n(.*?)```\n+```text\n(.*?)```", re.DOTALL)
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
+from tests.markdown import DOCUMENTS, ROOT, Block, Command, blocks, commands
+from tests.programs import Programs, Ran
+
+BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
+COMMANDS = [command for document in DOCUMENTS for command in commands(document)]
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+NOT_OURS = {"curl", "docker", "git", "go", "prometheus", "promtool"}
+"""Commands of other projects: whoever shows them has tried them."""
 
 
-@pytest.mark.parametrize(
-    ("program", "output"),
-    [
-        pytest.param(*match.groups(), id=f"block{number}")
-        for number, match in enumerate(PROGRAM_AND_OUTPUT.finditer(README))
-    ],
-)
-def test_the_readme_prints_what_runs(program: str, output: str) -> None:
-    command = [sys.executable, "-u", "-W", "error", "-c", program]
-    ran = subprocess.run(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=60
-    )
-    assert ran.stdout.strip() == output.strip()
-    assert ran.returncode == 0
+def is_run(command: Command) -> bool:
+    return command.words[0] == "python" and bool(command.output.strip())
 
 
-def test_every_python_block_of_the_readme_has_its_output() -> None:
-    assert README.count("```python") == len(PROGRAM_AND_OUTPUT.findall(README)) > 0
+@pytest.fixture(scope="session")
+def programs() -> Iterator[Programs]:
+    programs = Programs()
+    yield programs
+    programs.close()
+
+
+@pytest.fixture
+def run(programs: Programs, tmp_path: Path) -> Callable[[Block, list[str]], Ran]:
+    """Run `python ARGV...` where the files are that stand above a block."""
+
+    def run(block: Block, argv: list[str]) -> Ran:
+        for name, text in block.files.items():
+            write(tmp_path / name, text)
+        return programs.run(argv, tmp_path)
+
+    return run
+
+
+def write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+
+
+def assert_prints(ran: Ran, expected: str) -> None:
+    if not doctest.OutputChecker().check_output(expected.strip() + "\n", ran.output.strip() + "\n", doctest.ELLIPSIS):
+        assert ran.output.strip() == expected.strip()
+    assert ran.status == 0, f"it printed what it should, and ended with status {ran.status}"
+
+
+def without_figures(text: str) -> str:
+    return re.sub(r"\d+([.,]\d+)*", "0", text)
+
+
+PROGRAMS = [block for block in BLOCKS if block.language == "python" and block.file_name is None]
+
+
+@pytest.mark.parametrize("block", PROGRAMS, ids=[block.place for block in PROGRAMS])
+def test_a_program_prints_what_the_document_says(
+    block: Block, run: Callable[[Block, list[str]], Ran], tmp_path: Path
+) -> None:
+    name = block.place.replace(".", "_").replace(":", "_line_") + ".py"
+    write(tmp_path / name, block.text)
+    assert_prints(run(block, [name]), block.output or "")
+
+
+RUN = [command for command in COMMANDS if is_run(command)]
+
+
+@pytest.mark.parametrize("command", RUN, ids=[command.place for command in RUN])
+def test_a_command_prints_what_the_document_says(command: Command, run: Callable[[Block, list[str]], Ran]) -> None:
+    ran, expected = run(command.block, command.words[1:]), command.output
+    if command.words[1] == "-m":
+        ran, expected = ran._replace(output=without_figures(ran.output)), without_figures(expected)
+    assert_prints(ran, expected)
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def missing(command: Command) -> str | None:
+    """What a command names that does not exist, if there is such a thing."""
+    words = [word for word in command.words if not re.match(r"[A-Z_]+=", word)]
+    if re.search(r"(^|/)python[\d.]*$", words[0]):
+        words[0] = "python"
+    match words:
+        case ["make", *names]:
+            unknown = [name for name in names if name not in targets()]
+            return f"a make target {unknown[0]}" if unknown else None
+        case ["python", "-m", "pip", "install", *what]:
+            for name in what:
+                ours = re.fullmatch(r"(?:asyncpool-toolkit|\.)(?:\[([\w,-]+)\])?", name)
+                if name.startswith("asyncpool") and ours is None:
+                    return f"a distribution {name} of ours"
+                if ours is not None and (unknown := set((ours[1] or "").split(",")) - {""} - set(EXTRAS)):
+                    return f"the extra {unknown.pop()}"
+            return None
+        case ["python", "-m", module, *_]:
+            return None if importlib.util.find_spec(module) is not None else f"a module {module}"
+        case ["python", file, *_]:
+            return None if file in command.block.files else f"a file {file} above it"
+        case ["bash", file]:
+            return None if (ROOT / file).is_file() else f"a file {file}"
+        case [program, *_]:
+            return None if program in NOT_OURS else f"anybody who knows how to check {program!r} (see NOT_OURS)"
+    return "a command"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_what_commands_name_exists(document: Path) -> None:
+    lacking = {command.place: missing(command) for command in COMMANDS if command.block.document == document}
+    assert {place: what for place, what in lacking.items() if what is not None} == {}
+
+
+def test_programs_and_commands_are_marked_so_that_they_are_found() -> None:
+    near_misses = {"py", "py3", "python3", "pycon", "bash", "shell", "shell-session", "Python", "Console"}
+    assert [block.place for block in BLOCKS if block.language.split(" ")[0] in near_misses] == []
+    with_options = [block.place for block in BLOCKS if re.match("(python|console|sh)\\W", block.language)]
+    assert with_options == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
@@ -45,29 +151,22 @@ def test_links_between_documents_lead_somewhere(document: Path) -> None:
     assert missing == []
 
 
-def printed_by(example: str) -> list[str]:
-    ran = subprocess.run(
-        [sys.executable, "-W", "error", "-m", example],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert (ran.returncode, ran.stderr) == (0, "")
-    return ran.stdout.splitlines()
+def printed_by(example: str, programs: Programs, folder: Path) -> list[str]:
+    ran = programs.run(["-m", example], folder)
+    assert ran.status == 0, ran.output
+    return ran.output.splitlines()
 
 
-def test_the_basic_example_runs() -> None:
-    lines = printed_by("examples.basic_pool")
+def test_the_basic_example_runs(programs: Programs, tmp_path: Path) -> None:
+    lines = printed_by("examples.basic_pool", programs, tmp_path)
     assert len(lines) == 21
     assert {line.split(": ")[1] for line in lines[:20]} == {f"{n} squared is {n * n}" for n in range(1, 21)}
     assert lines[20].startswith("20 jobs in ")
     assert lines[20].endswith(" on 5 workers")
 
 
-def test_the_example_of_retries_and_dead_letters_runs() -> None:
-    lines = printed_by("examples.retries_and_dead_letters")
+def test_the_example_of_retries_and_dead_letters_runs(programs: Programs, tmp_path: Path) -> None:
+    lines = printed_by("examples.retries_and_dead_letters", programs, tmp_path)
     outcomes = [line for line in lines if line.startswith(("Succeeded(", "Failed("))]
     alerts = [line for line in lines if line.startswith("ALERT: job ")]
     failed = sum(line.startswith("Failed(") for line in outcomes)
