@@ -61,10 +61,14 @@ def write(file: Path, text: str) -> None:
     file.write_text(text, encoding="utf-8")
 
 
-def assert_prints(ran: Ran, expected: str) -> None:
-    if not doctest.OutputChecker().check_output(expected.strip() + "\n", ran.output.strip() + "\n", doctest.ELLIPSIS):
-        assert ran.output.strip() == expected.strip()
-    assert ran.status == 0, f"it printed what it should, and ended with status {ran.status}"
+def assert_prints(place: str, ran: Ran, expected: str) -> None:
+    expected, output = expected.strip() + "\n", ran.output.strip() + "\n"
+    checker = doctest.OutputChecker()
+    if not checker.check_output(expected, output, doctest.ELLIPSIS):
+        difference = checker.output_difference(doctest.Example("", expected), output, doctest.REPORT_NDIFF)
+        pytest.fail(f"{place} does not print what the document says (-), but (+): {difference}", pytrace=False)
+    if ran.status != 0:
+        pytest.fail(f"{place} prints what the document says, and ends with status {ran.status}", pytrace=False)
 
 
 def without_figures(text: str) -> str:
@@ -80,7 +84,7 @@ def test_a_program_prints_what_the_document_says(
 ) -> None:
     name = block.place.replace(".", "_").replace(":", "_line_") + ".py"
     write(tmp_path / name, block.text)
-    assert_prints(run(block, [name]), block.output or "")
+    assert_prints(block.place, run(block, [name]), block.output or "")
 
 
 RUN = [command for command in COMMANDS if is_run(command)]
@@ -91,7 +95,7 @@ def test_a_command_prints_what_the_document_says(command: Command, run: Callable
     ran, expected = run(command.block, command.words[1:]), command.output
     if command.words[1] == "-m":
         ran, expected = ran._replace(output=without_figures(ran.output)), without_figures(expected)
-    assert_prints(ran, expected)
+    assert_prints(command.place, ran, expected)
 
 
 def targets() -> set[str]:
