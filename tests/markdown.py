@@ -34,8 +34,8 @@ class Block:
 
     @property
     def file_name(self) -> str | None:
-        """The name in its first line, if that is a comment with the name of a Python file: `# shop.py`."""
-        named = re.match(r"# ([\w/]+\.py)\n", self.text)
+        """The name in its first line, if that is a comment with the name of a file: `# shop.py`, `# pytest.ini`."""
+        named = re.match(r"# ([\w/-]+\.(?:py|ini|toml))\n", self.text)
         return named[1] if named else None
 
 
@@ -63,7 +63,7 @@ def blocks(document: Path) -> Iterator[Block]:
             output = following.content if has_output else None
             assert token.map is not None
             block = Block(document, token.map[0] + 1, token.info, token.content, output, dict(files))
-            if block.language == "python" and block.file_name is not None:
+            if block.file_name is not None:
                 files[block.file_name] = block.text
             yield block
 

@@ -83,6 +83,8 @@ def run_here(argv: list[str], folder: str, output: str) -> None:
     os.dup2(file, 2)
     os.chdir(folder)
     sys.path[0] = folder
+    if os.path.exists("pytest.ini"):  # it is for pytest-asyncio: the one plugin that documents speak of
+        os.environ["PYTEST_PLUGINS"] = "pytest_asyncio.plugin"
     is_module = argv[0] == "-m"
     sys.argv = argv[1:] if is_module else argv
     sys.excepthook = print_error

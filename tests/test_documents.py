@@ -2,8 +2,8 @@
 
 * A ```python block of README.md, CONTRIBUTING.md or docs is a whole program. It is run, with warnings as errors, and must
   print what the ```text block right after it says; nothing, if there is none. stderr counts as output.
-* If its first line is the comment `# shop.py`, it is that file, and is not run by itself: what stands below it in the
-  document finds the file in its folder. Below it, `$ python shop.py` in a ```console block runs it.
+* If the first line of a block is the comment `# shop.py`, it is that file, and is not run by itself: what stands below it
+  in the document finds the file in its folder. There, `$ python shop.py` in a ```console block runs it.
 * In a ```console block, `$ ` begins a command. With output under it, a Python command is run, and its output compared:
   of what the document itself shows (`python shop.py`) to the letter; of the repository's commands, and of pytest,
   without the figures, for they vary. Other commands, and those without output, are not run here, but what they name
