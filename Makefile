@@ -10,12 +10,14 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
+# A warning is an error: of a docstring, of a link that leads nowhere, of a public name that no page documents.
+SPHINX := $(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet --builder html docs docs/_build
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo campaign test test-long coverage check format bench build clean
+.PHONY: help demo campaign test test-long coverage check docs format bench build clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -37,7 +39,7 @@ coverage: $(STAMPS)/test ## the tests, and which lines and branches they did not
 
 # Types are checked as the oldest and as the newest Python sees them: some code is for one of the two only.
 check: export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
-check: $(STAMPS)/check ## ruff, mypy, pyright and the floors of the house
+check: $(STAMPS)/check ## ruff, mypy, pyright, the floors of the house, and whether the docs can be built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -45,6 +47,11 @@ check: $(STAMPS)/check ## ruff, mypy, pyright and the floors of the house
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/pyright --pythonpath $(BIN)/python --pythonversion 3.13
 	$(BIN)/lint-imports
+	$(SPHINX)
+
+docs: $(STAMPS)/docs ## the site of the documentation, in docs/_build
+	@$(SPHINX)
+	@echo "Open docs/_build/index.html"
 
 format: $(STAMPS)/check ## let ruff repair and format what it can
 	$(BIN)/ruff check --fix .
@@ -58,7 +65,7 @@ build: $(STAMPS)/venv ## wheel and sdist in dist/
 	$(BIN)/python -m build
 
 clean: ## remove what make made, .venv too
-	rm -rf .venv .venv-* dist demo-output email-campaign.db* .coverage* htmlcov .hypothesis .import_linter_cache
+	rm -rf .venv .venv-* dist docs/_build demo-output email-campaign.db* .coverage* htmlcov .hypothesis .import_linter_cache
 	rm -rf .mypy_cache .pytest_cache .ruff_cache
 	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -67,9 +74,10 @@ clean: ## remove what make made, .venv too
 $(STAMPS)/demo: EXTRAS := examples
 $(STAMPS)/test: EXTRAS := examples,test
 $(STAMPS)/check: EXTRAS := check,examples,test
+$(STAMPS)/docs: EXTRAS := docs
 $(STAMPS)/bench: EXTRAS := bench
 
-$(STAMPS)/demo $(STAMPS)/test $(STAMPS)/check $(STAMPS)/bench: pyproject.toml | $(STAMPS)/venv
+$(STAMPS)/demo $(STAMPS)/test $(STAMPS)/check $(STAMPS)/docs $(STAMPS)/bench: pyproject.toml | $(STAMPS)/venv
 	@echo "Installing [$(EXTRAS)] into $(VENV) ..."
 	@$(PIP) install -e '.[$(EXTRAS)]'
 	@touch $@
