@@ -68,7 +68,7 @@ def setup(app: Sphinx) -> None:
 
 
 def mark_examples(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
-    """Make indented code in a docstring what it is in Markdown: a literal block, which reStructuredText wants marked."""
+    """Make indented code in a docstring what it is in Markdown, a literal block: reStructuredText wants it marked."""
     marked: list[str] = []
     is_code = False
     for number, line in enumerate(lines):
@@ -85,7 +85,7 @@ def mark_examples(app: Sphinx, what: str, name: str, obj: object, options: Any, 
 
 
 def keep_sentences(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
-    """Keep a sentence about an attribute whole: napoleon takes what stands before a colon in its first line for a type."""
+    """Keep a sentence about an attribute whole: napoleon takes what is before a colon in its first line for a type."""
     if what in ("attribute", "data", "property") and lines:
         before, colon, after = lines[0].partition(": ")
         if colon:

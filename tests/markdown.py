@@ -81,5 +81,23 @@ def commands(document: Path) -> Iterator[Command]:
                 yield Command(block, _words(line), output)
 
 
+def sample(document: Path, command: str) -> set[str]:
+    """The lines, without their figures, of the first ```text block after the command in a ```console block.
+
+    So that a test which runs the command anyway can see whether the document shows lines that it prints.
+    """
+    is_after = False
+    for block in blocks(document):
+        is_after = is_after or (block.language == "console" and block.text.startswith(f"$ {command}\n"))
+        if is_after and block.language == "text":
+            return {without_figures(line) for line in block.text.splitlines() if line != "..."}
+    raise LookupError(f"{document.name} shows no output of {command!r}")
+
+
+def without_figures(text: str) -> str:
+    """The text with a 0 in the place of each number, for what varies from run to run."""
+    return re.sub(r"\d+([.,]\d+)*", "0", text)
+
+
 def _words(line: str) -> list[str]:
     return shlex.split(line, comments=True)

@@ -1,14 +1,15 @@
 """What the documents say is what happens.
 
-* A ```python block of README.md, CONTRIBUTING.md or docs is a whole program. It is run, with warnings as errors, and must
-  print what the ```text block right after it says; nothing, if there is none. stderr counts as output.
-* If the first line of a block is the comment `# shop.py`, it is that file, and is not run by itself: what stands below it
-  in the document finds the file in its folder. There, `$ python shop.py` in a ```console block runs it.
+* A ```python block of README.md, CONTRIBUTING.md or docs is a whole program. It is run, with warnings as errors, and
+  must print what the ```text block right after it says; nothing, if there is none. stderr counts as output.
+* If the first line of a block is the comment `# shop.py`, it is that file, and is not run by itself: what stands below
+  it in the document finds the file in its folder. There, `$ python shop.py` in a ```console block runs it.
 * In a ```console block, `$ ` begins a command. With output under it, a Python command is run, and its output compared:
   of what the document itself shows (`python shop.py`) to the letter; of the repository's commands, and of pytest,
   without the figures, for they vary. Other commands, and those without output, are not run here, but what they name
   must exist: the make target, the module, the extra. `make demo`, `make campaign` and the examples are run by
-  tests/examples, the benchmarks by tests/test_benchmarks.py, and `make test` and `make check` by CI.
+  tests/examples, which also look whether README shows lines that these two print; the benchmarks by
+  tests/test_benchmarks.py, and `make test` and `make check` by CI.
 * `...` in an output stands for anything.
 """
 
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.markdown import DOCUMENTS, ROOT, Block, Command, blocks, commands
+from tests.markdown import DOCUMENTS, ROOT, Block, Command, blocks, commands, without_figures
 from tests.programs import Programs, Ran
 
 BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
@@ -69,10 +70,6 @@ def assert_prints(place: str, ran: Ran, expected: str) -> None:
         pytest.fail(f"{place} does not print what the document says (-), but (+): {difference}", pytrace=False)
     if ran.status != 0:
         pytest.fail(f"{place} prints what the document says, and ends with status {ran.status}", pytrace=False)
-
-
-def without_figures(text: str) -> str:
-    return re.sub(r"\d+([.,]\d+)*", "0", text)
 
 
 PROGRAMS = [block for block in BLOCKS if block.language == "python" and block.file_name is None]

@@ -19,6 +19,7 @@ import pytest
 
 from examples.email_campaign import command
 from tests.examples.email_parts import make_database, marks, query
+from tests.markdown import sample, without_figures
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "examples.email_campaign"]
@@ -117,6 +118,9 @@ def test_the_demo_makes_users_sends_to_them_and_tells_the_figures(tmp_path: Path
     assert lines[10] == f"Dead letters: {letters}, which --replay FILE sends again"
     assert lines[11] == "They have failed as they should: the debug server has some mailboxes missing on purpose."
     assert len(lines) == 12
+    printed = {without_figures(line.replace(letters, "email-campaign.db.dead-letters.jsonl")) for line in lines}
+    shown = {line for line in sample(ROOT / "README.md", "make campaign") if not line.startswith("Progress")}
+    assert shown - printed == set()
 
     replay = run("--db", database, "--replay", f"{database}.dead-letters.jsonl", "--faults", "0", "--latency", "0")
     assert replay.returncode == 0

@@ -20,6 +20,7 @@ from PIL import Image
 from examples.image_service import command
 from examples.image_service.demo import make_demo
 from examples.image_service.server import PhotoServer
+from tests.markdown import sample, without_figures
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "examples.image_service"]
@@ -259,6 +260,8 @@ def test_the_demo_succeeds_if_exactly_the_broken_images_fail_each_for_its_reason
     assert "8 images in" in done.stdout
     assert "3 done, 0 skipped, 5 failed as expected" in done.stdout
     assert names(out) == {"img001.jpg", "img002.jpg", "img004.jpg"}
+    printed = {without_figures(line) for line in done.stdout.splitlines()}
+    assert sample(ROOT / "README.md", "make demo") - printed == set()
 
 
 def test_the_demo_fails_if_a_broken_image_does_not_fail(out: Path, demo_photos: Path) -> None:
