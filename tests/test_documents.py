@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import importlib.util
 import re
 import tomllib
@@ -178,3 +179,27 @@ def test_the_example_of_retries_and_dead_letters_runs(programs: Programs, tmp_pa
     assert left is not None
     assert int(left[1]) + int(left[2]) == 10
     assert len(alerts) == failed + int(left[2])
+
+
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+MODULES = {file.stem for file in (ROOT / "asyncpool").glob("*.py")} - {"__init__"}
+
+
+def test_the_house_has_all_modules_and_no_others() -> None:
+    house = ARCHITECTURE.split("```")[1]
+    floors = [re.split(r"  +", line)[0] for line in house.strip().splitlines()]
+    assert {name for floor in floors for name in floor.split(" | ")} == MODULES
+
+
+def test_what_the_architecture_names_is_in_the_source() -> None:
+    files = set(re.findall(r"`(\w+)\.py`", ARCHITECTURE))
+    assert files - MODULES == set()
+    classes = {
+        name: value
+        for module in MODULES
+        for name, value in vars(importlib.import_module(f"asyncpool.{module}")).items()
+        if isinstance(value, type)
+    }
+    named = re.findall(r"`([A-Z]\w+)\.(\w+)`", ARCHITECTURE)
+    assert [f"{owner}.{name}" for owner, name in named if not hasattr(classes.get(owner), name)] == []
+    assert named
