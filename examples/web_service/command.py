@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     server = Server(
         service,
         host=options.host,
-        port=options.port,
+        port=0 if options.demo else options.port,
         reuse_port=options.reuse_port,
         lame_duck=options.lame_duck,
         drain_timeout=options.drain_timeout,

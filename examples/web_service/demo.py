@@ -94,7 +94,7 @@ class Demo:
             self._say(f"{path}: {response.status} {(await response.text()).strip()}")
 
     async def _post(self, session: aiohttp.ClientSession, what: str, photo: bytes, path: str = "/thumbnail") -> None:
-        async with session.post(path, data=photo) as response:
+        async with session.post(path, data=BytesIO(photo)) as response:
             body = await response.read()
         if response.status == 200:
             with Image.open(BytesIO(body)) as image:
@@ -108,7 +108,7 @@ async def _count(session: aiohttp.ClientSession, photo: bytes, times: int) -> st
     """Post a photo so many times at once; return how often which answer came."""
 
     async def post() -> str:
-        async with session.post("/thumbnail", data=photo) as response:
+        async with session.post("/thumbnail", data=BytesIO(photo)) as response:
             await response.read()
         again = response.headers.get("Retry-After")
         return f"{response.status}" if again is None else f"{response.status} (Retry-After: {again})"
