@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo campaign test test-long coverage check docs format bench build clean
+.PHONY: help demo campaign service test test-long coverage check docs format bench build clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,9 @@ demo: $(STAMPS)/demo ## the image service: make photos, serve, download, resize 
 
 campaign: $(STAMPS)/demo ## the e-mail campaign: 100 mails over 10 SMTP connections, with faults on purpose
 	@exec $(BIN)/python -m examples.email_campaign --limit 100 $(ARGS)
+
+service: $(STAMPS)/demo ## the web service: start it, post photos to it, stop it
+	@exec $(BIN)/python -m examples.web_service --demo $(ARGS)
 
 test: $(STAMPS)/test ## all tests, with a fixed budget for the random ones
 	@exec $(BIN)/python -m pytest $(ARGS)

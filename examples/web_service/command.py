@@ -9,9 +9,11 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from PIL import Image
 
-from examples.command_line import INTERRUPTED, OK, Parser, finish, positive, printable, whole
+from examples.command_line import FAILED, INTERRUPTED, OK, Parser, finish, positive, printable, whole
 from examples.web_service.demo import Demo
 from examples.web_service.service import ThumbnailService
 from examples.web_service.serving import Server
@@ -45,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("aiohttp.server").addFilter(_is_not_of_bad_http)
     service = ThumbnailService(
         workers=options.workers,
         queue_size=options.queue_size,
@@ -69,10 +72,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 await server.run(demo.start)
         else:
             await server.run(lambda address: _say(f"Listening on {address}: {_what(options)}. Ctrl+C drains."))
-        _say(server.summary())
+        _say(f"{server.summary()}.")
 
     status = finish("web_service", run, server.summary)
-    return INTERRUPTED if status == OK and server.was_cut_short else status
+    if status == OK and server.was_cut_short:
+        return INTERRUPTED
+    return FAILED if status == OK and server.unfinished else status
+
+
+def _is_not_of_bad_http(record: logging.LogRecord) -> bool:
+    # What is no HTTP gets a 400 from aiohttp. Anybody can send it, so that a traceback each would fill the disk.
+    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError | web.RequestPayloadError)
 
 
 def _what(options: Options) -> str:
@@ -123,8 +133,10 @@ def _seconds_or_none(text: str) -> float:
 
 
 _EPILOG = """\
-GET / says how to use it. The first SIGTERM or Ctrl+C drains: see serving.py. The second cancels what is not done yet.
+GET / says how to use it. The first SIGTERM or Ctrl+C drains: see serving.py. The second cancels
+what is not done yet.
 
-Exit status: 0 if it was stopped and all that was accepted was finished or timed out; 1 if it could not listen; 2 if the
-command makes no sense; 130 if it was stopped by a second signal.
+Exit status: 0 if all that was accepted was finished, or left by its client; 1 if --drain-timeout
+was too short for that, or it could not listen; 2 if the command makes no sense; 130 after a
+second signal.
 """

@@ -58,7 +58,7 @@ class Demo:
         except aiohttp.ClientError as error:  # somebody else has stopped the service
             self._say(f"The demo ends early: {error}")
         finally:
-            self._stop("the demo is over")
+            self._stop("The demo is over")
 
     async def _show_answers(self, session: aiohttp.ClientSession) -> None:
         photo = await asyncio.to_thread(_photo, 4000, 3000)
@@ -85,7 +85,7 @@ class Demo:
         photo = await asyncio.to_thread(_photo, 4000, 3000)
         last = asyncio.create_task(_count(session, photo, 8))
         await self._get(session, "/healthz")
-        self._stop("8 photos are under way")
+        self._stop("Stopped while 8 photos are under way")
         await self._get(session, "/healthz")
         self._say(f"The 8 photos: {await last}")
 

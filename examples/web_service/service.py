@@ -42,6 +42,12 @@ POST a photo to /thumbnail and get a JPEG:
 
 GET /healthz: 200 while photos are taken, 503 when the service stops. GET /metrics: for Prometheus.
 """
+_HOW_CONNECTIONS_ARE_HANDLED = {
+    "handler_cancellation": True,  # without, a handler would not notice that its client has gone
+    "auto_decompress": False,  # photos are compressed already, and nobody shall send us a gzip bomb
+    "lingering_time": 2.0,  # seconds for which the rest of a refused body is read, so that its client sees the answer
+    "keepalive_timeout": 75.0,  # seconds; longer than a reverse proxy keeps idle connections, so that it closes first
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +112,9 @@ class ThumbnailService:
         self._answers_by_status = prometheus_client.Counter(
             "http_answers", "Requests answered.", labelnames=["status"], registry=registry
         )
-        self.app = web.Application(client_max_size=max_bytes, middlewares=[self._answer])
+        self.app = web.Application(
+            client_max_size=max_bytes, middlewares=[self._answer], handler_args=_HOW_CONNECTIONS_ARE_HANDLED
+        )
         self.app.cleanup_ctx.append(self._run_pool)
         self.app.router.add_post("/thumbnail", self._thumbnail)
         self.app.router.add_get("/healthz", self._healthz)
@@ -137,7 +145,8 @@ class ThumbnailService:
     async def _thumbnail(self, request: web.Request) -> web.Response:
         recipe = self._recipe_for(request)
         # Before the body is read: there is no use in taking what will be refused, and memory for so many only.
-        if self.uploads.under_way >= self._places or self.pool.stats.queued + self.pool.stats.running >= self._places:
+        stats = self.pool.stats
+        if max(self.uploads.under_way, stats.queued + stats.running) >= self._places:
             raise self._full()
         made = await self._made(_Job(photo=await self.uploads.read(request), recipe=recipe))
         if isinstance(made, ImageServiceError):

@@ -68,18 +68,11 @@ class Server:
         self._lame_duck = lame_duck
         self._drain_timeout = drain_timeout
         self._say = say
+        self.unfinished = 0
+        """How many photos were accepted and not finished: they got a 503."""
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
-        # Without handler_cancellation a handler would not notice that its client has gone.
-        # lingering_time: seconds for which the rest of a refused body is read, so that its client sees the answer.
-        self._runner = web.AppRunner(
-            service.app,
-            access_log=None,
-            handler_cancellation=True,
-            keepalive_timeout=75.0,
-            lingering_time=2.0,
-            shutdown_timeout=1.0,
-        )
+        self._runner = web.AppRunner(service.app, access_log=None, shutdown_timeout=1.0)
         self._listens_on = host, port, reuse_port
 
     @property
@@ -113,8 +106,8 @@ class Server:
             return
         self.service.is_draining = True
         self._say(
-            f"{why}: draining; the listener closes in {self._lame_duck:g} s, and what is accepted then is "
-            "finished. Once more cancels it."
+            f"{why}: draining. Photos are taken for {self._lame_duck:g} s more, and what is accepted is finished; "
+            "a second signal cancels it."
         )
         self._stop.set()
 
@@ -135,8 +128,7 @@ class Server:
     async def _drain(self) -> None:
         self.service.uploads.cut()
         report = await self.service.pool.close(drain_timeout=self._drain_timeout)
-        if report.unfinished:
-            self._say(f"{len(report.unfinished)} accepted photos were not finished")
+        self.unfinished = len(report.unfinished)
         # By looking again and again, as Go's http.Server.Shutdown does: a connection tells nobody that it has ended.
         assert self._runner.server is not None
         for _ in range(round(_LAST_WORDS / _TICK)):
@@ -152,10 +144,12 @@ class Server:
         answers = {status: count for status, count in sorted(self.service.answers.items()) if status != GONE}
         by_status = ", ".join(f"{count} x {status}" for status, count in answers.items())
         stats = self.service.pool.stats
+        unfinished = f"; {self.unfinished} accepted photos were not finished" if self.unfinished else ""
         return (
             f"{self.service.requests} requests: {sum(answers.values())} answered"
             f"{f' ({by_status})' if by_status else ''}, {self.service.answers[GONE]} left by their clients. "
-            f"{stats.submitted} jobs: {stats.succeeded} succeeded, {stats.failed} failed, {stats.cancelled} cancelled."
+            f"{stats.submitted} jobs: {stats.succeeded} succeeded, {stats.failed} failed, {stats.cancelled} cancelled"
+            f"{unfinished}"
         )
 
 
