@@ -72,9 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 await server.run(demo.start)
         else:
             await server.run(lambda address: _say(f"Listening on {address}: {_what(options)}. Ctrl+C drains."))
-        _say(f"{server.summary()}.")
+        for line in server.summary():
+            _say(line)
 
-    status = finish("web_service", run, server.summary)
+    status = finish("web_service", run, lambda: "; ".join(server.summary()))
     if status == OK and server.was_cut_short:
         return INTERRUPTED
     return FAILED if status == OK and server.unfinished else status

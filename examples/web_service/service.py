@@ -122,7 +122,7 @@ class ThumbnailService:
         self.app.router.add_get("/", self._usage)
 
     def is_idle(self, connection: RequestHandler) -> bool:
-        """Whether no request has come on it that is under way, or (from when the service drains) that was."""
+        """Whether no request is under way on it and none was answered by `Connection: close`: it closes by itself."""
         return connection not in self._busy
 
     async def _run_pool(self, app: web.Application) -> AsyncGenerator[None]:
@@ -200,11 +200,12 @@ class ThumbnailService:
         """
         self.requests += 1
         self._busy.add(request.protocol)
-        status = GONE
+        status, closes = GONE, False
         try:
             response = await _respond(request, handler)
             if self.is_draining:
                 response.force_close()  # "Connection: close" tells the client that its next request goes elsewhere
+                closes = True
             try:
                 await response.prepare(request)
                 await response.write_eof()
@@ -215,7 +216,7 @@ class ThumbnailService:
         finally:
             self.answers[status] += 1
             self._answers_by_status.labels(status).inc()
-            if not self.is_draining:  # then the answer closes it, and nobody else may do that before
+            if not closes:  # else aiohttp closes it, when it has read what may still come of the request
                 self._busy.discard(request.protocol)
 
 

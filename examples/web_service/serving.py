@@ -7,7 +7,7 @@ The steps of stopping, at the first SIGINT or SIGTERM:
 2. Stop listening.
 3. Stop the intake: what is still being uploaded is answered by 503. What the pool has accepted is finished, for up to
    `drain_timeout` seconds, and answered; the rest is cancelled then, and answered by 503.
-4. Close the connections on which nothing has come since step 1; the others are closed by their answers. Wait for that.
+4. Close the connections that no answer has closed. Wait until all are closed, and what was written is sent.
 5. Close what is left, at most `_LAST_WORDS` seconds later, and the application.
 
 The second signal goes to step 3 with a `drain_timeout` of 0.
@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -37,7 +37,9 @@ from examples.web_service.service import GONE, ThumbnailService
 __all__ = ["Server"]
 
 _TICK = 0.02
+"""Seconds between two looks at the connections."""
 _LAST_WORDS = 5.0
+"""Seconds that clients have to take what was answered, and to finish what nobody wants any more."""
 
 
 class Server:
@@ -72,7 +74,8 @@ class Server:
         """How many photos were accepted and not finished: they got a 503."""
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._runner = web.AppRunner(service.app, access_log=None, shutdown_timeout=1.0)
+        # shutdown_timeout: `_drain` has waited already. 0 would mean for ever.
+        self._runner = web.AppRunner(service.app, access_log=None, shutdown_timeout=0.01)
         self._listens_on = host, port, reuse_port
 
     @property
@@ -139,17 +142,16 @@ class Server:
                 return
             await asyncio.sleep(_TICK)
 
-    def summary(self) -> str:
-        """One line of figures that add up: requests are answered or gone; jobs are succeeded, failed or cancelled."""
+    def summary(self) -> Sequence[str]:
+        """Figures that add up: requests are answered or gone; jobs are succeeded, failed or cancelled."""
         answers = {status: count for status, count in sorted(self.service.answers.items()) if status != GONE}
-        by_status = ", ".join(f"{count} x {status}" for status, count in answers.items())
+        by_status = ", ".join(f"{count} x {status}" for status, count in answers.items()) or "none"
         stats = self.service.pool.stats
-        unfinished = f"; {self.unfinished} accepted photos were not finished" if self.unfinished else ""
         return (
-            f"{self.service.requests} requests: {sum(answers.values())} answered"
-            f"{f' ({by_status})' if by_status else ''}, {self.service.answers[GONE]} left by their clients. "
+            f"{self.service.requests} requests: {sum(answers.values())} answered ({by_status}), "
+            f"{self.service.answers[GONE]} left by their clients",
             f"{stats.submitted} jobs: {stats.succeeded} succeeded, {stats.failed} failed, {stats.cancelled} cancelled"
-            f"{unfinished}"
+            f"{f'; {self.unfinished} accepted photos were not finished' if self.unfinished else ''}",
         )
 
 

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import aiohttp
@@ -27,15 +28,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from asyncpool import WorkerPool
 from asyncpool.testing import run as run_virtual
-from examples.image_service.images import make_thumbnail
+from examples.image_service.images import Encoded, make_thumbnail
 from examples.web_service import service as service_module
+from examples.web_service import serving as serving_module
 from examples.web_service.service import GONE, ThumbnailService, retry_after
 from examples.web_service.serving import Server
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-W", "error", "-m", "examples.web_service"]
 GIVE_UP = 30.0
-LIMIT = 1024**2
+LIMIT = 768 * 1024
 
 Client = TestClient[web.Request, web.Application]
 
@@ -138,7 +140,7 @@ async def test_the_request_may_name_the_box(client: Client, photo: bytes) -> Non
         ("/thumbnail", b"Hello", 415, "not an image: no JPEG, PNG, WebP, GIF, BMP or TIFF"),
         ("/thumbnail", small(300, 300)[:-300], 422, "image damaged: the file is truncated"),
         ("/thumbnail", small(400, 300), 422, "image too large: max is 0.1 megapixels"),
-        ("/thumbnail", bytes(LIMIT + 1), 413, "the photo is too large: at most 1 MB are read"),
+        ("/thumbnail", bytes(LIMIT + 1), 413, "the photo is too large: at most 0.75 MB are read"),
         ("/thumbnail?size=big", small(), 400, "size must be WIDTHxHEIGHT in pixels, such as 320x240, got 'big'"),
         ("/thumbnail?size=0x1", small(), 400, "size must be between 1x1 and 65500x65500, got 0x1"),
         ("/thumbnails", small(), 404, "Not Found: GET / tells what there is"),
@@ -159,6 +161,14 @@ async def test_a_body_of_unknown_length_is_read_up_to_the_limit(client: Client) 
 
     async with client.post("/thumbnail", data=chunks()) as response:
         assert response.status == 413
+
+
+@pytest.mark.asyncio
+async def test_a_body_that_says_that_it_is_too_large_is_refused_before_it_is_there(client: Client) -> None:
+    reader, writer = await asyncio.open_connection(client.host, client.port)
+    writer.write(f"POST /thumbnail HTTP/1.1\r\nHost: x\r\nContent-Length: {LIMIT + 1}\r\n\r\n".encode())
+    assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")
+    writer.close()
 
 
 @pytest.mark.asyncio
@@ -411,7 +421,9 @@ class Stopping:
     async def __aenter__(self) -> Stopping:
         ready = asyncio.get_running_loop().create_future()
         self.ended = asyncio.create_task(self.server.run(ready.set_result))
-        self.session = aiohttp.ClientSession(await ready)
+        address = await ready
+        self.port = int(address.rpartition(":")[2])
+        self.session = aiohttp.ClientSession(address)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -419,6 +431,9 @@ class Stopping:
         if not self.ended.done():
             self.ended.cancel()
             await asyncio.wait([self.ended])
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port)
 
     async def post(self) -> tuple[int, str | None]:
         async with self.session.post("/thumbnail", data=small()) as response:
@@ -444,7 +459,8 @@ async def test_a_signal_drains_and_everybody_is_answered(gate: Gate) -> None:
         assert running.service.answers == {200: 5}
         assert adds_up(running.service)
         assert running.server.summary() == (
-            "5 requests: 5 answered (5 x 200), 0 left by their clients. 5 jobs: 5 succeeded, 0 failed, 0 cancelled"
+            "5 requests: 5 answered (5 x 200), 0 left by their clients",
+            "5 jobs: 5 succeeded, 0 failed, 0 cancelled",
         )
 
 
@@ -464,7 +480,7 @@ async def test_a_second_signal_cancels_what_is_queued_and_answers_it(gate: Gate)
         assert sorted(answers) == [(200, "close")] + [(503, "close")] * 3
         assert adds_up(running.service)
         assert running.said[-1] == "SIGINT: cancelling"
-        assert running.server.summary().endswith("3 cancelled; 3 accepted photos were not finished")
+        assert running.server.summary()[-1].endswith("3 cancelled; 3 accepted photos were not finished")
 
 
 @pytest.mark.asyncio
@@ -487,10 +503,49 @@ async def test_an_upload_that_is_under_way_when_the_listener_closes_is_answered(
 
 
 @pytest.mark.asyncio
-async def test_an_idle_connection_is_closed_at_the_end() -> None:
-    async with Stopping(lame_duck=0.0) as running:
+async def test_the_rest_of_an_upload_that_is_refused_then_is_read_so_that_the_answer_is_not_lost() -> None:
+    async with Stopping() as running:
+        reader, writer = await running.connect()
+        writer.write(b"POST /thumbnail HTTP/1.1\r\nHost: x\r\nContent-Length: 500000\r\n\r\n" + bytes(100_000))
+        await until(lambda: running.service.uploads.under_way == 1)
+        running.server.stop("test")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 503 ")
+        for _ in range(4):
+            await asyncio.sleep(0.02)
+            writer.write(bytes(100_000))
+            await writer.drain()
+        assert (await reader.read()).endswith(b"the service is stopping\n")  # and no reset
+        writer.close()
+        await running.ended
+
+
+@pytest.mark.asyncio
+async def test_a_large_answer_is_sent_to_its_end_to_a_client_that_reads_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving_module, "_LAST_WORDS", 10 * GIVE_UP)
+    large = Random(1).randbytes(16_000_000)  # more than the buffers of the kernel take
+    monkeypatch.setattr(service_module, "make_thumbnail", lambda *_: Encoded(data=large, width=1, height=1))
+    async with Stopping() as running:
+        reader, writer = await running.connect()
+        writer.write(b"POST /thumbnail HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx")
+        await until(lambda: running.service.pool.stats.succeeded == 1)
+        running.server.stop("test")
+        await until(lambda: running.service.pool.state == "closed")
+        await asyncio.sleep(0.1)
+        assert running.service.answers.total() == 0
+
+        async with asyncio.timeout(GIVE_UP):
+            answer = await reader.read()
+            await running.ended
+        writer.close()
+        assert answer.partition(b"\r\n\r\n")[2] == large
+
+
+@pytest.mark.asyncio
+async def test_an_idle_connection_is_closed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving_module, "_LAST_WORDS", 10 * GIVE_UP)
+    async with Stopping(lame_duck=0.0) as running, asyncio.timeout(GIVE_UP):
         assert await running.post() == (200, None)
-        reader, writer = await asyncio.open_connection(running.session._base_url.host, running.session._base_url.port)
+        reader, writer = await running.connect()
         running.server.stop("test")
         assert await reader.read() == b""
         writer.close()
@@ -591,11 +646,11 @@ async def test_no_request_is_lost_or_done_twice_while_an_instance_stops() -> Non
         answered_here = list(rolling.answers.values()).count(address)
         assert answered_here > 0
         assert status == 0
-        assert len(lines) == 2
+        assert len(lines) == 3
         figures = re.fullmatch(
-            r"(\d+) requests: (\d+) answered \((\d+) x 200(?:, (\d+) x 503)?\), 0 left by their clients\. "
-            r"(\d+) jobs: (\d+) succeeded, 0 failed, 0 cancelled\.",
-            lines[1],
+            r"(\d+) requests: (\d+) answered \((\d+) x 200(?:, (\d+) x 503)?\), 0 left by their clients\n"
+            r"(\d+) jobs: (\d+) succeeded, 0 failed, 0 cancelled",
+            "\n".join(lines[1:]),
         )
         assert figures is not None, lines
         came, answered, good, refused, submitted, succeeded = (int(figure or 0) for figure in figures.groups())
@@ -640,9 +695,8 @@ async def test_photos_that_are_not_finished_when_the_drain_timeout_is_over_are_a
 
     assert status == 1
     assert set(statuses) == {200, 503}
-    assert lines[1].endswith(
-        f"{statuses.count(503)} cancelled; {statuses.count(503)} accepted photos were not finished."
-    )
+    left = statuses.count(503)
+    assert lines[-1].endswith(f"{left} cancelled; {left} accepted photos were not finished")
 
 
 @pytest.mark.asyncio
@@ -669,4 +723,4 @@ async def test_the_demo_shows_what_the_service_does() -> None:
     assert status == 0, output
     for shown in ("200 a JPEG of 320x240", "415 not an image", "503 (Retry-After: 1)", "503 draining", "8 x 200"):
         assert shown in output
-    assert lines[-1].endswith("succeeded, 0 failed, 0 cancelled.")
+    assert lines[-1].endswith("succeeded, 0 failed, 0 cancelled")
