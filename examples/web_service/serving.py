@@ -1,4 +1,4 @@
-"""`serve`: listens until a signal comes, and stops without losing a request.
+"""`Server`: listens until a signal comes, and stops without losing a request.
 
 The steps of stopping, at the first SIGINT or SIGTERM:
 
@@ -19,7 +19,8 @@ that comes on an idle connection is never read. So here the cleanup comes when n
 What no server can help in HTTP/1.1: a client may send a request on an idle connection in the moment in which the
 server closes it, or connect in the moment in which it stops listening (the kernel then resets what it has queued, with
 SO_REUSEPORT too). Nothing of such a request was read, so it can be sent again. The lame duck is there so that nobody
-sends to this instance any more by then: it must be longer than the interval of the load balancer's checks.
+sends to this instance any more by then: it must be longer than the interval of the load balancer's checks. And a client
+that closes its sending half is taken for one that went away: asyncio's transports do not tell the two apart.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from aiohttp import web
+from yarl import URL
 
 from examples.web_service.service import GONE, ThumbnailService
 
@@ -39,7 +41,7 @@ __all__ = ["Server"]
 _TICK = 0.02
 """Seconds between two looks at the connections."""
 _LAST_WORDS = 5.0
-"""Seconds that clients have to take what was answered, and to finish what nobody wants any more."""
+"""Seconds that clients have to take their answers."""
 
 
 class Server:
@@ -95,7 +97,8 @@ class Server:
             site = web.TCPSite(self._runner, host, port, reuse_port=reuse_port or None)
             await site.start()
             with _StopSignals(self.stop, self._on_second):
-                ready(site.name)
+                host, port = self._runner.addresses[0][:2]  # the port that 0 has become
+                ready(str(URL.build(scheme="http", host=host, port=port)))
                 await self._stop.wait()
                 await self._lame(site)
                 await self._drain()
