@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("aiohttp.server").addFilter(_is_not_of_bad_http)
+    lines = _Lines()
     service = ThumbnailService(
         workers=options.workers,
         queue_size=options.queue_size,
@@ -63,17 +64,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reuse_port=options.reuse_port,
         lame_duck=options.lame_duck,
         drain_timeout=options.drain_timeout,
-        say=_say,
+        say=lines.say,
     )
 
     async def run() -> None:
         if options.demo:
-            async with Demo(_say, server.stop) as demo:
+            async with Demo(lines.say, server.stop) as demo:
                 await server.run(demo.start)
         else:
-            await server.run(lambda address: _say(f"Listening on {address}: {_what(options)}. Ctrl+C drains."))
+            await server.run(lambda address: lines.say(f"Listening on {address}: {_what(options)}. Ctrl+C drains."))
         for line in server.summary():
-            _say(line)
+            lines.say(line)
+        lines.check()
 
     status = finish("web_service", run, lambda: "; ".join(server.summary()))
     if status == OK and server.was_cut_short:
@@ -91,8 +93,24 @@ def _what(options: Options) -> str:
     return f"{workers}, a queue of {options.queue_size}"
 
 
-def _say(text: str) -> None:
-    print(printable(text), flush=True)
+class _Lines:
+    """Prints lines, until nobody takes them: that is no reason for a service to stop, or to stop in another way."""
+
+    def __init__(self) -> None:
+        self._error: OSError | None = None
+
+    def say(self, text: str) -> None:
+        """Print a line, at once. Never raises."""
+        if self._error is None:
+            try:
+                print(printable(text), flush=True)
+            except OSError as error:
+                self._error = error
+
+    def check(self) -> None:
+        """At the end, raise the error that came when a line was printed."""
+        if self._error is not None:
+            raise self._error
 
 
 def _parse(arguments: Sequence[str] | None) -> Options:
@@ -138,6 +156,6 @@ GET / says how to use it. The first SIGTERM or Ctrl+C drains: see serving.py. Th
 what is not done yet.
 
 Exit status: 0 if all that was accepted was finished, or left by its client; 1 if --drain-timeout
-was too short for that, or it could not listen; 2 if the command makes no sense; 130 after a
-second signal.
+was too short for that, if it could not listen, or if nobody read its lines; 2 if the command
+makes no sense; 130 after a second signal.
 """

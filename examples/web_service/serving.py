@@ -54,7 +54,7 @@ class Server:
         reuse_port: Whether other processes may listen on the same port (SO_REUSEPORT).
         lame_duck: Seconds between the first signal and the end of listening.
         drain_timeout: Seconds that accepted photos get then.
-        say: Is told what happens, in lines.
+        say: Is told what happens, in lines. It must not raise.
     """
 
     def __init__(

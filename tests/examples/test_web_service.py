@@ -700,6 +700,25 @@ async def test_photos_that_are_not_finished_when_the_drain_timeout_is_over_are_a
 
 
 @pytest.mark.asyncio
+async def test_a_service_whose_lines_nobody_reads_serves_and_drains_as_before() -> None:
+    reading, writing = os.pipe()
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, "--port", "0", "--lame-duck", "0.3", cwd=ROOT, stdout=writing, stderr=subprocess.PIPE
+    )
+    os.close(writing)
+    with open(reading) as lines:
+        address = (await asyncio.to_thread(lines.readline)).split()[2].rstrip(":")
+    async with aiohttp.ClientSession(address) as session:
+        posts = [asyncio.create_task(session.post("/thumbnail", data=small(1000, 1000))) for _ in range(10)]
+        await asyncio.wait(posts, return_when=asyncio.FIRST_COMPLETED)
+        process.terminate()
+        assert [(await post).status for post in posts] == [200] * 10
+        _, errors = await process.communicate()
+
+    assert (process.returncode, errors) == (1, b"")
+
+
+@pytest.mark.asyncio
 async def test_a_port_that_is_taken_is_told_in_a_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         process = await asyncio.create_subprocess_exec(
