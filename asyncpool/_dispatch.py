@@ -217,6 +217,7 @@ class Dispatcher:
         "pauses",
         "peak_running",
         "queue",
+        "queue_size",
         "resource_errors",
         "running",
         "scaler",
@@ -227,6 +228,7 @@ class Dispatcher:
         "unfinished",
         "waits",
         "wanted_workers",
+        "window",
         "workers",
     )
 
@@ -304,6 +306,8 @@ class Dispatcher:
         self._past_peak = 0
         self.wanted_workers = policy.first
         self.scaler = Scaler(self, policy)
+        self.queue_size = self.window = 0  # how many jobs may wait; how many of a stream may be accepted and not read
+        self.measure()
         self._recent: Recent | None = None  # what a policy may want to know
         self._asking: asyncio.Handle | None = None  # while a function is asked for more workers, because all jobs wait
         self._surplus = 0  # how many busy workers are to retire after their job, whoever ends first
@@ -392,15 +396,11 @@ class Dispatcher:
         """How many workers there may be."""
         return self.scaler.most
 
-    @property
-    def queue_size(self) -> int:
-        """How many jobs may wait for a worker."""
-        return 10 * self.most() if self._queue_size is None else self._queue_size
-
-    @property
-    def window(self) -> int:
-        """How many jobs of one stream may be accepted and not delivered, those that wait for a time not counted."""
-        return max(1, self.queue_size + self.most())
+    def measure(self) -> None:
+        """Work out the bounds anew. To be called when there may be more, or fewer workers at most."""
+        most = self.most()
+        self.queue_size = 10 * most if self._queue_size is None else self._queue_size
+        self.window = max(1, self.queue_size + most)
 
     def room(self) -> int:
         """How many jobs may be accepted now: what the queue holds, and what idle workers will take from it."""
@@ -1207,6 +1207,7 @@ class Dispatcher:
     def _set_workers(self, wanted: int) -> None:
         """Make new workers, or retire surplus ones: at once who has no job, then whoever ends his job first."""
         self.wanted_workers = wanted
+        self.measure()
         staying = [worker for worker in self.workers.values() if not worker.leaving]
         for _ in range(wanted - len(staying)):
             self.add_worker()

@@ -325,6 +325,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         self._check_not_closing()
         dispatcher = self._dispatcher
         dispatcher.scaler.swap(policy)
+        dispatcher.measure()
         if self._life.state is State.OPEN:
             dispatcher.scaler.look()
             # The most workers may be others, even if the number is the same.
@@ -332,6 +333,7 @@ class WorkerPool(Generic[JobT, ValueT]):
             dispatcher.waits.check()
         else:
             old, dispatcher.wanted_workers = dispatcher.wanted_workers, policy.first
+            dispatcher.measure()
             if old != policy.first and dispatcher.observers.any:
                 why = "replaced before the pool was open"
                 event = PoolResized(pool=self.name, old=old, new=policy.first, reason=why, figures={}, load=None)
