@@ -60,7 +60,7 @@ format: $(STAMPS)/check ## let ruff repair and format what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMPS)/bench ## the table of costs
+bench: $(STAMPS)/bench ## what it costs, beside gather and other libraries (10 minutes); ARGS=--save keeps it
 	@exec $(BIN)/python -m benchmarks $(ARGS)
 
 build: $(STAMPS)/venv ## wheel and sdist in dist/
@@ -79,10 +79,13 @@ $(STAMPS)/test: EXTRAS := examples,test
 $(STAMPS)/check: EXTRAS := check,examples,test
 $(STAMPS)/docs: EXTRAS := docs
 $(STAMPS)/bench: EXTRAS := bench
+# One of the rivals has the import name of another, so it gets a folder of its own.
+$(STAMPS)/test $(STAMPS)/bench: NEXT_GENERATION := asyncio-pool-ng>=0.8.1,<0.10
 
 $(STAMPS)/demo $(STAMPS)/test $(STAMPS)/check $(STAMPS)/docs $(STAMPS)/bench: pyproject.toml | $(STAMPS)/venv
 	@echo "Installing [$(EXTRAS)] into $(VENV) ..."
 	@$(PIP) install -e '.[$(EXTRAS)]'
+	@$(if $(NEXT_GENERATION),$(PIP) install --upgrade --no-deps --target $(VENV)/asyncio-pool-ng '$(NEXT_GENERATION)')
 	@touch $@
 
 # Some systems ship venv without ensurepip: there, the pip of $(PYTHON) puts one in.

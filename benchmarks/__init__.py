@@ -1,5 +1,5 @@
-"""What asyncpool costs, measured beside what one would write without it: `python -m benchmarks`.
+"""What asyncpool costs, beside what one would write without it and beside other libraries: `python -m benchmarks`.
 
-Each question is one function in a file of its own; pairing, ratios and tables are `harness.py`, and what the pool is
-measured against is `rivals.py`. Figures of one machine mean little on another: ratios within one round mean more.
+Each question is a file in `questions/`, who is measured is in `rivals.py`, how in `harness.py`; `report.py` writes
+docs/benchmarks.md. Figures of one machine mean little on another: ratios within one round mean more.
 """

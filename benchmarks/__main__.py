@@ -1,90 +1,121 @@
-"""`python -m benchmarks`: ask the questions, print the tables."""
+"""`python -m benchmarks`: ask the questions, print the tables. `python -m benchmarks report`: write the documents."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks.cost_per_job import cost_per_job
-from benchmarks.efficiency import efficiency
-from benchmarks.harness import Answer, Settings, machine, show
-from benchmarks.memory import memory
-from benchmarks.rate import rate
-from benchmarks.retries import retries
-from benchmarks.round_trip import round_trip
+from benchmarks import report
+from benchmarks.harness import Answer, Settings, ask, machine
+from benchmarks.questions import QUESTIONS
+from benchmarks.rivals import RIVALS, installed
+from benchmarks.tables import as_text
 
-QUESTIONS: dict[str, Callable[[Settings], Answer]] = {
-    "cost": cost_per_job,
-    "memory": memory,
-    "efficiency": efficiency,
-    "round-trip": round_trip,
-    "retries": retries,
-    "rate": rate,
-}
 RESULTS = Path(__file__).parent / "results"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Ask, print, and return the exit status."""
-    options = _parser().parse_args(arguments)
-    settings = Settings(rounds=options.rounds, jobs=options.jobs, loop=options.loop)
-    about = machine(settings)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if "report" in options.questions:
+        if options.questions != ["report"]:
+            parser.error("report goes alone: it asks nothing, and writes what was saved")
+        return _report()
+    if options.loop == "uvloop" and installed("uvloop") is None:
+        parser.error("uvloop is not installed: python3 -m pip install 'asyncpool-toolkit[bench]'")
+    if options.save and (options.quick or options.jobs):
+        parser.error("--save keeps runs of the usual size only: without --quick and --jobs")
+    settings = Settings(rounds=options.rounds, jobs=options.jobs, quick=options.quick, loop=options.loop)
+    about = machine(settings) | {"peers": _peers()}
     width = max(map(len, about))
     print("\n".join(f"{key:<{width}}  {value}" for key, value in about.items()), flush=True)
 
     answers: dict[str, Answer] = {}
+    path: Path | None = None
     for name in dict.fromkeys(options.questions or QUESTIONS):
-        answers[name] = QUESTIONS[name](settings)
-        print(f"\n{show(answers[name])}", flush=True)
-
-    if options.save:
-        print(f"\nSaved as {_save(settings, about, answers)}")
-    missed = sum(one.is_held is False for answer in answers.values() for one in answer.measurements)
+        answers[name] = ask(QUESTIONS[name], settings)
+        print(f"\n{as_text(QUESTIONS[name], answers[name])}", flush=True)
+        if options.save:  # after each question: what comes later may be interrupted
+            path = save(RESULTS, settings, about, answers)
+    if path is not None:
+        print(f"\nSaved as {path}")
+        _report()
+    missed = [
+        f"{name}: {one.case}: {one.contender}"
+        for name, answer in answers.items()
+        for one in answer.measurements
+        if one.is_held is False
+    ]
+    if missed:
+        print("\n".join(("\nBudgets missed:", *("  " + one for one in missed))))
     return 1 if options.check and missed else 0
 
 
-def _save(settings: Settings, about: dict[str, str], answers: dict[str, Answer]) -> Path:
-    path = RESULTS / f"{sys.version_info.major}.{sys.version_info.minor}-{settings.loop}.json"
-    path.parent.mkdir(exist_ok=True)
-    content = {
-        "about": about,
-        "answers": {
-            name: {"title": answer.title, "measurements": [one.as_json() for one in answer.measurements]}
-            for name, answer in answers.items()
-        },
+def save(folder: Path, settings: Settings, about: dict[str, str], answers: dict[str, Answer]) -> Path:
+    """Write the answers into the file of this Python and loop; what it knows of other questions stays."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{sys.version_info.major}.{sys.version_info.minor}-{settings.loop}.json"
+    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["answers"] if path.exists() else {}
+    new = {
+        name: {"commit": about["commit"], "date": about["date"]} | answer.as_json() for name, answer in answers.items()
     }
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    merged = kept | new
+    content = {"about": about, "answers": {name: merged[name] for name in QUESTIONS if name in merged}}
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 
 
+def _report() -> int:
+    try:
+        written = report.write(RESULTS, report.DOCUMENT, report.README)
+    except report.CannotReport as error:
+        print(error, file=sys.stderr)
+        return 1
+    print("\n".join(f"Written: {path.relative_to(report.ROOT)}" for path in written))
+    return 0
+
+
+def _peers() -> str:
+    names = sorted({rival.distribution for rival in RIVALS.values() if rival.distribution} | {"aiohttp", "pillow"})
+    return ", ".join(f"{name} {installed(name) or 'not installed'}" for name in names)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "questions", nargs="*", type=_question, metavar="QUESTION", help=f"{', '.join(QUESTIONS)} (default: all)"
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog="\n".join(("questions:", *(f"  {name:<13} {one.asks}" for name, one in QUESTIONS.items()))),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("questions", nargs="*", type=_question, metavar="QUESTION", help="see below; or report")
     parser.add_argument("--rounds", type=_positive, help="measured rounds (default: as the question likes it)")
-    parser.add_argument("--jobs", type=_positive, help="jobs in a round (default: as the question likes it)")
+    parser.add_argument("--jobs", type=_positive, help="jobs in a run (default: as the question likes it)")
+    parser.add_argument("--quick", action="store_true", help="one round, few jobs, no budgets: does it run?")
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio", help="default: asyncio")
-    parser.add_argument("--save", action="store_true", help="write the figures to benchmarks/results/")
+    parser.add_argument("--save", action="store_true", help="write the figures to benchmarks/results/, and the report")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a budget is not held")
     return parser
 
 
 def _question(name: str) -> str:
-    if name not in QUESTIONS:
-        raise argparse.ArgumentTypeError(f"must be one of {', '.join(QUESTIONS)}, got {name!r}")
+    if name != "report" and name not in QUESTIONS:
+        raise argparse.ArgumentTypeError(f"must be report, or one of {', '.join(QUESTIONS)}, got {name!r}")
     return name
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

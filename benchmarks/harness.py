@@ -1,14 +1,16 @@
-"""How things are measured and shown: rounds in pairs, ratios within a round, budgets, tables.
+"""How things are measured: each in a process of its own, the contenders in turn, and ratios within a round.
 
-What is measured is in the files of the questions.
+What is measured is in `questions/`, who is measured in `rivals.py`, and how it is shown in `tables.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import importlib
+import json
+import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -17,14 +19,34 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
-__all__ = ["ROOT", "Answer", "Budget", "Measurement", "Settings", "by_python", "machine", "measure", "show", "timed"]
+__all__ = [
+    "ROOT",
+    "Answer",
+    "Budget",
+    "Case",
+    "ChildFailed",
+    "Figures",
+    "Loop",
+    "Measurement",
+    "Question",
+    "Settings",
+    "ask",
+    "by_python",
+    "count_cpus",
+    "in_a_child",
+    "machine",
+    "run_child",
+    "run_on",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 
-Run: TypeAlias = Callable[[], Coroutine[Any, Any, float]]
-"""One run of a contender, which returns its figure: seconds, mostly."""
+Figures: TypeAlias = dict[str, float]
+"""What one run gives, by unit. The first is the one that is compared."""
+
+Loop: TypeAlias = Literal["asyncio", "uvloop"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,52 +55,125 @@ class Settings:
 
     rounds: int | None = None
     jobs: int | None = None
-    loop: Literal["asyncio", "uvloop"] = "asyncio"
+    quick: bool = False
+    """A twentieth of the jobs, and one round."""
+    loop: Loop = "asyncio"
 
-    def run(self, main: Coroutine[Any, Any, float]) -> float:
-        """Run a coroutine on a fresh loop of the chosen kind."""
-        factory = None if self.loop == "asyncio" else importlib.import_module("uvloop").new_event_loop
-        with asyncio.Runner(loop_factory=factory) as runner:
-            return runner.run(main)
+    def count(self, jobs: int) -> int:
+        """Return how many jobs to do, where a question likes to do so many."""
+        return self.jobs or (max(1, jobs // 20) if self.quick else jobs)
+
+    def turns(self, rounds: int) -> int:
+        """Return how many rounds to do, where a question likes to do so many."""
+        return self.rounds or (1 if self.quick else rounds)
+
+    def budget(self, budget: Budget | None) -> Budget | None:
+        """Return a budget if it counts: it is promised for the sizes that the question likes, and for no others."""
+        return None if self.quick or self.jobs else budget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """A promise: the median of the ratios, or the worst of the values, is at most `limit`."""
+    """A promise: the median of the ratios, or of a figure, is on the right side of `limit`."""
 
     limit: float
-    of: Literal["ratio", "value"] = "ratio"
+    of: str = "ratio"
+    """`ratio`, or the unit of a figure."""
+    at_least: bool = False
+
+    def __str__(self) -> str:
+        return f"{'>=' if self.at_least else '<='} {self.limit:g}{'' if self.of == 'ratio' else f' {self.of}'}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What is measured in one table: the same work, by several contenders."""
+
+    name: str
+    contenders: Mapping[str, int]
+    """Each with its number of rounds. The first is the reference, and has to be there in each round."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """What the children are told."""
+    budgets: Mapping[str, Budget | None] = field(default_factory=dict)
+    seconds: float = 60.0
+    """How long a child may take."""
+    gibibytes: float | None = None
+    """How much memory it may have."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """Something to find out."""
+
+    name: str
+    asks: str
+    title: str
+    cases: Callable[[Settings], Sequence[Case]]
+    measure: Callable[..., Coroutine[Any, Any, Figures]]
+    """Called in the child, as `measure(contender, **parameters)`."""
+    more_is_better: bool = False
+    """Whether the first figure is better when it is larger."""
+    missing: Callable[[str], str | None] = lambda contender: None
+    """What a contender needs that is not installed, as a sentence."""
+    method: str = ""
+    """What one has to know to read the figures, in a sentence or two."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What one contender needed, round by round."""
+    """What became of one contender, round by round."""
 
     case: str
     contender: str
-    unit: str
-    values: Sequence[float]
-    ratios: Sequence[float] = ()  # to the first contender, in the same round; none of the first itself
+    figures: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """By unit, the values of the rounds that did not fail."""
+    ratios: Sequence[float] = ()
+    """Of the first figure, to the reference in the same round; none of the reference itself."""
+    failures: Sequence[str] = ()
+    skipped: str | None = None
     budget: Budget | None = None
 
     @property
     def is_held(self) -> bool | None:
-        """Whether the budget is held; None if there is none."""
-        if self.budget is None:
+        """Whether the budget is held; None if there is none. A contender that failed has not held it."""
+        if self.budget is None or self.skipped:
             return None
-        return (median(self.ratios) if self.budget.of == "ratio" else max(self.values)) <= self.budget.limit
+        values = self.ratios if self.budget.of == "ratio" else self.figures.get(self.budget.of)
+        if not values or self.failures:
+            return False
+        return median(values) >= self.budget.limit if self.budget.at_least else median(values) <= self.budget.limit
 
-    def as_json(self) -> dict[str, Any]:
-        """Return what is needed to compare it with other days."""
-        return asdict(self) | {"is_held": self.is_held}
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Measurement:
+        """Return what `asdict` was made of."""
+        budget = content["budget"]
+        return cls(**(dict(content) | {"budget": None if budget is None else Budget(**budget)}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A question's title, and what was measured."""
+    """What was measured for a question."""
 
-    title: str
-    measurements: Sequence[Measurement] = field(default_factory=list)
+    question: str
+    measurements: Sequence[Measurement]
+
+    @property
+    def cases(self) -> dict[str, list[Measurement]]:
+        """The measurements by case, in their order."""
+        found: dict[str, list[Measurement]] = {}
+        for one in self.measurements:
+            found.setdefault(one.case, []).append(one)
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Answer:
+        """Return what `as_json` was made of."""
+        measurements = [Measurement.from_json(one) for one in content["measurements"]]
+        return cls(question=content["question"], measurements=measurements)
 
 
 def by_python(budgets: Mapping[tuple[int, int], float]) -> Budget | None:
@@ -88,91 +183,168 @@ def by_python(budgets: Mapping[tuple[int, int], float]) -> Budget | None:
     return None if limit is None else Budget(limit=limit)
 
 
-async def timed(work: Callable[[], Coroutine[Any, Any, int]], expected: int) -> float:
-    """Return the seconds that some work takes, which returns how many jobs it has done."""
-    began = time.perf_counter()
-    done = await work()
-    seconds = time.perf_counter() - began
-    if done != expected:
-        raise RuntimeError(f"{expected} jobs went in, {done} came out")
-    return seconds
+# -- Rounds ------------------------------------------------------------------------------------------------------------
 
 
-def measure(
-    settings: Settings,
-    contenders: Mapping[str, Run],
-    *,
-    rounds: int,
-    case: str,
-    unit: str,
-    scale: float = 1.0,
-    budgets: Mapping[str, Budget | None] | None = None,
-) -> list[Measurement]:
-    """Run the contenders in turn, round after round, and compare each with the first one of the same round.
+class ChildFailed(Exception):
+    """A measurement that gave no figures; the text says why."""
 
-    In turn, because the noise of a machine comes in waves that are longer than a round. The first round warms up.
+
+Measure: TypeAlias = Callable[[Question, Case, str, Settings], Figures]
+"""Measures once, or raises `ChildFailed`."""
+
+
+def ask(question: Question, settings: Settings, measure: Measure | None = None) -> Answer:
+    """Measure all cases of a question, by default each run in a child of its own.
+
+    The contenders take turns, because the noise of a machine comes in waves that are longer than a round.
     """
-    figures: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_number in range(1 + (settings.rounds or rounds)):
-        for name, run in contenders.items():
-            gc.collect()  # nobody pays for what the one before has left
-            figure = settings.run(run()) * scale
-            if round_number:
-                figures[name].append(figure)
-    first = next(iter(figures.values()))
+    measure = measure or in_a_child
+    measurements: list[Measurement] = []
+    for case in question.cases(settings):
+        measurements += _measure_case(question, case, settings, measure)
+    return Answer(question=question.name, measurements=measurements)
+
+
+def _measure_case(question: Question, case: Case, settings: Settings, measure: Measure) -> list[Measurement]:
+    missing = {name: question.missing(name) for name in case.contenders}
+    rounds: list[dict[str, Figures | str]] = []
+    for number in range(max(settings.turns(rounds) for rounds in case.contenders.values())):
+        rounds.append({})
+        for name, most in case.contenders.items():
+            if number < settings.turns(most) and missing[name] is None:
+                _report_progress(f"{question.name}: {case.name}: round {number + 1}: {name}")
+                try:
+                    rounds[-1][name] = measure(question, case, name, settings)
+                except ChildFailed as error:
+                    rounds[-1][name] = str(error)
+    _report_progress("")
     return [
-        Measurement(
-            case=case,
-            contender=name,
-            unit=unit,
-            values=values,
-            ratios=() if values is first else [value / base for value, base in zip(values, first, strict=True)],
-            budget=(budgets or {}).get(name),
-        )
-        for name, values in figures.items()
+        _measurement(case, name, missing[name], rounds, settings.budget(case.budgets.get(name)))
+        for name in case.contenders
     ]
 
 
-# -- What is printed ---------------------------------------------------------------------------------------------------
-
-_HEAD = ("", "", "best", "median", "unit", "ratio", "spread", "budget", "")
-
-
-def show(answer: Answer) -> str:
-    """Return an answer as a table."""
-    rows = [_HEAD, *(_row(measurement) for measurement in answer.measurements)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-    is_text = (0, 1, 4, 8)
-    lines = (
-        "  ".join(
-            cell.ljust(width) if column in is_text else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
+def _measurement(
+    case: Case, name: str, missing: str | None, rounds: Sequence[Mapping[str, Figures | str]], budget: Budget | None
+) -> Measurement:
+    reference = next(iter(case.contenders))
+    figures: dict[str, list[float]] = {}
+    ratios: list[float] = []
+    failures: list[str] = []
+    for one in rounds:
+        match one.get(name):
+            case None:
+                continue
+            case str(reason):
+                failures.append(reason)
+                continue
+            case found:
+                for unit, value in found.items():
+                    figures.setdefault(unit, []).append(value)
+        base = one.get(reference)
+        if name != reference and isinstance(base, dict) and _first(base):
+            ratios.append(_first(found) / _first(base))
+    return Measurement(
+        case=case.name,
+        contender=name,
+        figures=figures,
+        ratios=ratios,
+        failures=failures,
+        skipped=missing,
+        budget=budget,
     )
-    return "\n".join((answer.title, *("  " + line for line in lines)))
 
 
-def _row(measurement: Measurement) -> tuple[str, ...]:
-    values, ratios, budget = measurement.values, measurement.ratios, measurement.budget
-    verdict = {None: "", True: "held", False: "not held"}[measurement.is_held]
-    return (
-        measurement.case,
-        measurement.contender,
-        f"{min(values):.2f}",
-        f"{median(values):.2f}",
-        measurement.unit,
-        f"{median(ratios):.3f}" if ratios else "",
-        f"{min(ratios):.3f}..{max(ratios):.3f}" if ratios else "",
-        f"<= {budget.limit:g}" + (f" {measurement.unit}" if budget.of == "value" else "") if budget else "",
-        verdict,
+def _first(figures: Figures) -> float:
+    return next(iter(figures.values()))
+
+
+def _report_progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+# -- Children ----------------------------------------------------------------------------------------------------------
+
+
+def in_a_child(question: Question, case: Case, contender: str, settings: Settings) -> Figures:
+    """Measure once, in a process of its own: what was measured before leaves no warm caches and no freed memory.
+
+    Raises:
+        ChildFailed: It failed, took too long, or died.
+    """
+    order = {
+        "question": question.name,
+        "contender": contender,
+        "parameters": dict(case.parameters),
+        "loop": settings.loop,
+        "gibibytes": case.gibibytes,
+    }
+    return run_child([sys.executable, "-m", "benchmarks.child", json.dumps(order)], case.seconds)
+
+
+def run_child(command: Sequence[str], seconds: float) -> Figures:
+    """Run a command that prints figures, or what has failed, as its last line, in JSON.
+
+    Raises:
+        ChildFailed: It failed, took longer than `seconds`, or died.
+    """
+    # In a session of its own, so that what it has started itself can be ended with it. A Ctrl+C comes to us alone.
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
+    try:
+        printed, complaint = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise ChildFailed(f"was not done after {seconds:g} s") from None
+    finally:
+        _end(process)
+    return _read(printed, complaint, process.returncode)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+
+
+def _read(printed: str, complaint: str, status: int) -> Figures:
+    try:
+        content = json.loads(printed.splitlines()[-1])
+    except (IndexError, ValueError):
+        if status < 0:
+            raise ChildFailed(f"died of {signal.Signals(-status).name}") from None
+        last = (complaint.strip().splitlines() or ["without a word"])[-1]
+        raise ChildFailed(f"exit status {status}: {last}") from None
+    if "failed" in content:
+        raise ChildFailed(content["failed"])
+    return cast(Figures, content["figures"])
+
+
+def run_on(loop: Loop, main: Coroutine[Any, Any, Figures]) -> Figures:
+    """Run a coroutine on a fresh loop of the kind that is asked for."""
+    factory = None if loop == "asyncio" else importlib.import_module("uvloop").new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(main)
+
+
+# -- The machine -------------------------------------------------------------------------------------------------------
 
 
 def machine(settings: Settings) -> dict[str, str]:
     """Return what the figures depend on."""
     return {
-        "machine": f"{_count_cpus()} x {_processor()}, {platform.system()} {platform.release()}",
+        "machine": f"{count_cpus()} x {_processor()}, {platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "loop": settings.loop if settings.loop == "asyncio" else _versions(["uvloop"]),
         "versions": _versions(["asyncpool-toolkit", "anyio"]),
@@ -191,14 +363,11 @@ def _versions(names: Iterable[str]) -> str:
     return ", ".join(found)
 
 
-def _count_cpus() -> int:
+def count_cpus() -> int:
+    """Return how many cores this process may use."""
     if sys.platform == "linux":
-        import os
-
         return len(os.sched_getaffinity(0))  # what this process may use, which is less in a container
-    from multiprocessing import cpu_count
-
-    return cpu_count()
+    return os.cpu_count() or 1
 
 
 def _processor() -> str:
@@ -216,6 +385,8 @@ def _commit() -> str:
         return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout
 
     try:
-        return git("rev-parse", "--short", "HEAD").strip() + (", changed" if git("status", "--porcelain") else "")
+        # What was saved by the run before is no change.
+        changes = git("status", "--porcelain", "--", "asyncpool", "benchmarks", "examples", ":!benchmarks/results")
+        return git("rev-parse", "--short", "HEAD").strip() + (", changed" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return "none"
