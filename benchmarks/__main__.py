@@ -11,8 +11,9 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.harness import Answer, Settings, ask, machine
+from benchmarks.installed import installed
 from benchmarks.questions import QUESTIONS
-from benchmarks.rivals import RIVALS, installed
+from benchmarks.rivals import RIVALS
 from benchmarks.tables import as_text
 
 RESULTS = Path(__file__).parent / "results"

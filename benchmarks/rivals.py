@@ -7,18 +7,14 @@ library has a way to. What a rival says about itself here, a test tries out (tes
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
-from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeAlias
 
 from asyncpool import Succeeded, WorkerPool
+from benchmarks.installed import INSTALL_NEXT_GENERATION, installed, next_generation
 
-__all__ = ["BUFFER", "OURS", "REFERENCE", "RIVALS", "Rival", "Run", "installed"]
+__all__ = ["BUFFER", "OURS", "REFERENCE", "RIVALS", "Rival", "Run"]
 
 Handler: TypeAlias = Callable[[Any], Awaitable[Any]]
 Run: TypeAlias = Callable[[Handler, Iterable[Any], int, Callable[[Any], object]], Coroutine[Any, Any, None]]
@@ -55,7 +51,7 @@ class Rival:
         if not self.distribution or installed(self.distribution) is not None:
             return None
         if self.distribution == "asyncio-pool-ng":
-            return f"needs python3 -m pip install --no-deps --target {_NEXT_GENERATION} 'asyncio-pool-ng>=0.8.1,<0.10'"
+            return f"needs {INSTALL_NEXT_GENERATION}"
         return "needs python3 -m pip install 'asyncpool-toolkit[bench]'"
 
 
@@ -264,7 +260,7 @@ async def asyncio_pool(handler: Any, jobs: Iterable[Any], workers: int, seen: Ca
 
 async def asyncio_pool_ng(handler: Any, jobs: Iterable[Any], workers: int, seen: Callable[[Any], object]) -> None:
     """`AsyncioPool.itermap`, a future for each input at the start, values in batches of a second."""
-    async with _next_generation().AsyncioPool(workers) as pool:
+    async with next_generation().AsyncioPool(workers) as pool:
         async for future in pool.itermap(handler, jobs):
             seen(future.exception() or future.result())
 
@@ -326,32 +322,3 @@ RIVALS: dict[str, Rival] = {
     "aioitertools": Rival(run=aioitertools, distribution="aioitertools", isolates=True, goes_on=True),
 }
 # fmt: on
-
-
-# -- What is installed -------------------------------------------------------------------------------------------------
-
-# asyncio-pool and asyncio-pool-ng are both imported as asyncio_pool. So the second has a folder of its own, which is
-# not in sys.path, and is loaded under another name.
-_NEXT_GENERATION = Path(sys.prefix) / "asyncio-pool-ng"
-
-
-def installed(name: str) -> str | None:
-    """Return the version of a distribution; None if it is not installed."""
-    try:
-        found: Distribution | None = distribution(name)
-    except PackageNotFoundError:
-        found = next(iter(distributions(name=name, path=[str(_NEXT_GENERATION)])), None)
-    return None if found is None else found.version
-
-
-def _next_generation() -> ModuleType:
-    name, folder = "asyncio_pool_ng", _NEXT_GENERATION / "asyncio_pool"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            name, folder / "__init__.py", submodule_search_locations=[str(folder)]
-        )
-        if spec is None or spec.loader is None:
-            raise ImportError(f"there is no package in {folder}")
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]

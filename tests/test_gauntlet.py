@@ -99,7 +99,10 @@ def test_a_library_that_is_missing_is_told_with_what_to_install() -> None:
         name = distribution = "absent-pool"
         module = "absent_pool"
 
-    assert child.judge(case_of(holds), Absent()) == (Verdict.MISSING, "python3 -m pip install absent-pool")
+    assert child.judge(case_of(holds), Absent()) == (
+        Verdict.MISSING,
+        "python3 -m pip install 'asyncpool-toolkit[bench]'",
+    )
 
 
 def test_a_library_that_cannot_be_imported_is_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +110,7 @@ def test_a_library_that_cannot_be_imported_is_not_judged(tmp_path: Path, monkeyp
     monkeypatch.syspath_prepend(tmp_path)
 
     class Broken(Library):
-        name = distribution = "broken-pool"
+        name = "broken-pool"
         module = "broken_pool"
 
     how = "ModuleNotFoundError: No module named 'what_it_needs'"
@@ -159,7 +162,7 @@ def test_a_cell_of_ours_that_is_not_held_is_the_exit_status(
 def test_peers_that_are_missing_are_left_out_and_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gauntlet, "is_installed", lambda library: library.module in (None, "asyncpool"))
+    monkeypatch.setattr(gauntlet, "is_installed", lambda library: library.distribution in (None, "asyncpool-toolkit"))
     asked: list[str] = []
 
     async def note(pairs: list[tuple[str, str]], **options: object) -> object:
@@ -242,7 +245,7 @@ def test_what_cannot_be_imported_is_told_and_nothing_saved(
 
 def test_results_are_saved_with_what_they_are_results_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "RESULTS", tmp_path / "gauntlet.json")
-    monkeypatch.setattr(report, "version", lambda name: "1.2.3")
+    monkeypatch.setattr(report, "installed", lambda name: "1.2.3")
     cell = Cell("limit-0", "aqute", Verdict.WRONG, "how")
     report.save([cell])
     assert report.load()["cells"] == [cell]

@@ -14,6 +14,12 @@ from asyncpool.testing import settle
 from tests.helpers import sleeper, virtual
 
 
+@pytest.fixture(autouse=True)
+def _no_monitor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No thread of tqdm's: it lives on, and later tests that find a deadlock would wait for what it may yet do."""
+    monkeypatch.setattr(tqdm, "monitor_interval", 0)
+
+
 def bar(stream: Any, total: int, file: io.StringIO) -> Any:
     return tqdm(aiter(stream), total=total, file=file, miniters=1, mininterval=0)
 

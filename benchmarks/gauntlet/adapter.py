@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, ClassVar, NamedTuple
 
 from benchmarks.gauntlet.verdicts import Lacks
@@ -118,6 +119,11 @@ class Library:
     is_lazy: ClassVar[bool] = False
     stops: ClassVar[bool] = False
     hands_back: ClassVar[bool] = False
+
+    def load(self) -> None:
+        """Import it; raises an ImportError if something is missing that it needs."""
+        if self.module is not None:
+            import_module(self.module)
 
     def values(self, handler: Handler, jobs: Iterable[Any], *, workers: int, **options: Any) -> Results:
         """Values, and the first failure raised."""

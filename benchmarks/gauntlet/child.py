@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import sys
-from importlib import import_module
 
 from asyncpool.testing import fuzzing_task_factory
 from benchmarks.gauntlet.adapter import Library
@@ -31,10 +30,9 @@ def main(case: Case, library: Library) -> None:
 def judge(case: Case, library: Library) -> tuple[Verdict, str]:
     """Ask once in the plain order, and once for each random schedule."""
     if not is_installed(library):
-        return Verdict.MISSING, f"python3 -m pip install {library.distribution}"
+        return Verdict.MISSING, "python3 -m pip install 'asyncpool-toolkit[bench]'"
     try:
-        if library.module is not None:
-            import_module(library.module)
+        library.load()
     except ImportError as error:  # of something that it needs
         return Verdict.MISSING, in_few_words(error)
     if not is_possible(case):

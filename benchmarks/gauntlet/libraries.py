@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from benchmarks.gauntlet import peers, recipes
 from benchmarks.gauntlet.adapter import Library
 from benchmarks.gauntlet.ours import Ours
+from benchmarks.installed import installed
 
 LIBRARIES: dict[str, Library] = {
     library.name: library
@@ -30,5 +29,5 @@ LIBRARIES: dict[str, Library] = {
 
 
 def is_installed(library: Library) -> bool:
-    """Whether its module can be imported here."""
-    return library.module is None or find_spec(library.module) is not None
+    """Whether it is there."""
+    return library.distribution is None or installed(library.distribution) is not None

@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.gauntlet.adapter import Ended, Handler, Library, Mapped, Options, Pool, Results
 from benchmarks.gauntlet.recipes import GatherAndSemaphore, as_ended, one_by_one
 from benchmarks.gauntlet.verdicts import Lacks
+from benchmarks.installed import next_generation
 
 
 class ComeBackLater(Exception):
@@ -210,30 +211,33 @@ class AsyncioPoolNg(Library):
 
     name = "asyncio-pool-ng"
     distribution = "asyncio-pool-ng"
-    module = "asyncio_pool"
     streams = True
     is_lazy = True
 
+    def load(self) -> None:
+        """It has the import name of another."""
+        next_generation()
+
     @asynccontextmanager
     async def _values(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Any:
-        from asyncio_pool import AsyncioPool
-
-        async with AsyncioPool(workers) as pool, aclosing(pool.itermap(handler, jobs, batch_duration=0.01)) as futures:
+        async with (
+            next_generation().AsyncioPool(workers) as pool,
+            aclosing(pool.itermap(handler, jobs, batch_duration=0.01)) as futures,
+        ):
             yield Mapped(futures, lambda future: future.result())
 
     @asynccontextmanager
     async def _outcomes(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Any:
-        from asyncio_pool import AsyncioPool
-
-        async with AsyncioPool(workers) as pool, aclosing(pool.itermap(handler, jobs, batch_duration=0.01)) as futures:
+        async with (
+            next_generation().AsyncioPool(workers) as pool,
+            aclosing(pool.itermap(handler, jobs, batch_duration=0.01)) as futures,
+        ):
             yield Mapped(futures, lambda future: as_ended(future.exception() or future.result()))
 
     @asynccontextmanager
     async def pool(self, handler: Handler, *, workers: int, room: int) -> AsyncIterator[Pool]:
         """The room is not bounded: `spawn` never waits."""
-        from asyncio_pool import AsyncioPool
-
-        async with AsyncioPool(workers) as pool:
+        async with next_generation().AsyncioPool(workers) as pool:
             yield _AsyncioPool(pool, handler)
 
 

@@ -7,7 +7,6 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
 from itertools import groupby
 from typing import Any
 
@@ -16,6 +15,7 @@ from benchmarks.gauntlet.libraries import LIBRARIES
 from benchmarks.gauntlet.notes import ALL, NOTES
 from benchmarks.gauntlet.runner import ROOT, SECONDS
 from benchmarks.gauntlet.verdicts import Cell, Verdict
+from benchmarks.installed import installed
 
 RESULTS = ROOT / "benchmarks" / "results" / "gauntlet.json"
 DOCUMENT = ROOT / "docs" / "gauntlet.md"
@@ -49,7 +49,7 @@ def save(cells: Sequence[Cell]) -> None:
             "commit": _commit(),
             "python": platform.python_version(),
             "system": f"{platform.system()} {platform.machine()}",
-            "versions": {name: version(name) for name in distributions},
+            "versions": {name: installed(name) for name in distributions},
         },
         "cells": cases,
     }

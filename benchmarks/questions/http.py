@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from statistics import quantiles
 
 from benchmarks.harness import Case, Figures, Question, Settings
-from benchmarks.rivals import RIVALS, installed
+from benchmarks.installed import installed
+from benchmarks.rivals import RIVALS
 
 __all__ = ["HTTP", "NAIVE"]
 

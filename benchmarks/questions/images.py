@@ -11,7 +11,7 @@ from typing import Any
 
 from asyncpool import WorkerPool, offload
 from benchmarks.harness import Case, Figures, Question, Settings, count_cpus
-from benchmarks.rivals import installed
+from benchmarks.installed import installed
 
 __all__ = ["IMAGES"]
 

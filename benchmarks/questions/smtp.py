@@ -11,7 +11,8 @@ from typing import Any
 
 from asyncpool import WorkerPool
 from benchmarks.harness import Case, Figures, Question, Settings
-from benchmarks.rivals import RIVALS, installed
+from benchmarks.installed import installed
+from benchmarks.rivals import RIVALS
 
 __all__ = ["SMTP"]
 
