@@ -13,6 +13,7 @@ from benchmarks import report
 from benchmarks.harness import Answer, Settings, ask, machine
 from benchmarks.installed import installed
 from benchmarks.questions import QUESTIONS
+from benchmarks.readme import CannotReport
 from benchmarks.rivals import RIVALS
 from benchmarks.tables import as_text
 
@@ -74,7 +75,7 @@ def save(folder: Path, settings: Settings, about: dict[str, str], answers: dict[
 def _report() -> int:
     try:
         written = report.write(RESULTS, report.DOCUMENT, report.README)
-    except report.CannotReport as error:
+    except CannotReport as error:
         print(error, file=sys.stderr)
         return 1
     print("\n".join(f"Written: {path.relative_to(report.ROOT)}" for path in written))

@@ -18,6 +18,7 @@ from benchmarks.plots import PLOTS
 from benchmarks.questions import QUESTIONS
 from benchmarks.questions.cost import HEADLINE
 from benchmarks.questions.http import NAIVE
+from benchmarks.readme import CannotReport, with_block
 from benchmarks.rivals import OURS, REFERENCE, RIVALS
 from benchmarks.tables import cell, markdown
 
@@ -25,26 +26,19 @@ __all__ = [
     "DOCUMENT",
     "README",
     "ROOT",
-    "CannotReport",
     "Results",
     "document",
     "load",
     "readme_block",
-    "with_block",
     "write",
 ]
 
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 _FILE = re.compile(r"(\d+\.\d+)-(asyncio|uvloop)\.json")
 _BARE = "asyncio.Queue workers"
 _WITHIN = 0.02
 """Closer than this is as good as equal."""
-
-
-class CannotReport(Exception):
-    """There is nothing to report, or nowhere to put it; the text says what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +98,7 @@ def write(folder: Path, target: Path, readme: Path) -> list[Path]:
         CannotReport: There are no results, no matplotlib, or no place for the block.
     """
     results = load(folder)
-    block = with_block(readme.read_text(encoding="utf-8"), readme_block(results))
+    block = with_block(readme.read_text(encoding="utf-8"), "benchmarks", readme_block(results))
     plots = target.parent / target.stem
     plots.mkdir(parents=True, exist_ok=True)
     written = [target, readme]
@@ -119,19 +113,6 @@ def write(folder: Path, target: Path, readme: Path) -> list[Path]:
     target.write_text(document(results), encoding="utf-8")
     readme.write_text(block, encoding="utf-8")
     return written
-
-
-def with_block(text: str, block: str) -> str:
-    """Return a text with what stands between its two marks replaced.
-
-    Raises:
-        CannotReport: It has no such marks.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise CannotReport(f"the README has no place for the figures: it needs the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{block}\n{END}{after}"
 
 
 def _main(results: Sequence[Results]) -> Results:

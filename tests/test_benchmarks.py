@@ -31,6 +31,7 @@ from benchmarks.harness import (
 )
 from benchmarks.questions import QUESTIONS
 from benchmarks.questions.rate import burst_for
+from benchmarks.readme import CannotReport, with_block
 from benchmarks.rivals import RIVALS, Rival
 from benchmarks.work import LostResults, Reader, do, do_nothing, yield_once
 
@@ -432,7 +433,7 @@ def test_the_committed_document_is_what_the_committed_results_make() -> None:
 
 def test_the_figures_of_the_readme_are_those_of_the_committed_results() -> None:
     readme = report.README.read_text(encoding="utf-8")
-    assert readme == report.with_block(readme, report.readme_block(report.load(COMMITTED)))
+    assert readme == with_block(readme, "benchmarks", report.readme_block(report.load(COMMITTED)))
 
 
 @pytest.mark.parametrize("name", plots.PLOTS)
@@ -453,7 +454,7 @@ def test_the_document_names_each_who_does_better_than_we_do() -> None:
 
 
 def test_a_report_without_results_or_without_a_place_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(report.CannotReport, match=r"has no results yet: make bench ARGS=--save$"):
+    with pytest.raises(CannotReport, match=r"has no results yet: make bench ARGS=--save$"):
         report.load(tmp_path)
-    with pytest.raises(report.CannotReport, match="<!-- benchmarks: begin -->"):
-        report.with_block("no marks", "block")
+    with pytest.raises(CannotReport, match="<!-- benchmarks: begin -->"):
+        with_block("no marks", "benchmarks", "block")

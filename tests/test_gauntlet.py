@@ -20,6 +20,7 @@ from benchmarks.gauntlet.libraries import LIBRARIES
 from benchmarks.gauntlet.notes import ALL, NOTES
 from benchmarks.gauntlet.ours import Ours
 from benchmarks.gauntlet.verdicts import Cell, Lacks, Verdict, check
+from benchmarks.readme import with_block
 
 SEEDS = range(3)
 
@@ -194,6 +195,11 @@ def test_the_list_tells_each_case_and_library(capsys: pytest.CaptureFixture[str]
 
 def test_the_document_is_what_the_report_makes_of_the_results() -> None:
     assert report.DOCUMENT.read_text(encoding="utf-8") == report.as_markdown(report.load())
+
+
+def test_the_block_of_the_readme_is_what_the_report_makes_of_the_results() -> None:
+    readme = report.README.read_text(encoding="utf-8")
+    assert readme == with_block(readme, "gauntlet", report.as_readme_block(report.load()))
 
 
 def test_the_results_have_every_cell_and_ours_are_held() -> None:

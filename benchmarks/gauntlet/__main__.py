@@ -13,6 +13,7 @@ from benchmarks.gauntlet.libraries import LIBRARIES, is_installed
 from benchmarks.gauntlet.ours import Ours
 from benchmarks.gauntlet.runner import SECONDS, run
 from benchmarks.gauntlet.verdicts import Cell, Verdict
+from benchmarks.readme import CannotReport
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,9 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.report:
         try:
             report.write()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, CannotReport) as error:
             parser.error(f"--report needs the results of a run with --save: {error}")
-        print(f"Written: {report.DOCUMENT}")
+        print(f"Written: {report.DOCUMENT}, {report.README}")
         return 0
     if options.save and (options.only or options.case):
         parser.error("--save is for the whole table: without --only and --case")

@@ -16,9 +16,11 @@ from benchmarks.gauntlet.notes import ALL, NOTES
 from benchmarks.gauntlet.runner import ROOT, SECONDS
 from benchmarks.gauntlet.verdicts import Cell, Verdict
 from benchmarks.installed import installed
+from benchmarks.readme import with_block
 
 RESULTS = ROOT / "benchmarks" / "results" / "gauntlet.json"
 DOCUMENT = ROOT / "docs" / "gauntlet.md"
+README = ROOT / "README.md"
 
 TITLES = {
     "isolation": "One job cannot hurt another",
@@ -68,8 +70,27 @@ def load() -> dict[str, Any]:
 
 
 def write() -> None:
-    """Write the document from the saved results."""
-    DOCUMENT.write_text(as_markdown(load()), encoding="utf-8")
+    """Write the document, and the block of the README, from the saved results.
+
+    Raises:
+        ValueError: A cell is not among the results.
+        CannotReport: The README has no place for the block.
+    """
+    results = load()
+    readme = with_block(README.read_text(encoding="utf-8"), "gauntlet", as_readme_block(results))
+    DOCUMENT.write_text(as_markdown(results), encoding="utf-8")
+    README.write_text(readme, encoding="utf-8")
+
+
+def as_readme_block(results: Mapping[str, Any]) -> str:
+    """How many cases each library holds, and how it fails in the others."""
+    lines = ["| | held | wrong | hang | lacks the feature |", "|---|---:|---:|---:|---:|"]
+    for library in LIBRARIES:
+        verdicts = [cell.verdict for cell in results["cells"] if cell.library == library]
+        if len(verdicts) - verdicts.count(Verdict.LACKS) > 1:  # not what is only a limiter
+            counts = [verdicts.count(one) for one in (Verdict.HELD, Verdict.WRONG, Verdict.HANG, Verdict.LACKS)]
+            lines.append(f"| {library} | {' | '.join(map(str, counts))} |")
+    return "\n".join(lines)
 
 
 def as_markdown(results: Mapping[str, Any]) -> str:
