@@ -60,8 +60,8 @@ NOTES: dict[tuple[str, str], str] = {
     ("job-ignores-its-cancellation", "aqute"): "By design: its documentation says that handlers must cooperate.",
     ("job-ignores-its-cancellation", ALL): (
         "By design of structured concurrency, where a scope ends after all in it. Who holds, abandons the job: "
-        "asyncpool five seconds after its pool began to close, with its name in the log (while a pool lives on, a "
-        "cancelled `run()` waits for its job); the others at once."
+        "asyncpool five seconds after its pool began to close, with its name in the log (while a pool lives on, who "
+        "leaves such a job waits for it for five seconds); the others at once."
     ),
     ("stop-ignored-by-a-job", "aqute"): "By design: its documentation says that handlers must cooperate.",
     ("stop-ignored-by-a-job", "aiojobs"): ("`close_timeout` only cancels the task once more, and waits on for it."),
