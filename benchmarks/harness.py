@@ -111,6 +111,8 @@ class Question:
     cases: Callable[[Settings], Sequence[Case]]
     measure: Callable[..., Coroutine[Any, Any, Figures]]
     """Called in the child, as `measure(contender, **parameters)`."""
+    are_rivals: bool = True
+    """Whether the contenders are choices that one has, so that it is told where we lose."""
     more_is_better: bool = False
     """Whether the first figure is better when it is larger."""
     missing: Callable[[str], str | None] = lambda contender: None

@@ -188,6 +188,8 @@ def _losses(results: Sequence[Results]) -> Iterator[str]:
     rows: list[tuple[str, str]] = []
     for name, answer in main.answers.items():
         question = QUESTIONS[name]
+        if not question.are_rivals:
+            continue
         for case, several in answer.cases.items():
             better = _better(question, several)
             if better:

@@ -9,6 +9,7 @@ from benchmarks.questions.first_result import FIRST_RESULT
 from benchmarks.questions.growth import GROWTH
 from benchmarks.questions.http import HTTP
 from benchmarks.questions.images import IMAGES
+from benchmarks.questions.pieces import PIECES
 from benchmarks.questions.rate import RATE
 from benchmarks.questions.retries import RETRIES, RETRY_MEMORY
 from benchmarks.questions.round_trip import ROUND_TRIP
@@ -20,6 +21,7 @@ QUESTIONS: dict[str, Question] = {
     question.name: question
     for question in (
         COST,
+        PIECES,
         GROWTH,
         FIRST_RESULT,
         EFFICIENCY,
