@@ -1425,6 +1425,7 @@ class Dispatcher:
 
     def count_refused(self) -> None:
         """A job was turned away, because the pool is full."""
+        self.counters.refused += 1
         if self._recent is not None:
             self._recent.refused += 1
             if self.scaler.is_dozing:
@@ -1489,6 +1490,7 @@ class Dispatcher:
             stuck=sum(timer is None for timer in self._dying.values()),
             unread_failures=counters.unread_failures,
             retries=counters.retries,
+            refused=counters.refused,
             retries_refused=counters.retries_refused,
             seconds_queued=self.seconds_queued.snapshot(),
             seconds_running=self.seconds_running.snapshot(),

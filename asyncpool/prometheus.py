@@ -267,6 +267,7 @@ class _Families:
         self._wanted = gauge("workers_wanted", "Workers there should be now, as the scaling policy has decided.")
         self._most = gauge("workers_max", "Workers there may be.")
         self._retries = counter("retries", "Failed attempts after which the job was put off to another attempt.")
+        self._turned_away = counter("submissions_refused", "Jobs turned away because the pool was full (QueueFull).")
         self._refused = counter(
             "retries_refused", "Failed attempts after which it was not, because the retry budget was spent."
         )
@@ -311,6 +312,7 @@ class _Families:
         self._wanted.add_metric([pool], stats.wanted_workers)
         self._most.add_metric([pool], stats.most_workers)
         self._retries.add_metric([pool], stats.retries)
+        self._turned_away.add_metric([pool], stats.refused)
         self._refused.add_metric([pool], stats.retries_refused)
         self._unread.add_metric([pool], stats.unread_failures)
         if snapshot.has_dead_letters:

@@ -162,6 +162,7 @@ class Counters:
     __slots__ = (
         "cancelled",
         "failed",
+        "refused",
         "retries",
         "retries_refused",
         "submitted",
@@ -176,6 +177,7 @@ class Counters:
         self.cancelled = 0
         self.unread_failures = 0
         self.retries = 0
+        self.refused = 0
         self.retries_refused = 0
 
     @property
@@ -220,6 +222,8 @@ class PoolStats:
     """Failures delivered to nobody: a handle was dropped, a stream was cut. 0 if the pool has dead letters."""
     retries: int
     """How often a failed job was put off to another attempt."""
+    refused: int
+    """How often a job was turned away with `QueueFull`, and not accepted."""
     retries_refused: int
     """How often it was not, because the retry budget was spent."""
     seconds_queued: Distribution

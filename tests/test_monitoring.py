@@ -22,7 +22,6 @@ ROOT = Path(__file__).resolve().parent.parent
 MONITORING = ROOT / "docs" / "monitoring"
 METRICS = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
 DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text(encoding="utf-8"))
-PROGRAM_AND_OUTPUT = re.compile(r"```python\n(.*?)```\n+```text\n(.*?)```", re.DOTALL)
 
 
 def exported() -> dict[str, set[str]]:
@@ -120,26 +119,6 @@ def test_the_table_of_metrics_is_complete() -> None:
         name = family.name + "_total" * (family.type == "counter")
         expected.append((name, family.type, ", ".join(f"`{label}`" for label in labels)))
     assert rows == expected
-
-
-@pytest.mark.parametrize(
-    ("program", "output"),
-    [
-        pytest.param(*match.groups(), id=f"block{number}")
-        for number, match in enumerate(PROGRAM_AND_OUTPUT.finditer(METRICS))
-    ],
-)
-def test_the_document_prints_what_runs(program: str, output: str) -> None:
-    command = [sys.executable, "-u", "-W", "error", "-c", program]
-    ran = subprocess.run(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=60
-    )
-    assert ran.stdout.strip() == output.strip()
-    assert ran.returncode == 0
-
-
-def test_every_python_block_has_its_output() -> None:
-    assert METRICS.count("```python") == len(PROGRAM_AND_OUTPUT.findall(METRICS)) > 0
 
 
 # -- A real Prometheus -------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from asyncpool import DeadLetterFile, DeadLetters, Retry, RetryAfter, WorkerPool
+from asyncpool import DeadLetterFile, DeadLetters, QueueFull, Retry, RetryAfter, WorkerPool
 from asyncpool.prometheus import PoolCollector
 from asyncpool.testing import settle
 from tests.helpers import echo, fuzzed, sleeper, virtual
@@ -108,6 +108,8 @@ async def test_a_scrape_shows_where_the_jobs_are() -> None:
         extra = asyncio.create_task(pool.submit(jobs[7]))
         await settle()
         assert scrape(registry)["submitters_waiting", "pool"] == 1
+        with pytest.raises(QueueFull):
+            pool.submit_nowait(jobs[7])
         await asyncio.sleep(6)
         (await extra).cancel()
         figures = scrape(registry)
@@ -130,6 +132,7 @@ async def test_a_scrape_shows_where_the_jobs_are() -> None:
             ("workers_max", "pool"): 3,
             ("stuck_jobs", "pool"): 0,
             ("retries_total", "pool"): 1,
+            ("submissions_refused_total", "pool"): 1,
             ("retries_refused_total", "pool"): 0,
         }
         assert {key: figures[key] for key in expected} == expected
