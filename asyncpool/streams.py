@@ -427,7 +427,7 @@ class Stream(Channel[ItemT_co]):
         return max(1, min(self.window - self.unread, self._dispatcher.room(), _FEED_JOBS))
 
     def bring(self, input: Any) -> Job:
-        """Accept what was pulled, whatever happened meanwhile: no pulled input is ever in nobody's hands."""
+        """Accept what was pulled, whatever has happened: no pulled input is ever in nobody's hands. For the pool."""
         self.live += 1
         try:
             job = self._dispatcher.accept(input, self, self.context.copy())
