@@ -39,7 +39,11 @@ def call_handler(handler: Callable[..., Awaitable[Any]], *args: Any) -> Awaitabl
 
 def blame_handler(returned: object, error: BaseException) -> BaseException:
     """Return the error of an attempt at whose end `await returned` raised this one."""
-    return error if inspect.isawaitable(returned) else _not_awaitable(returned)
+    # By its type, as `await` sees it: to ask the object for its class may raise, and the job would have no outcome
+    # (test_a_handler_that_returns_what_cannot_be_looked_at_fails_its_job).
+    kind = type(returned)
+    is_awaitable = inspect.isawaitable(returned) if kind is types.GeneratorType else issubclass(kind, Awaitable)
+    return error if is_awaitable else _not_awaitable(returned)
 
 
 def _not_awaitable(returned: object) -> TypeError:

@@ -318,6 +318,22 @@ async def test_a_handler_that_returns_no_awaitable_fails_its_job_with_an_error_t
             await pool.run(1)
 
 
+class Unbound:
+    """As the proxies of web frameworks are outside of a request: whoever asks for its class gets an error."""
+
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("outside of a request")
+
+
+@pytest.mark.parametrize("timeout", [None, 5])
+@fuzzed
+async def test_a_handler_that_returns_what_cannot_be_looked_at_fails_its_job(timeout: float | None) -> None:
+    async with WorkerPool(lambda job: Unbound(), workers=1, timeout=timeout) as pool:  # type: ignore[arg-type,return-value]
+        outcomes = await pool.outcomes([1, 2])
+        assert [type(outcome) for outcome in outcomes] == [Failed, Failed]
+
+
 def generator(job: int) -> Iterator[int]:
     yield job
 
