@@ -44,6 +44,7 @@ class Channel(Generic[ItemT_co]):
         self._window = window
         self.live = 0  # accepted and not settled
         self._delayed = 0  # of those, how many wait for a time
+        self._has_stuck = False  # whether some job ever ignored its cancellation, so that more may be live at the end
         self.line = Line(self._room)
         self._has_cursor = False
         self._reader: asyncio.Future[None] | None = None
@@ -85,7 +86,7 @@ class Channel(Generic[ItemT_co]):
         if self._is_cut:
             if isinstance(outcome, Failed):
                 self._dispatcher.count_unread((outcome,))
-            if not self.live:
+            if not self.live or self._has_stuck:
                 self._wake_closers()
             return
         if self.in_order is None:
@@ -228,6 +229,7 @@ class Channel(Generic[ItemT_co]):
 
     def give_up_job(self, job: Job, /) -> None:
         """Wait for this job no more, if all that is waited for is its end. For the pool."""
+        self._has_stuck = True
         self._wake_closers()
 
     def _wake_closers(self) -> None:

@@ -184,6 +184,26 @@ async def test_a_job_that_is_stuck_already_is_not_waited_for() -> None:
     assert_conserved(pool)
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+@fuzzed
+async def test_leaving_a_stream_waits_for_the_jobs_that_end_beside_one_that_is_stuck_already(ordered: bool) -> None:
+    async def handler(seconds: float) -> None:
+        if seconds == 1000:
+            await ignores_cancel(seconds)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            await asyncio.sleep(2)
+
+    async with WorkerPool(handler, workers=3, timeout=10) as pool:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(15.5):
+                await pool.outcomes([1000, 4, 4, 100, 100], ordered=ordered)
+        assert now() == 15.5 + 2
+        assert (pool.stats.stuck, pool.stats.running) == (1, 1)
+    assert_conserved(pool)
+
+
 @fuzzed
 async def test_a_source_that_ignores_its_end_is_waited_for_five_seconds(caplog: pytest.LogCaptureFixture) -> None:
     caplog.clear()
