@@ -451,6 +451,7 @@ class Dispatcher:
         is_plain = self._has_plain_queue and not self.observers.any
         counters, idle, queue, expected = self.counters, self.idle, self.queue, stream.in_order
         copy, time = stream.context.copy, self._time
+        most = counters.submitted + room  # what the source itself submits takes its share of the room
         for input in source:
             if is_plain and not stream.is_stopped:
                 # What `new_job` and `accept` do, without the calls: half of what it costs to accept a job.
@@ -470,8 +471,7 @@ class Dispatcher:
                     self._wake()
             else:
                 now = stream.bring(input).ready_at
-            room -= 1
-            if not room or now >= stop_at or stream.is_stopped:
+            if counters.submitted >= most or now >= stop_at or stream.is_stopped:
                 return False
         return True
 

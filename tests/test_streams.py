@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from asyncpool import (
     PoolClosed,
     PoolDeadlock,
     PoolNotStarted,
+    QueueFull,
     SourceCrashed,
     StreamClosed,
     Succeeded,
@@ -213,6 +214,25 @@ async def test_one_stream_accepts_at_most_one_job_past_the_bound() -> None:
     async with pool:
         await asyncio.gather(*(_list(pool.map(later(*[1] * 5, seconds=0.5))) for _ in range(3)))
     assert most <= 2 + 1 + 3
+
+
+@pytest.mark.parametrize("priority", [None, abs])
+@virtual
+async def test_what_a_source_submits_itself_takes_its_share_of_the_room(priority: Any) -> None:
+    most = 0
+
+    def source() -> Any:
+        nonlocal most
+        for job in range(100):
+            if job % 2:
+                with suppress(QueueFull):
+                    pool.submit_nowait(1)
+            yield 1
+            most = max(most, pool.stats.queued + pool.stats.running)
+
+    async with WorkerPool(sleeper, workers=2, queue_size=20, priority=priority) as pool:
+        await pool.map(source())
+    assert most <= 2 + 20 + 1
 
 
 # -- The source
