@@ -540,9 +540,9 @@ class Dispatcher:
                     del attempt, context, task
                 else:
                     self._begin(job, worker)
-                began = job.started_at  # None: the attempt is over, and waits for the next
+                began = job.started_at  # None: the handler has not begun, or the job waits for its next attempt
                 del job  # see _start_in_turn
-                if began is not None and began >= stop_at:
+                if (self._time() if began is None else began) >= stop_at:
                     break
         finally:  # also when a job raised KeyboardInterrupt: the others go on if the program does
             self._is_pumping = False

@@ -33,6 +33,7 @@ from asyncpool import (
     PoolReused,
     QueueFull,
     ResourceDied,
+    Retry,
     RetryAfter,
     SourceCrashed,
     Stream,
@@ -55,7 +56,7 @@ from asyncpool.events import (
     PoolStopping,
 )
 from asyncpool.testing import ManualHandler, settle
-from tests.helpers import assert_conserved, cancel_soon, echo, fuzzed, later, now, sleeper, virtual
+from tests.helpers import assert_conserved, cancel_soon, compute, echo, fuzzed, later, now, sleeper, virtual
 
 VARIABLE: ContextVar[str] = ContextVar("VARIABLE", default="default")
 
@@ -1117,6 +1118,36 @@ def test_the_constructor_needs_no_loop_and_takes_a_policy() -> None:
     pool = WorkerPool(echo, workers=FixedSize(3))
     assert pool.stats.most_workers == 3
     assert "new" in repr(pool)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="before Python 3.12 each job begins in a step of its own")
+@pytest.mark.parametrize("retry", [None, Retry(backoff=1)])
+@pytest.mark.parametrize("fails", [False, True])
+@virtual
+async def test_jobs_that_compute_for_long_and_never_suspend_leave_the_loop_its_turn(
+    retry: Retry | None, fails: bool
+) -> None:
+    turns = 0
+    begun: list[int] = []
+
+    async def handler(job: int) -> None:
+        begun.append(turns)
+        compute(0.01)
+        if fails:
+            raise ValueError(job)
+
+    async def turn() -> None:
+        nonlocal turns
+        while len(begun) < 20:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with WorkerPool(handler, workers=10, retry=retry) as pool:
+        turning = asyncio.create_task(turn())
+        for job in range(20):
+            await pool.submit(job)
+        await turning
+    assert max(begun[:20].count(turn) for turn in begun) <= 2, begun
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager task factories came with Python 3.12")
