@@ -7,29 +7,34 @@ cleanup, errors. In the place of a context there is the pool's `timeout`, or a c
 of a channel's buffer there is `queue_size`.
 """
 
-import asyncio
-import hashlib
-import logging
-import os
+from __future__ import annotations
+
 import sys
-from collections.abc import AsyncGenerator, Generator, Iterator
-from contextlib import asynccontextmanager, contextmanager
 
-import anyio
+from examples.command_line import Parser, finish, starting
 
-from asyncpool import (
-    Cancelled,
-    Failed,
-    JobTimeout,
-    QueueFull,
-    Retry,
-    Succeeded,
-    WorkerPool,
-    current_job,
-    offload,
-    recommended_workers,
-)
-from examples.command_line import finish
+with starting("best_practices"):
+    import asyncio
+    import hashlib
+    import logging
+    import os
+    from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+    from contextlib import asynccontextmanager, contextmanager
+
+    import anyio
+
+    from asyncpool import (
+        Cancelled,
+        Failed,
+        JobTimeout,
+        QueueFull,
+        Retry,
+        Succeeded,
+        WorkerPool,
+        current_job,
+        offload,
+        recommended_workers,
+    )
 
 LONG = 60.0
 """Seconds that nobody waits for here: what takes so long is cancelled."""
@@ -338,13 +343,27 @@ PRACTICES = {
 }
 
 
-async def main() -> None:
+async def show_all() -> None:
     """Show one after the other."""
     with printed_log():
-        for title, show in PRACTICES.items():
-            print(f"\n== {title} ==")
+        for number, (title, show) in enumerate(PRACTICES.items()):
+            if number:
+                print()
+            print(f"== {title} ==")
             await show()
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the example and return its exit status. Raises `SystemExit(2)` if there are arguments."""
+    parser = Parser(
+        prog="best_practices",
+        usage="python -m examples.best_practices",
+        description="Fifteen best practices of worker pools, each a function that does it and prints what it shows.",
+    )
+    parser.parse_args(arguments)
+    return finish("best_practices", show_all, lambda: "not all of them were shown")
+
+
 if __name__ == "__main__":
-    sys.exit(finish("best_practices", main, lambda: "not all of them were shown"))
+    with starting("best_practices"):
+        sys.exit(main())

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import sys
 
-from examples.command_line import finish_plain, starting
+from examples.command_line import Parser, finish_plain, starting
 
 with starting("common_mistakes"):
     import asyncio
     import re
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
     from dataclasses import dataclass
 
     from asyncpool import PoolClosed, PoolDeadlock, StreamClosed, WorkerPool
@@ -309,7 +309,7 @@ MISTAKES = (
 
 def show(mistake: Mistake) -> None:
     """Print what the naive program does, and what the others do."""
-    print(f"\n== {mistake.title} ==")
+    print(f"== {mistake.title} ==")
     print(f"In Go: {mistake.in_go}.")
     print(f"\nBy hand, {mistake.naive.__name__}():")
 
@@ -336,11 +336,25 @@ def _own_lines(report: str) -> str:
     )
 
 
-def main() -> None:
+def show_all() -> None:
     """Show one after the other."""
-    for mistake in MISTAKES:
+    for number, mistake in enumerate(MISTAKES):
+        if number:
+            print()
         show(mistake)
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the example and return its exit status. Raises `SystemExit(2)` if there are arguments."""
+    parser = Parser(
+        prog="common_mistakes",
+        usage="python -m examples.common_mistakes",
+        description="Mistakes of worker pools written by hand: how each fails, and what a pool does instead.",
+    )
+    parser.parse_args(arguments)
+    return finish_plain("common_mistakes", show_all)
+
+
 if __name__ == "__main__":
-    sys.exit(finish_plain("common_mistakes", main))
+    with starting("common_mistakes"):
+        sys.exit(main())

@@ -11,32 +11,36 @@ is changed. Prometheus listens on 127.0.0.1 only, and ends with this program, as
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import json
-import logging
-import math
-import re
-import shutil
-import socket
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError
-from urllib.parse import urlencode, urlsplit
-from urllib.request import urlopen
 
-from asyncpool import DeadLetters, Retry, WorkerPool, current_job
 from examples.command_line import FAILED, OK, Parser, finish, positive, printable, starting
+
+PROGRAM = "prometheus_check"
+
+with starting(PROGRAM):
+    import argparse
+    import asyncio
+    import json
+    import logging
+    import math
+    import re
+    import shutil
+    import socket
+    import subprocess
+    import tempfile
+    import time
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+    from contextlib import asynccontextmanager
+    from pathlib import Path
+    from typing import Any
+    from urllib.error import HTTPError
+    from urllib.parse import urlencode, urlsplit
+    from urllib.request import urlopen
+
+    from asyncpool import DeadLetters, Retry, WorkerPool, current_job
 
 __all__ = ["Prometheus", "dashboard_queries", "main"]
 
-PROGRAM = "prometheus_check"
 MONITORING = Path(__file__).parent.parent / "docs" / "monitoring"
 # Of all scrapes of the last minutes, the largest difference between what was submitted and where it is: 0 by the first
 # law of asyncpool. All three are of one scrape, because a query takes the newest sample of each.

@@ -128,4 +128,14 @@ def test_on_a_real_clock_the_program_prints_all_of_it() -> None:
         expected += ["", f"== {title} ==", *lines_of(shown)]
     ours = "on 3 workers for 3 processors", f"on {processors} workers for {processors} processors"
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == [line.replace(*ours) for line in expected]
+    assert done.stdout.splitlines() == [line.replace(*ours) for line in expected[1:]]
+
+
+def test_arguments_are_refused_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        best_practices.main(["--bogus"])
+
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "best_practices: error: unrecognized arguments: --bogus (--help tells what there is)\n"
+    )

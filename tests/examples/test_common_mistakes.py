@@ -165,3 +165,13 @@ def test_it_ends_in_silence_when_nobody_reads_it() -> None:
     _, errors = process.communicate(timeout=GIVE_UP)
 
     assert (process.returncode, errors) == (1, "")
+
+
+def test_arguments_are_refused_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        mistakes.main(["--bogus"])
+
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "common_mistakes: error: unrecognized arguments: --bogus (--help tells what there is)\n"
+    )
