@@ -65,7 +65,6 @@ async def make_demo(server: PhotoServer, folder: Path, count: int) -> Demo | Non
     wide, cut, text = (folder / f"{name}-v{VERSION}.jpg" for name in ("wide", "cut", "text"))
 
     def make(number: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         if number == count:
             if not wide.exists():
                 make_wide_photo(wide)
@@ -79,6 +78,7 @@ async def make_demo(server: PhotoServer, folder: Path, count: int) -> Demo | Non
         write_whole(text, b"<html><body>This is a web page that calls itself a photo.</body></html>\n" * 40)
 
     try:
+        await asyncpool.offload(partial(folder.mkdir, parents=True, exist_ok=True))()
         if not await _run_all(make, range(count + 1)):
             return None
         await asyncpool.offload(break_some)()
