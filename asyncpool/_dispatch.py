@@ -454,7 +454,7 @@ class Dispatcher:
         most = counters.submitted + room  # what the source itself submits takes its share of the room
         for input in source:
             if is_plain and not stream.is_stopped:
-                # What `new_job` and `accept` do, without the calls: half of what it costs to accept a job.
+                # What `new_job` and `accept` do, without the calls.
                 job = Job()
                 job.input = input
                 job.number = counters.submitted = counters.submitted + 1

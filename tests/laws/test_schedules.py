@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from random import Random
@@ -590,6 +590,97 @@ async def a_source_stops_what_it_feeds(witness: Witness, random: Random) -> None
 
 
 @scenario
+async def sources_and_first_steps_do_as_they_like(witness: Witness, random: Random) -> None:
+    """Both run in the middle of the pool's own step: plain iterators while it accepts, eager jobs while it starts."""
+    streams: list[Any] = []
+    tasks: list[asyncio.Task[Any]] = []
+    is_paused = False
+
+    def resume() -> None:
+        nonlocal is_paused
+        with suppress(PoolClosed):
+            pool.resume()
+            is_paused = False
+
+    def act() -> None:
+        nonlocal is_paused
+        witness.check()
+        with suppress(PoolClosed, QueueFull):
+            match random.randint(0, 9):
+                case 0 | 1:
+                    witness.handles.append(pool.submit_nowait(witness.item("ok", "turn", "nap")))
+                case 2:
+                    tasks.append(spawn(witness.submit(witness.item("ok", "turn", "nap"))))
+                case 3:
+                    pool.pause()
+                    is_paused = True
+                    asyncio.get_running_loop().call_later(random.choice((0.0, 0.001, 0.01)), resume)
+                case 4 | 5:
+                    witness.resize(any_size(random))
+                case 6 if witness.handles:
+                    random.choice(witness.handles).cancel()
+                case 7 if random.random() < 0.3:
+                    random.choice(streams).cut()
+                case 8 if random.random() < 0.1:
+                    random.choice((pool.cancel, pool.drain))()
+                case _:
+                    pass
+        witness.check()
+
+    async def handler(item: Item) -> int:
+        if random.random() < acting:
+            act()
+        return await witness.handle(item)
+
+    def source() -> Iterator[Item]:
+        for item in witness.items(12, "ok", "turn", "nap", "fail", "turn_fail", "stubborn"):
+            if random.random() < acting:
+                act()
+            if random.random() < 0.02:
+                raise LookupError
+            witness.pulled.append(item)
+            yield item
+
+    def falls_out(_: object) -> None:
+        if random.random() < 0.1:
+            raise ValueError("an observer")
+
+    async def read(stream: Any) -> None:
+        with suppress(PoolClosed, StreamClosed, LookupError, ValueError, JobCancelled):
+            async for _ in stream:
+                if random.random() < 0.05:
+                    break
+        await stream.aclose()
+
+    acting = random.choice((0.05, 0.2, 0.5))
+    options: dict[str, Any] = {"observers": [falls_out]} if random.random() < 0.3 else {}
+    if random.random() < 0.2:
+        options["priority"] = lambda item: item.n % 3
+    if random.random() < 0.3:
+        options["retry"] = patience(random)
+    pool = witness.make_pool(handler=handler, **sizes(random), **options)
+    async with pool:
+        make = random.choice((pool.map, pool.outcomes))
+        streams += [make(source(), ordered=random.random() < 0.5) for _ in range(random.randint(1, 3))]
+        readers = [spawn(read(stream)) for stream in streams]
+        for _ in range(3):
+            await pass_time(random)
+            if pool.state == "open" and not is_paused:
+                await settle()
+                if pool.state == "open" and not is_paused:
+                    witness.check_settled()
+        await ended(*readers)
+        await ended(*tasks)
+    await pool.close()
+    await ended(*tasks)  # some were begun by the last jobs
+    for reader in readers:
+        reader.result()
+    await witness.check_end()
+    stats = pool.stats
+    assert stats.seconds_queued.count == stats.seconds_running.count == sum(witness.calls.values())
+
+
+@scenario
 async def streams_and_submitters_share_a_pool(witness: Witness, random: Random) -> None:
     size = sizes(random)
     async with witness.make_pool(**size) as pool:
@@ -787,6 +878,77 @@ async def jobs_run_into_their_timeout(witness: Witness, random: Random) -> None:
             elif handle.job.kind == "stubborn":
                 assert isinstance(outcome, (Succeeded, Cancelled))
     assert not (await witness.check_end())
+
+
+@scenario
+async def jobs_that_ignore_their_cancellation_are_left(witness: Witness, random: Random) -> None:
+    """Whoever wants to leave them waits five seconds, and no longer; and they count until they have ended."""
+    loop = asyncio.get_running_loop()
+    witness.may_abandon = True
+    kinds = random.choice((("stuck",), ("stuck", "ok", "nap"), ("stuck", "slow", "stubborn", "turn_fail")))
+    pool = witness.make_pool(
+        workers=random.randint(1, 5),
+        queue_size=random.choice((0, 2, 5)),
+        timeout=random.choice((None, 1.0, 7.0)),
+        retry=random.choice((None, patience(random))),
+    )
+
+    async def run_one() -> None:
+        witness.perhaps += 1
+        await pool.run(witness.item(*kinds))
+
+    async def read_some() -> None:
+        async with pool.outcomes(witness.source(witness.items(4, *kinds)), ordered=random.random() < 0.5) as stream:
+            async for _ in stream:
+                if random.random() < 0.3:
+                    break
+
+    async def read_values() -> None:
+        await pool.map(witness.source(witness.items(4, *kinds)))
+
+    async def use_group() -> None:
+        async with pool.group(ordered=random.random() < 0.5) as group:
+            for item in witness.items(2, *kinds):
+                await group.submit(item)
+                witness.others += 1
+            group.close_intake()
+            async for _ in group:
+                assert random.random() < 0.7
+
+    await pool.start()
+    uses = random.choices((run_one, read_some, read_values, use_group), k=random.randint(1, 6))
+    tasks = [spawn(use()) for use in uses]
+    for _ in range(random.randint(1, 6)):
+        await asyncio.sleep(random.choice((0.0, 0.5, 1.0, 4.0, 5.0, 5.5)))
+        witness.check()
+        match random.randint(0, 3):
+            case 0:
+                random.choice(tasks).cancel()
+            case 1:
+                witness.release.set()
+                await turns(random, 3)
+                witness.release.clear()
+            case 2:
+                witness.resize(random.randint(1, 5))
+            case _:
+                pass
+    for task in tasks:
+        task.cancel()
+    began = loop.time()
+    await ended(*tasks)
+    assert loop.time() <= began + 5.01
+    if random.random() < 0.5:
+        await asyncio.sleep(random.choice((0.0, 6.0)))
+        stats = witness.check()
+        assert stats.stuck <= stats.running
+    await pool.close(drain_timeout=0.0, grace=random.choice((0.0, 1.0)))
+    before = witness.check()
+    witness.release.set()
+    await asyncio.sleep(5.0)
+    after = witness.check()
+    assert before.stuck == after.stuck == 0
+    assert (before.succeeded, before.failed, before.cancelled) == (after.succeeded, after.failed, after.cancelled)
+    await witness.check_end()
 
 
 @scenario
