@@ -730,3 +730,97 @@ async def test_a_reader_wakes_when_its_source_is_abandoned() -> None:
     assert [type(error) for error in report.errors] == [TimeoutError]
     forever.set()
     await settle()
+
+
+# -- What is special at the end of a job, though it comes while nothing is due: within two milliseconds of the last look
+
+
+async def swallows_cancel(job: object) -> object:
+    """Return in spite of the cancellation, in the step in which it comes."""
+    try:
+        await asyncio.sleep(1000)
+    except asyncio.CancelledError:
+        pass
+    return job
+
+
+@virtual
+async def test_a_cancelled_job_that_returns_at_once_is_not_called_stuck_later(caplog: pytest.LogCaptureFixture) -> None:
+    async with WorkerPool(swallows_cancel, workers=2) as pool:
+        first, second = await pool.submit(1), await pool.submit(2)
+        await settle()
+        first.cancel()  # its end is looked at in any case, and the next look is due in two milliseconds
+        await settle()
+        second.cancel()
+        assert [await handle for handle in (first, second)] == [1, 2]
+        await asyncio.sleep(10)
+        assert pool.stats.stuck == 0
+    assert "ignores its cancellation" not in caplog.text
+
+
+@virtual
+async def test_a_cancelled_job_is_not_forgotten_when_another_ends_meanwhile(caplog: pytest.LogCaptureFixture) -> None:
+    gate = asyncio.Event()
+
+    async def handler(job: str) -> str:
+        try:
+            await gate.wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.001)  # less than it takes until something is due again
+        return job
+
+    async with WorkerPool(handler, workers=2) as pool:
+        cancelled, other = await pool.submit("cancelled"), await pool.submit("other")
+        await asyncio.sleep(1)
+        cancelled.cancel()
+        gate.set()
+        assert await other == "other"
+        assert await cancelled == "cancelled"
+        await asyncio.sleep(10)
+        assert pool.stats.stuck == 0
+    assert "ignores its cancellation" not in caplog.text
+
+
+@virtual
+async def test_a_job_that_ends_right_after_it_was_abandoned_has_one_outcome(caplog: pytest.LogCaptureFixture) -> None:
+    gate = asyncio.Event()
+
+    async def handler(job: int) -> int:
+        while not gate.is_set():
+            try:
+                await gate.wait()
+            except asyncio.CancelledError:
+                pass
+        return job
+
+    pool = WorkerPool(handler, workers=2)
+    await pool.start()
+    handles = [await pool.submit(job) for job in range(2)]
+    await settle()
+    report = await pool.close(drain_timeout=0, grace=0)
+    assert [entry.job for entry in report.abandoned] == [0, 1]
+    gate.set()
+    await settle()
+    assert_conserved(pool)
+    assert pool.stats.cancelled == 2
+    for handle in handles:
+        assert isinstance(await handle.outcome(), Cancelled)
+    assert caplog.text.count("abandoned when the pool closed, has ended") == 2
+
+
+@pytest.mark.parametrize("pause", [0.0, 1.0])
+@virtual
+async def test_surplus_workers_retire_with_the_very_next_jobs_that_end(pause: float) -> None:
+    handler: ManualHandler[int, int] = ManualHandler()
+    async with WorkerPool(handler, workers=4) as pool:
+        handles = [await pool.submit(job) for job in range(5)]
+        await settle()
+        handler.finish(0)  # from now on nothing is due for two milliseconds
+        await handles[0]
+        pool.resize(1)
+        await asyncio.sleep(pause)
+        for job in range(1, 4):
+            handler.finish(job)
+        await settle()
+        assert pool.stats.workers == pool.stats.running == 1
+        handler.finish(4)
