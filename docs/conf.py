@@ -22,6 +22,8 @@ release = importlib.metadata.version("asyncpool-toolkit")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
+html_static_path = ["static"]
+html_css_files = ["wide-tables.css"]
 html_title = f"asyncpool {release}"
 
 # Links to headings, as viewers of Markdown make them. A link to a file that is no page, such as a test, gives the file.
