@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
+from benchmarks.command import finish
 from benchmarks.harness import Answer, Settings, ask, machine
 from benchmarks.installed import installed
 from benchmarks.questions import QUESTIONS
@@ -117,7 +118,4 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(finish(main))

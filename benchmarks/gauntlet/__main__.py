@@ -6,7 +6,9 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
+from contextlib import aclosing
 
+from benchmarks.command import finish
 from benchmarks.gauntlet import report
 from benchmarks.gauntlet.cases import CASES, is_possible
 from benchmarks.gauntlet.libraries import LIBRARIES, is_installed
@@ -41,11 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.save:
             parser.error("--save is for the whole table: install them first")
     names = [library.name for library in libraries if is_installed(library)]
-    try:
-        cells = asyncio.run(_ask([(case, name) for case in cases for name in names], options.seconds, options.at_once))
-    except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
-        return 130
+    cells = asyncio.run(_ask([(case, name) for case in cases for name in names], options.seconds, options.at_once))
     print(f"\n{report.as_text(cells)}")
     broken = sorted({f"{cell.library} ({cell.how})" for cell in cells if cell.verdict is Verdict.MISSING})
     if broken:
@@ -63,9 +61,12 @@ _FINE = {Verdict.HELD, Verdict.MISSING}  # missing: uvloop, of one case
 async def _ask(pairs: list[tuple[str, str]], seconds: float, at_once: int) -> list[Cell]:
     cells: list[Cell] = []
     width = max((len(case) for case, _ in pairs), default=0)
-    async for cell in run(pairs, seconds=seconds, at_once=at_once):
-        print(f"{cell.case:<{width}}  {cell.library:<21}  {cell}", flush=True)
-        cells.append(cell)
+    # Closed here if nobody reads what we print. At the end of asyncio.run it is too late: that cancels also what
+    # asyncio itself needs to start a process, and who waits for that process waits for ever.
+    async with aclosing(run(pairs, seconds=seconds, at_once=at_once)) as answers:
+        async for cell in answers:
+            print(f"{cell.case:<{width}}  {cell.library:<21}  {cell}", flush=True)
+            cells.append(cell)
     return cells
 
 
@@ -116,4 +117,4 @@ def _positive(kind: type[int] | type[float]):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(finish(main))

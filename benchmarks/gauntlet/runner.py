@@ -6,7 +6,7 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from pathlib import Path
 
 import asyncpool
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 9.0  # a pool of ours gives a job up that ignores its cancellation after 5
 
 
-async def run(pairs: Iterable[tuple[str, str]], *, seconds: float = SECONDS, at_once: int = 2) -> AsyncIterator[Cell]:
+async def run(pairs: Iterable[tuple[str, str]], *, seconds: float = SECONDS, at_once: int = 2) -> AsyncGenerator[Cell]:
     """Ask each (case, library) in a process of its own; give the cells in their order.
 
     Cancel-safe: the processes are killed.

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import finish
 from benchmarks.harness import Settings, machine
 from benchmarks.scaling.autoscale import autoscale
 from benchmarks.scaling.compare import compare
@@ -133,4 +134,4 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(finish(main))
