@@ -179,7 +179,6 @@ class Dispatcher:
         "_is_gated",
         "_is_plain",
         "_is_pumping",
-        "_is_retiring",
         "_letterbox",
         "_limiter",
         "_max_delayed",
@@ -311,7 +310,6 @@ class Dispatcher:
         self._recent: Recent | None = None  # what a policy may want to know
         self._asking: asyncio.Handle | None = None  # while a function is asked for more workers, because all jobs wait
         self._surplus = 0  # how many busy workers are to retire after their job, whoever ends first
-        self._is_retiring = False  # whether all are
         self.pauses = Pauses(self._pauses_changed)
         self.is_paused = False  # whether there are any
         self._was_told = False  # whether observers have been told of one
@@ -859,8 +857,7 @@ class Dispatcher:
             or self._enter_resource is not None
             or self._when_less is not None
             or self._surplus
-            or self._dying
-            or self._is_retiring
+            or self._dying  # so also what runs while the pool comes to its end
             or self.is_paused
         )
 
@@ -1109,8 +1106,6 @@ class Dispatcher:
         """Let every worker go: at once, or when its job has ended."""
         self.scaler.end()
         self._surplus = 0
-        self._is_retiring = True
-        self._attend()
         self.idle.clear()
         for worker in list(self.workers.values()):
             worker.leaving = True
