@@ -4,11 +4,10 @@
 stands in docs/semantics.md, and how it is built in docs/architecture.md.
 """
 
-from asyncpool._job import CurrentJob, JobHandle, current_job
-from asyncpool.adaptive import Adaptive
-from asyncpool.autoscale import AutoScale
-from asyncpool.dead_letter_file import DeadLetterFile
-from asyncpool.dead_letters import DeadLetters
+from asyncpool._core.job import CurrentJob, JobHandle, current_job
+from asyncpool.dead_letters.file import DeadLetterFile
+from asyncpool.dead_letters.letter import DeadLetter, DeadLetterSink
+from asyncpool.dead_letters.memory import DeadLetters
 from asyncpool.errors import (
     ErrorFilter,
     JobCancelled,
@@ -31,16 +30,17 @@ from asyncpool.errors import (
     WrongLoop,
 )
 from asyncpool.events import Event, Observer
-from asyncpool.letters import DeadLetter, DeadLetterSink
 from asyncpool.offload import Offloaded, offload
-from asyncpool.oneline import map, outcomes
+from asyncpool.oneshot import map, outcomes
 from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, ShutdownReport, Succeeded, Unfinished
 from asyncpool.pool import WorkerPool
 from asyncpool.rate import KeyedRateLimit, RateLimit
 from asyncpool.retry import Retry, RetryBudget
-from asyncpool.scaling import Decision, FixedSize, PoolLoad, ScalingPolicy
+from asyncpool.scaling.adaptive import Adaptive
+from asyncpool.scaling.autoscale import AutoScale
+from asyncpool.scaling.policy import Decision, FixedSize, PoolLoad, ScalingPolicy
+from asyncpool.scaling.sizing import recommended_workers
 from asyncpool.signals import drain_on_signal
-from asyncpool.sizing import recommended_workers
 from asyncpool.stats import Distribution, PoolStats
 from asyncpool.streams import Group, Stream
 

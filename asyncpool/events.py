@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from asyncpool.outcomes import Outcome, ShutdownReport
-from asyncpool.scaling import PoolLoad
+from asyncpool.scaling.policy import PoolLoad
 
 __all__ = [
     "Event",

@@ -27,18 +27,18 @@ from typing import Any, Generic, Literal, Self, TypeVar, overload
 import anyio
 
 from asyncpool._checks import check_count, check_filter, check_function, check_seconds
-from asyncpool._dispatch import Dispatcher
-from asyncpool._job import CURRENT_JOB, NOBODY, JobHandle
-from asyncpool._life import Life, State
-from asyncpool._queue import JobQueue, PriorityJobQueue, ReentryJobQueue
-from asyncpool._scaler import as_policy
+from asyncpool._core.dispatch import Dispatcher
+from asyncpool._core.job import CURRENT_JOB, NOBODY, JobHandle
+from asyncpool._core.life import Life, State
+from asyncpool._core.queue import JobQueue, PriorityJobQueue, ReentryJobQueue
+from asyncpool._core.scaler import as_policy
+from asyncpool.dead_letters.letter import DeadLetterSink
 from asyncpool.errors import ErrorFilter, PoolClosed, PoolDeadlock, QueueFull
 from asyncpool.events import Observer, Observers, PoolResized
-from asyncpool.letters import DeadLetterSink
 from asyncpool.outcomes import Outcome, ShutdownReport
 from asyncpool.rate import Limiter, RateLimit, is_manager
 from asyncpool.retry import Retry
-from asyncpool.scaling import Workers
+from asyncpool.scaling.policy import Workers
 from asyncpool.stats import PoolStats
 from asyncpool.streams import Group, Stream
 

@@ -17,7 +17,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from asyncpool._checks import check_seconds
-from asyncpool.dead_letters import DeadLetters
+from asyncpool.dead_letters.memory import DeadLetters
 from asyncpool.pool import WorkerPool
 from asyncpool.stats import Distribution, PoolStats
 

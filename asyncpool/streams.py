@@ -13,11 +13,11 @@ from contextvars import copy_context
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from asyncpool._channel import Channel
 from asyncpool._checks import check_count
-from asyncpool._dispatch import STUCK_AFTER, Dispatcher
-from asyncpool._job import Job
-from asyncpool._queue import Line
+from asyncpool._core.channel import Channel
+from asyncpool._core.dispatch import STUCK_AFTER, Dispatcher
+from asyncpool._core.job import Job
+from asyncpool._core.queue import Line
 from asyncpool.errors import PoolClosed, PoolDeadlock, PoolError, SourceCrashed, StreamClosed, is_safe_to_raise
 from asyncpool.outcomes import CancelReason, Outcome
 

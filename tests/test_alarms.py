@@ -6,7 +6,7 @@ import asyncio
 from contextvars import copy_context
 from typing import Any
 
-from asyncpool._alarms import Alarms
+from asyncpool._core.timers import Alarms
 from tests.helpers import now, virtual
 
 

@@ -35,8 +35,8 @@ from asyncpool import (
     Succeeded,
     WorkerPool,
 )
-from asyncpool.dead_letters import BATCH, LetterStore, LetterWatch
-from asyncpool.letters import DeadLetterSink, PoolAwareSink
+from asyncpool.dead_letters import DeadLetterSink, PoolAwareSink
+from asyncpool.dead_letters.store import BATCH, DeadLetterStore, DeadLetterWatch
 from asyncpool.testing import ManualHandler, cancel_at, run, settle
 from tests.helpers import assert_conserved, cancel_soon, echo, fuzzed, sleeper, virtual
 
@@ -574,7 +574,7 @@ async def test_a_group_can_be_replayed_to(make_store: MakeStore) -> None:
 # -- Watch -------------------------------------------------------------------------------------------------------------
 
 
-async def watched(watch: LetterWatch[Any]) -> list[Any]:
+async def watched(watch: DeadLetterWatch[Any]) -> list[Any]:
     return [letter.job async for letter in watch]
 
 
@@ -1479,5 +1479,5 @@ asyncio.run(main())
 
 
 def test_both_stores_are_one_kind() -> None:
-    assert issubclass(DeadLetters, LetterStore)
-    assert issubclass(DeadLetterFile, LetterStore)
+    assert issubclass(DeadLetters, DeadLetterStore)
+    assert issubclass(DeadLetterFile, DeadLetterStore)

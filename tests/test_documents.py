@@ -182,7 +182,8 @@ def test_the_example_of_retries_and_dead_letters_runs(programs: Programs, tmp_pa
 
 
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-MODULES = {file.stem for file in (ROOT / "asyncpool").glob("*.py")} - {"__init__"}
+FILES = {file for file in (ROOT / "asyncpool").rglob("*.py") if file.stem != "__init__"}
+MODULES = {file.relative_to(ROOT / "asyncpool").with_suffix("").as_posix() for file in FILES}
 
 
 def test_the_house_has_all_modules_and_no_others() -> None:
@@ -192,12 +193,12 @@ def test_the_house_has_all_modules_and_no_others() -> None:
 
 
 def test_what_the_architecture_names_is_in_the_source() -> None:
-    files = set(re.findall(r"`(\w+)\.py`", ARCHITECTURE))
+    files = set(re.findall(r"`([\w/]+)\.py`", ARCHITECTURE))
     assert files - MODULES == set()
     classes = {
         name: value
         for module in MODULES
-        for name, value in vars(importlib.import_module(f"asyncpool.{module}")).items()
+        for name, value in vars(importlib.import_module(f"asyncpool.{module.replace('/', '.')}")).items()
         if isinstance(value, type)
     }
     named = re.findall(r"`([A-Z]\w+)\.(\w+)`", ARCHITECTURE)

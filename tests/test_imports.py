@@ -15,7 +15,7 @@ import pytest
 import asyncpool
 
 ROOT = Path(__file__).resolve().parent.parent
-PUBLIC_MODULES = ["asyncpool", *(f"asyncpool.{name}" for _, name, _ in pkgutil.iter_modules(asyncpool.__path__))]
+PUBLIC_MODULES = ["asyncpool", *(name for _, name, _ in pkgutil.walk_packages(asyncpool.__path__, "asyncpool."))]
 PUBLIC_MODULES = [name for name in PUBLIC_MODULES if "._" not in name]
 
 

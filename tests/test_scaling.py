@@ -36,7 +36,7 @@ from asyncpool import (
     ScalingPolicy,
     WorkerPool,
 )
-from asyncpool._recent import Recent
+from asyncpool._core.load import Recent
 from asyncpool.events import PoolResized, PoolStarted
 from asyncpool.scaling import Workers
 from asyncpool.testing import DeadlockError, ManualHandler, VirtualTimeLoop, run, settle

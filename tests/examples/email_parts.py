@@ -27,7 +27,7 @@ def nothing_blocks_the_loop() -> Iterator[BlockBuster]:
     """As the fixture of `conftest.py`, but for dead letters: they are written at once, or kill -9 would lose them."""
     with blockbuster_ctx(["asyncpool", "examples"]) as blockbuster:
         for function in blockbuster.functions.values():
-            function.can_block_in("asyncpool/dead_letter_file.py", {"__init__", "_append"})
+            function.can_block_in("asyncpool/dead_letters/file.py", {"__init__", "_append"})
         yield blockbuster
 
 

@@ -12,9 +12,9 @@ from contextlib import AbstractAsyncContextManager
 from contextvars import Context
 from typing import Any
 
-from asyncpool._alarms import Alarms
-from asyncpool._job import Job
-from asyncpool._queue import ReturnQueue
+from asyncpool._core.job import Job
+from asyncpool._core.queue import ReturnQueue
+from asyncpool._core.timers import Alarms
 from asyncpool.rate import RateLimit, is_manager
 
 __all__ = ["Gate"]

@@ -9,14 +9,14 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequen
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar, overload
 
+from asyncpool.dead_letters.letter import DeadLetterSink
 from asyncpool.errors import ErrorFilter
 from asyncpool.events import Observer
-from asyncpool.letters import DeadLetterSink
 from asyncpool.outcomes import Outcome
 from asyncpool.pool import WorkerPool
 from asyncpool.rate import Limiter
 from asyncpool.retry import Retry
-from asyncpool.scaling import Workers
+from asyncpool.scaling.policy import Workers
 from asyncpool.streams import Stream
 
 __all__ = ["map", "outcomes"]

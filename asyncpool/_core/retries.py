@@ -10,7 +10,7 @@ import math
 import random
 from random import Random
 
-from asyncpool._job import Job
+from asyncpool._core.job import Job
 from asyncpool.errors import JobExpired, RetryAdvice
 from asyncpool.outcomes import CancelReason, Failed
 from asyncpool.retry import Retry

@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager
 from contextvars import Context
 from typing import Any, Protocol
 
-from asyncpool._job import Job, JobOwner
+from asyncpool._core.job import Job, JobOwner
 from asyncpool.errors import PoolClosed, ResourceDied, is_safe_to_raise
 
 __all__ = ["Keeper", "Worker", "WorkerHost"]

@@ -30,19 +30,28 @@ from itertools import chain
 from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
 
-from asyncpool._alarms import Alarms
-from asyncpool._attempt import blame_handler, call_handler, inside_try, judge, strip, within_deadline, within_limiter
 from asyncpool._checks import check_seconds
-from asyncpool._deadlock import Waits
-from asyncpool._gate import Gate
-from asyncpool._job import CURRENT_JOB, Job, Past, Sink, new_job
-from asyncpool._letterbox import Letterbox
-from asyncpool._pauses import Pauses
-from asyncpool._queue import JobQueue, Line, PriorityJobQueue, ReturnQueue
-from asyncpool._recent import Recent
-from asyncpool._retries import Retries
-from asyncpool._scaler import Scaler
-from asyncpool._worker import Keeper, Worker
+from asyncpool._core.dead_letter_writer import Letterbox
+from asyncpool._core.deadlock import Waits
+from asyncpool._core.failures import (
+    blame_handler,
+    call_handler,
+    inside_try,
+    judge,
+    strip,
+    within_deadline,
+    within_limiter,
+)
+from asyncpool._core.job import CURRENT_JOB, Job, Past, Sink, new_job
+from asyncpool._core.lanes import Gate
+from asyncpool._core.load import Recent
+from asyncpool._core.pauses import Pauses
+from asyncpool._core.queue import JobQueue, Line, PriorityJobQueue, ReturnQueue
+from asyncpool._core.resources import Keeper, Worker
+from asyncpool._core.retries import Retries
+from asyncpool._core.scaler import Scaler
+from asyncpool._core.timers import Alarms
+from asyncpool.dead_letters.letter import DeadLetterSink
 from asyncpool.errors import (
     ErrorFilter,
     JobTimeout,
@@ -67,11 +76,10 @@ from asyncpool.events import (
     PoolResumed,
     ResourceFailed,
 )
-from asyncpool.letters import DeadLetterSink
 from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, Succeeded, Unfinished
 from asyncpool.rate import KeyedRateLimit, Limiter, RateLimit, is_manager
 from asyncpool.retry import Retry
-from asyncpool.scaling import Decision, PoolLoad, ScalingPolicy
+from asyncpool.scaling.policy import Decision, PoolLoad, ScalingPolicy
 from asyncpool.stats import Counters, Histogram, PoolStats, Throughput
 
 __all__ = ["Dispatcher", "Guest"]

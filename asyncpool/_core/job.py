@@ -15,7 +15,7 @@ from asyncpool.errors import PoolDeadlock, PoolError
 from asyncpool.outcomes import CancelReason, Failed, Outcome
 
 if TYPE_CHECKING:
-    from asyncpool._worker import Worker
+    from asyncpool._core.resources import Worker
 
 __all__ = [
     "CURRENT_JOB",

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from itertools import chain
 from typing import Any
 
-from asyncpool._job import Job
+from asyncpool._core.job import Job
 
 __all__ = ["JobQueue", "Line", "PriorityJobQueue", "ReentryJobQueue", "ReturnQueue"]
 

@@ -12,7 +12,7 @@ from enum import Enum
 
 from asyncpool._checks import check_count, check_filter, check_seconds
 from asyncpool.errors import ErrorFilter, JobTimeout, RetryAfter, matches
-from asyncpool.scaling import Decide, Decision, PoolLoad
+from asyncpool.scaling.policy import Decide, Decision, PoolLoad
 
 __all__ = ["Adaptive"]
 

@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import KW_ONLY, dataclass
 
 from asyncpool._checks import check_count, check_number, check_seconds
-from asyncpool.scaling import Decide, Decision, PoolLoad
+from asyncpool.scaling.policy import Decide, Decision, PoolLoad
 
 __all__ = ["AutoScale"]
 

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeVar, cast
 
 from anyio import to_thread
 
-from asyncpool.dead_letters import BATCH, LetterStore, Submitter
-from asyncpool.letters import DeadLetter, safe_text
+from asyncpool.dead_letters.letter import DeadLetter, safe_text
+from asyncpool.dead_letters.store import BATCH, DeadLetterStore, Submitter
 
 __all__ = ["DeadLetterFile"]
 
@@ -36,7 +36,7 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
-class DeadLetterFile(LetterStore[JobT]):
+class DeadLetterFile(DeadLetterStore[JobT]):
     """Keeps dead letters in a file, to be opened again tomorrow.
 
         letters = DeadLetterFile("failed.jsonl", encode=asdict, decode=lambda fields: Order(**fields))

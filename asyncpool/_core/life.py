@@ -16,11 +16,11 @@ from typing import Any
 
 import anyio
 
-from asyncpool._dispatch import Dispatcher
+from asyncpool._core.dispatch import Dispatcher
 from asyncpool.errors import PoolClosed, PoolReused
 from asyncpool.events import PoolEnded, PoolStarted, PoolStopping
 from asyncpool.outcomes import CancelReason, ShutdownReport, Unfinished
-from asyncpool.scaling import Decision
+from asyncpool.scaling.policy import Decision
 
 __all__ = ["Life", "State"]
 

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from asyncpool._job import CURRENT_JOB, Job, JobOwner
+from asyncpool._core.job import CURRENT_JOB, Job, JobOwner
 from asyncpool.errors import PoolDeadlock
 
 __all__ = ["Waits"]

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from asyncpool._job import Job
-from asyncpool.letters import DeadLetter, DeadLetterSink, PoolAwareSink, safe_text
+from asyncpool._core.job import Job
+from asyncpool.dead_letters.letter import DeadLetter, DeadLetterSink, PoolAwareSink, safe_text
 from asyncpool.outcomes import Failed
 
 __all__ = ["Letterbox"]

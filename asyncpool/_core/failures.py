@@ -16,7 +16,7 @@ from typing import Any
 
 import anyio
 
-from asyncpool._job import Job
+from asyncpool._core.job import Job
 from asyncpool.errors import RetryAdvice, recorded_error
 from asyncpool.outcomes import Cancelled, CancelReason, Failed
 
@@ -120,7 +120,7 @@ def strip(error: BaseException, handler: object = None) -> None:
     Ours hold the job, and so its outcome, which holds this error: a cycle.
     """
     traceback = error.__traceback__
-    while traceback is not None and traceback.tb_frame.f_globals.get("__name__") in _OUR_MODULES:
+    while traceback is not None and _is_ours(traceback.tb_frame.f_globals.get("__name__")):
         _clear(traceback.tb_frame)  # the frames of the handler lead back to it
         traceback = traceback.tb_next
     _cut_earlier_raises(traceback)
@@ -151,6 +151,11 @@ def _cut_earlier_raises(traceback: types.TracebackType | None) -> None:
     traceback.tb_next = None
 
 
+def _is_ours(module: object) -> bool:
+    """Whether a module is of the package. `outcomes` is excluded: it re-raises the failure of another job."""
+    return isinstance(module, str) and module.startswith("asyncpool.") and module != "asyncpool.outcomes"
+
+
 def _clear(frame: types.FrameType) -> None:
     try:
         frame.clear()
@@ -160,7 +165,7 @@ def _clear(frame: types.FrameType) -> None:
 
 # More than a stack may have by default.
 _MOST_ENTRIES = 1000
-_OUR_MODULES = {__name__, "asyncpool._dispatch", "asyncpool._gate", "asyncpool.otel", "asyncpool.rate"}
+_OUR_MODULES = {__name__, "asyncpool._core.dispatch", "asyncpool._core.lanes", "asyncpool.otel", "asyncpool.rate"}
 _SUSPENDABLE = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
 # From 3.13 frame.clear() refuses a suspended frame. Before, it closes the coroutine, which may be a live one that only
 # shares the traceback (test_a_live_coroutine_in_the_traceback_of_a_failure_is_left_alone).

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from asyncpool._checks import check_count, check_function, check_seconds
-from asyncpool.scaling import Decide, Decision, FixedSize, PoolLoad, ScalingPolicy, Workers
+from asyncpool.scaling.policy import Decide, Decision, FixedSize, PoolLoad, ScalingPolicy, Workers
 
 __all__ = ["Scaler", "ScalerHost", "as_policy"]
 

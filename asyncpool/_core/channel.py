@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any, Generic, TypeVar
 
-from asyncpool._dispatch import Dispatcher
-from asyncpool._job import Job
-from asyncpool._queue import Line
+from asyncpool._core.dispatch import Dispatcher
+from asyncpool._core.job import Job
+from asyncpool._core.queue import Line
 from asyncpool.errors import PoolClosed, StreamClosed
 from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, Succeeded
 
