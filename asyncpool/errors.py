@@ -11,7 +11,7 @@ When each is raised is said where it is raised: `pool.py`, `streams.py`, `outcom
         │   └── WrongLoop                   ... not from this event loop or thread
         ├── QueueFull (asyncio.QueueFull)   no room, and the caller did not want to wait
         ├── PoolDeadlock (RuntimeError)     waiting here could never end
-        ├── StreamClosed (RuntimeError)     a stream that was cut, or is read already, was read (again)
+        ├── StreamClosed (RuntimeError)     a cancelled stream, or one that is read already, was read (again)
         ├── JobTimeout (TimeoutError)       an attempt ran longer than the pool's timeout
         ├── JobExpired (TimeoutError)       the job was not done within the max_elapsed of its pool's retry
         ├── JobCancelled                    the job was cancelled, so there is no value
@@ -103,7 +103,7 @@ class PoolDeadlock(PoolError, RuntimeError):
 
 
 class StreamClosed(PoolError, RuntimeError):
-    """The stream was cut before its end, has been read to its end, or has a reader already."""
+    """The stream was cancelled before its end, has been read to its end, or has a reader already."""
 
 
 class JobTimeout(PoolError, TimeoutError):

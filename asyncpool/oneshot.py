@@ -41,21 +41,21 @@ class _StreamWithPool(Stream[ItemT_co]):
             try:
                 await self._pool.start()
             except BaseException:
-                self.cut()
+                self.cancel()
                 raise
         await super()._begin()
 
     async def _finish(self) -> None:
         await self._pool.close(drain_timeout=0.0)
 
-    def cut(self) -> None:
+    def cancel(self) -> None:
         """End the stream and its pool at once. `aclose()` also waits for that."""
         if not self._is_cut and not self._is_over:
-            super().cut()
+            super().cancel()
             self._pool.cancel()
 
     def cut_soon(self) -> None:
-        """Ask for the cut, from any thread and while the collector runs."""
+        """Ask for the cancellation, from any thread and while the collector runs."""
         if self._is_begun:
             super().cut_soon()
 
@@ -118,9 +118,9 @@ def map(
 ) -> Stream[Any]:
     """Return a stream of the values of all jobs, through a pool of its own; see `WorkerPool.map`.
 
-    The pool starts with the first step and is closed when the stream ends, is left or is cut: the error of a failed job
-    is raised once nothing runs any more. A first step that is cancelled while the pool starts (it enters a resource)
-    closes it: nothing was pulled then. All other arguments are those of `WorkerPool`.
+    The pool starts with the first step and is closed when the stream ends, is left or is cancelled: the error of a
+    failed job is raised once nothing runs any more. A first step that is cancelled while the pool starts (it enters a
+    resource) closes it: nothing was pulled then. All other arguments are those of `WorkerPool`.
     """
     pool: WorkerPool[Any, Any] = WorkerPool(handler, name=name, **options)
     return _StreamWithPool(pool, jobs, ordered=ordered, raises=True)
@@ -176,8 +176,8 @@ def outcomes(
 ) -> Stream[Outcome[Any, Any]]:
     """Return a stream of the outcomes of all jobs, through a pool of its own; see `WorkerPool.outcomes`.
 
-    The pool starts with the first step and is closed when the stream ends, is left or is cut. All other arguments are
-    those of `WorkerPool`.
+    The pool starts with the first step and is closed when the stream ends, is left or is cancelled. All other arguments
+    are those of `WorkerPool`.
     """
     pool: WorkerPool[Any, Any] = WorkerPool(handler, name=name, **options)
     return _StreamWithPool(pool, jobs, ordered=ordered, raises=False)

@@ -1,6 +1,7 @@
 """How a job can end: `Succeeded`, `Failed` or `Cancelled`; and how a pool ended: `ShutdownReport`.
 
-When a job ends, and as which of them, is decided in `_dispatch.py`; who gets the outcome, by whoever accepted the job.
+When a job ends, and as which of them, is decided in `_core/dispatch.py`; who gets the outcome, by whoever
+accepted the job.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class CancelReason(StrEnum):
     HANDLE = "handle"
     """`JobHandle.cancel()`, or the caller of `run()` was cancelled."""
     STREAM = "stream"
-    """The stream or group it belonged to was cut, or an earlier job of the same `map()` failed."""
+    """The stream or group it belonged to was cancelled, or an earlier job of the same `map()` failed."""
     SHUTDOWN = "shutdown"
     """The pool was closed or cancelled before the job was done."""
     ABANDONED = "abandoned"

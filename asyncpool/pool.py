@@ -332,11 +332,13 @@ class WorkerPool(Generic[JobT, ValueT]):
             dispatcher.make_way()
             dispatcher.waits.check()
         else:
-            old, dispatcher.wanted_workers = dispatcher.wanted_workers, policy.first
+            old, dispatcher.target_workers = dispatcher.target_workers, policy.initial_workers
             dispatcher.measure()
-            if old != policy.first and dispatcher.observers.any:
+            if old != policy.initial_workers and dispatcher.observers.any:
                 why = "replaced before the pool was open"
-                event = PoolResized(pool=self.name, old=old, new=policy.first, reason=why, figures={}, load=None)
+                event = PoolResized(
+                    pool=self.name, old=old, new=policy.initial_workers, reason=why, figures={}, load=None
+                )
                 dispatcher.observers.emit(event)
 
     # -- Intake ------------------------------------------------------------------------------------------------------
@@ -369,7 +371,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         dispatcher = self._dispatcher
         dispatcher.check_open()
         if not dispatcher.line.is_free():
-            dispatcher.count_refused()
+            dispatcher.count_rejected()
             raise QueueFull(
                 f"pool {self.name!r} is full: {dispatcher.queue.size} jobs are queued (queue_size is "
                 f"{dispatcher.queue_size}), {dispatcher.delayed} are delayed, {dispatcher.running} run, "
@@ -488,7 +490,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         return self._dispatcher.queue_size
 
     @property
-    def waiting(self) -> int:
+    def waiting_submitters(self) -> int:
         """How many callers of `submit` and streams wait for room in the pool now."""
         return len(self._dispatcher.line.waiting)
 
@@ -506,7 +508,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         dispatcher = self._dispatcher
         return (
             f"<WorkerPool {self.name!r} {self._life.state.value}{', paused' if dispatcher.pauses.is_by_user else ''}: "
-            f"{dispatcher.running} of {dispatcher.wanted_workers} workers busy, {dispatcher.queue.size} jobs queued, "
+            f"{dispatcher.running} of {dispatcher.target_workers} workers busy, {dispatcher.queue.size} jobs queued, "
             f"{dispatcher.delayed} delayed>"
         )
 

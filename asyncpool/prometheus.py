@@ -53,7 +53,7 @@ class _Snapshot:
     state: str
     is_paused: bool
     queue_size: int
-    waiting: int
+    waiting_submitters: int
     has_dead_letters: bool
     stored_letters: int | None
     dropped_letters: int | None
@@ -69,7 +69,7 @@ def _look(pool: WorkerPool[Any, Any]) -> _Snapshot:
         state=pool.state,
         is_paused=pool.is_paused,
         queue_size=pool.queue_size,
-        waiting=pool.waiting,
+        waiting_submitters=pool.waiting_submitters,
         has_dead_letters=letters is not None,
         stored_letters=None if store is None else len(store),
         dropped_letters=None if store is None else store.dropped,
@@ -264,15 +264,13 @@ class _Families:
         self._workers = gauge(
             "workers", "Workers there are, idle and busy, without those that wait for their resource."
         )
-        self._wanted = gauge("workers_wanted", "Workers there should be now, as the scaling policy has decided.")
+        self._target = gauge("workers_target", "Workers there should be now, as the scaling policy has decided.")
         self._most = gauge("workers_max", "Workers there may be.")
         self._retries = counter("retries", "Failed attempts after which the job was put off to another attempt.")
-        self._turned_away = counter("submissions_refused", "Jobs turned away because the pool was full (QueueFull).")
-        self._refused = counter(
-            "retries_refused", "Failed attempts after which it was not, because the retry budget was spent."
-        )
+        self._turned_away = counter("submissions_rejected", "Jobs turned away because the pool was full (QueueFull).")
+        self._rejected = counter("retries_rejected", "Retries denied because the retry budget was exhausted.")
         self._unread = counter(
-            "unread_failures", "Failures delivered to nobody: a handle was dropped, a stream was cut."
+            "unread_failures", "Failures delivered to nobody: a handle was dropped, a stream was cancelled."
         )
         self._recorded = counter("dead_letters_recorded", "Jobs that failed for good and went to the dead letters.")
         self._stored = gauge(
@@ -307,13 +305,13 @@ class _Families:
         self._stuck.add_metric([pool], stats.stuck)
         self._peak.add_metric([pool], stats.peak_running)
         self._queue_size.add_metric([pool], snapshot.queue_size)
-        self._waiting.add_metric([pool], snapshot.waiting)
+        self._waiting.add_metric([pool], snapshot.waiting_submitters)
         self._workers.add_metric([pool], stats.workers)
-        self._wanted.add_metric([pool], stats.wanted_workers)
-        self._most.add_metric([pool], stats.most_workers)
+        self._target.add_metric([pool], stats.target_workers)
+        self._most.add_metric([pool], stats.max_workers)
         self._retries.add_metric([pool], stats.retries)
-        self._turned_away.add_metric([pool], stats.refused)
-        self._refused.add_metric([pool], stats.retries_refused)
+        self._turned_away.add_metric([pool], stats.rejected)
+        self._rejected.add_metric([pool], stats.retries_rejected)
         self._unread.add_metric([pool], stats.unread_failures)
         if snapshot.has_dead_letters:
             self._recorded.add_metric([pool], stats.failed)

@@ -1,7 +1,7 @@
 """How many attempts may start in a time: `RateLimit`, one for all jobs or one for each key.
 
 Pure but for `pause_for`, which reads the loop's clock: a time in, seconds out. Who waits meanwhile, and where, is the
-pool's (`_gate.py`).
+pool's (`_core/lanes.py`).
 """
 
 from __future__ import annotations

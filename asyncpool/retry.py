@@ -117,7 +117,7 @@ class Retry:
         max_elapsed: Seconds from a job's acceptance in which it has to be done: an attempt that runs into that is
             cancelled, a job that is taken later is not run (both fail with `JobExpired`), and a pause that would pass
             it is not made: the job fails now, with its last error. None: no limit.
-        budget: Bounds retries by fresh work. What it refuses fails at once, with a note at the error. None: no bound.
+        budget: Bounds retries by fresh work. What it rejects fails at once, with a note at the error. None: no bound.
 
     Raises:
         TypeError, ValueError: An argument is not of its type or range.

@@ -1,6 +1,6 @@
 """What a pool counts and measures: the frozen snapshot `PoolStats`, and the recorders behind it.
 
-Who counts what, and when, is decided where it happens: `_dispatch.py`.
+Who counts what, and when, is decided where it happens: `_core/dispatch.py`.
 """
 
 from __future__ import annotations
@@ -162,9 +162,9 @@ class Counters:
     __slots__ = (
         "cancelled",
         "failed",
-        "refused",
+        "rejected",
         "retries",
-        "retries_refused",
+        "retries_rejected",
         "submitted",
         "succeeded",
         "unread_failures",
@@ -177,8 +177,8 @@ class Counters:
         self.cancelled = 0
         self.unread_failures = 0
         self.retries = 0
-        self.refused = 0
-        self.retries_refused = 0
+        self.rejected = 0
+        self.retries_rejected = 0
 
     @property
     def ended(self) -> int:
@@ -210,22 +210,22 @@ class PoolStats:
     """Jobs that were cancelled, or handed back when the pool closed."""
     workers: int
     """Workers there are now, idle and busy, without those that still wait for their resource."""
-    wanted_workers: int
+    target_workers: int
     """Workers there should be now."""
-    most_workers: int
+    max_workers: int
     """Workers there may be."""
     peak_running: int
     """The most jobs that ever ran at the same time."""
     stuck: int
     """Running jobs that were cancelled over five seconds ago and have not ended."""
     unread_failures: int
-    """Failures delivered to nobody: a handle was dropped, a stream was cut. 0 if the pool has dead letters."""
+    """Failures delivered to nobody: a handle was dropped, a stream was cancelled. 0 if the pool has dead letters."""
     retries: int
     """How often a failed job was put off to another attempt."""
-    refused: int
+    rejected: int
     """How often a job was turned away with `QueueFull`, and not accepted."""
-    retries_refused: int
-    """How often it was not, because the retry budget was spent."""
+    retries_rejected: int
+    """Retries denied because the retry budget was exhausted."""
     seconds_queued: Distribution
     """From acceptance, or from the end of the pause before it, until the handler began, of the attempts in which it has
     begun and ended."""

@@ -75,7 +75,7 @@ class Group(Channel[Outcome[JobT, ValueT_co]], Generic[JobT, ValueT_co]):
             PoolDeadlock: The window is full, and the caller is the task that reads; or it is the task that made the
                 group, and all jobs have ended while nobody has begun to read. It would wait for itself.
             PoolClosed: The pool is closing.
-            StreamClosed: The group was cut, or its intake is closed.
+            StreamClosed: The group was cancelled, or its intake is closed.
         """
         self._dispatcher.check_started()
         await self.line.turn()
@@ -130,9 +130,9 @@ class Group(Channel[Outcome[JobT, ValueT_co]], Generic[JobT, ValueT_co]):
             self._end = error
         self.close_intake()
 
-    def cut(self) -> None:
+    def cancel(self) -> None:
         """End the group at once: cancel what is queued or runs. `aclose()` also waits for that."""
-        super().cut()
+        super().cancel()
         self._dispatcher.guests.pop(self, None)
 
     async def __aenter__(self) -> Group[JobT, ValueT_co]:
@@ -232,8 +232,8 @@ class Stream(Channel[ItemT_co]):
     def __await__(self) -> Generator[Any, None, list[ItemT_co]]:
         """Read the whole stream into a list.
 
-        Cancelled while waiting, or at the first failure of `map`, the stream is cut, and what it ran has ended before
-        this raises.
+        Cancelled while waiting, or at the first failure of `map`, the stream is cancelled, and what it ran has ended
+        before this raises.
         """
         return self._collect().__await__()
 
@@ -374,7 +374,7 @@ class Stream(Channel[ItemT_co]):
     def _drop_source(self) -> None:
         source, self._source = self._source, ()  # it may be a large list
         if isinstance(source, Channel):
-            source.cut()  # a stream that was not begun does not warn, then, that nobody reads it
+            source.cancel()  # a stream that was not begun does not warn, then, that nobody reads it
 
     def _end_feeding(self, error: BaseException | None) -> None:
         if error is not None:

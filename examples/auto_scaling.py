@@ -66,7 +66,7 @@ class Burst:
 
         def gauges() -> Sequence[Gauge]:
             stats = pool.stats
-            size, queued, done = stats.wanted_workers, stats.queued, stats.succeeded
+            size, queued, done = stats.target_workers, stats.queued, stats.succeeded
             return (
                 Gauge(name="workers", value=size, full=options.max, words=f"{size} workers, {stats.running} busy"),
                 Gauge(name="queue", value=queued, full=options.jobs, words=f"{queued} jobs queued"),
@@ -82,7 +82,7 @@ class Burst:
             await pool.join()
             ended = loop.time()
             view.say("all jobs are done")
-            if pool.stats.wanted_workers > options.min:
+            if pool.stats.target_workers > options.min:
                 is_small_again.clear()
                 await is_small_again.wait()
             idle = loop.time() - ended

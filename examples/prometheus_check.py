@@ -204,7 +204,7 @@ FIGURES: list[tuple[str, float, float]] = [
     ('asyncpool_stuck_jobs{pool="held"}', 1, 1),
     ('asyncpool_jobs{pool="held",state="queued"}', 2, 2),
     ('asyncpool_jobs{pool="held",state="running"}', 1, 1),
-    ('asyncpool_workers_wanted{pool="checked"}', 4, 4),
+    ('asyncpool_workers_target{pool="checked"}', 4, 4),
 ]
 ALERTS = {
     "AsyncpoolQueueSaturated",

@@ -61,7 +61,7 @@ class Watch:
 
     @property
     def workers(self) -> int:
-        return self.pool.stats.wanted_workers
+        return self.pool.stats.target_workers
 
     async def mean_workers(self, seconds: float) -> float:
         """The mean over some seconds from now on: single experiments do not matter."""
@@ -164,7 +164,7 @@ def test_it_does_not_grow_while_workers_wait_for_their_resource() -> None:
             stream = asyncio.create_task(_read(pool, 3000))
             await asyncio.sleep(20)
             assert pool.stats.workers == 4
-            assert pool.stats.wanted_workers <= 8
+            assert pool.stats.target_workers <= 8
             await stream
 
     async def _read(pool: WorkerPool[int, None], count: int) -> None:

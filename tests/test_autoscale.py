@@ -58,8 +58,8 @@ def at_rest(workers: int, *, now: float = 0.0, **more: Any) -> PoolLoad:
 
 
 def test_a_pool_begins_with_the_fewest_workers() -> None:
-    assert AutoScale(2, 10).first == 2
-    assert AutoScale(2, 10).most == 10
+    assert AutoScale(2, 10).initial_workers == 2
+    assert AutoScale(2, 10).max_workers == 10
 
 
 @pytest.mark.parametrize(
@@ -81,17 +81,17 @@ def test_who_waits_for_room_counts_as_backlog() -> None:
 @pytest.mark.parametrize(
     "load",
     [
-        pytest.param(busy(2, queued=100, is_held=True), id="held"),
-        pytest.param(busy(2, queued=100, waiting=5, refused=5, is_held=True), id="held and full"),
+        pytest.param(busy(2, queued=100, is_throttled=True), id="throttled"),
+        pytest.param(busy(2, queued=100, waiting=5, rejected=5, is_throttled=True), id="throttled and full"),
         pytest.param(PoolLoad(workers=2, running=1, peak_running=2, idle=1, queued=100), id="idle"),
         pytest.param(PoolLoad(workers=2, running=1, peak_running=1, idle=1, queued=1, waiting=9), id="idle and full"),
-        pytest.param(PoolLoad(workers=2, running=1, peak_running=2, opening=1, queued=100), id="opening"),
+        pytest.param(PoolLoad(workers=2, running=1, peak_running=2, starting=1, queued=100), id="starting"),
         pytest.param(
-            PoolLoad(workers=2, running=1, peak_running=2, opening=1, waiting=9, refused=9), id="opening, full"
+            PoolLoad(workers=2, running=1, peak_running=2, starting=1, waiting=9, rejected=9), id="starting, full"
         ),
         pytest.param(busy(2, delayed=1000), id="delayed"),
         pytest.param(busy(2), id="no backlog"),
-        pytest.param(at_rest(2, refused=9), id="refused though not busy"),
+        pytest.param(at_rest(2, rejected=9), id="rejected though not busy"),
     ],
 )
 def test_it_does_not_grow_where_workers_would_not_help(load: PoolLoad) -> None:
@@ -102,12 +102,12 @@ def test_it_does_not_grow_where_workers_would_not_help(load: PoolLoad) -> None:
     ("load", "workers"),
     [
         pytest.param(busy(3, waiting=1), 6, id="one waits"),
-        pytest.param(busy(3, queued=3, refused=1), 6, id="one was refused"),
+        pytest.param(busy(3, queued=3, rejected=1), 6, id="one was rejected"),
         pytest.param(busy(30, waiting=1), 50, id="no more than the most"),
         pytest.param(busy(3, waiting=100), 20, id="more than twice as many wait"),
-        pytest.param(replace(at_rest(3), peak_running=3, refused=1), 6, id="refused when all were busy, idle now"),
+        pytest.param(replace(at_rest(3), peak_running=3, rejected=1), 6, id="rejected when all were busy, idle now"),
         pytest.param(PoolLoad(workers=0, waiting=1), 1, id="from none"),
-        pytest.param(PoolLoad(workers=0, refused=1), 1, id="from none, refused"),
+        pytest.param(PoolLoad(workers=0, rejected=1), 1, id="from none, rejected"),
     ],
 )
 def test_it_doubles_where_the_queue_is_full_and_cannot_show_the_backlog(load: PoolLoad, workers: int) -> None:
@@ -117,11 +117,11 @@ def test_it_doubles_where_the_queue_is_full_and_cannot_show_the_backlog(load: Po
 @pytest.mark.parametrize("backlog_per_worker", [5, 0.5, 1e-9, 5e-324])
 def test_it_never_asks_for_more_than_the_most(backlog_per_worker: float) -> None:
     decide = AutoScale(1, 7, backlog_per_worker=backlog_per_worker).start()
-    assert decide(busy(1, queued=10**6, waiting=10**6, refused=10**6)).workers == 7
+    assert decide(busy(1, queued=10**6, waiting=10**6, rejected=10**6)).workers == 7
 
 
 def test_fewer_workers_than_the_fewest_are_made_up_for_at_once() -> None:
-    assert AutoScale(4, 10).start()(busy(1, opening=1, is_held=True)).workers == 4
+    assert AutoScale(4, 10).start()(busy(1, starting=1, is_throttled=True)).workers == 4
 
 
 def test_more_workers_than_the_most_retire_at_once() -> None:
@@ -201,16 +201,16 @@ def test_workers_that_open_slowly_do_not_retire_while_jobs_wait_for_them() -> No
     decide = AutoScale(1, 10).start()
     decide(busy(1, queued=100))
     for seconds in range(1, 100):
-        load = PoolLoad(now=seconds, workers=10, running=1, peak_running=1, opening=9, queued=90)
+        load = PoolLoad(now=seconds, workers=10, running=1, peak_running=1, starting=9, queued=90)
         assert decide(load).workers == 10
 
 
 def test_workers_that_still_open_when_nothing_waits_any_more_have_their_time_and_retire() -> None:
     decide = AutoScale(1, 10).start()
     decide(busy(1, queued=100))
-    assert decide(PoolLoad(now=25.0, workers=10, running=1, peak_running=1, opening=9, queued=50)).workers == 10
-    assert decide(PoolLoad(now=50.0, workers=10, idle=1, opening=9)).workers == 10
-    assert decide(PoolLoad(now=80.0, workers=10, idle=1, opening=9)).workers == 1
+    assert decide(PoolLoad(now=25.0, workers=10, running=1, peak_running=1, starting=9, queued=50)).workers == 10
+    assert decide(PoolLoad(now=50.0, workers=10, idle=1, starting=9)).workers == 10
+    assert decide(PoolLoad(now=80.0, workers=10, idle=1, starting=9)).workers == 1
 
 
 def test_an_idle_timeout_of_nothing_retires_at_once_what_is_not_needed() -> None:
@@ -261,7 +261,7 @@ def test_it_keeps_its_bounds_and_retires_nobody_who_was_needed(
 ) -> None:
     policy = AutoScale(fewest, fewest + more)
     decide = policy.start()
-    workers, time = policy.first, 0.0
+    workers, time = policy.initial_workers, 0.0
     begun = [(time, workers)]  # how many there were to be, or were busy at once, and when
     for pause, peak, share, queued in history:
         time += pause
@@ -439,7 +439,7 @@ async def test_the_pool_is_back_at_the_fewest_once_all_were_idle_for_their_time(
         await asyncio.sleep(IDLE - 0.2)
         assert pool.stats.workers == 10
         await asyncio.sleep(0.2 + SOON)
-        assert pool.stats.workers == pool.stats.wanted_workers == 2
+        assert pool.stats.workers == pool.stats.target_workers == 2
 
 
 @virtual
@@ -494,10 +494,10 @@ async def test_a_paused_pool_does_not_grow_and_does_so_when_it_is_resumed() -> N
         for _ in range(100):
             await pool.submit(1)
         await asyncio.sleep(10)
-        assert pool.stats.wanted_workers == 2
+        assert pool.stats.target_workers == 2
         pool.resume()
         await asyncio.sleep(SOON)
-        assert pool.stats.wanted_workers == 10
+        assert pool.stats.target_workers == 10
 
 
 @virtual
@@ -512,9 +512,9 @@ async def test_a_pool_that_a_job_has_paused_does_not_grow() -> None:
         for job in range(1, 100):
             await pool.submit(job)
         await asyncio.sleep(19)
-        assert pool.stats.wanted_workers == 2
+        assert pool.stats.target_workers == 2
         await asyncio.sleep(1 + SOON)
-        assert pool.stats.wanted_workers == 10
+        assert pool.stats.target_workers == 10
         await first.outcome()
 
 
@@ -577,11 +577,11 @@ async def test_a_pool_grows_as_soon_as_the_semaphore_lets_its_jobs_begin() -> No
         for _ in range(30):
             await pool.submit(60)
         await asyncio.sleep(10)
-        assert pool.stats.wanted_workers == 1
+        assert pool.stats.target_workers == 1
         for _ in range(5):
             semaphore.release()
         await asyncio.sleep(SOON)
-        assert pool.stats.wanted_workers == 5
+        assert pool.stats.target_workers == 5
         assert pool.stats.running == 5
         pool.cancel()
 
@@ -629,7 +629,7 @@ async def test_who_waits_because_too_many_jobs_are_delayed_is_no_backlog() -> No
         with pytest.raises(QueueFull):
             pool.submit_nowait(1)
         await asyncio.sleep(10)
-        assert pool.stats.wanted_workers == 1
+        assert pool.stats.target_workers == 1
         await (await waiting)
 
 
@@ -685,28 +685,28 @@ async def test_it_grows_when_a_stream_waits(queue_size: int) -> None:
 
 @pytest.mark.parametrize("queue_size", [0, 1])
 @virtual
-async def test_it_grows_when_submitters_are_refused(queue_size: int) -> None:
+async def test_it_grows_when_submitters_are_rejected(queue_size: int) -> None:
     async with WorkerPool(sleeper, workers=AutoScale(1, 8), queue_size=queue_size) as pool:
-        refused = 0
+        rejected = 0
         for _ in range(200):
             try:
                 pool.submit_nowait(1.0)
             except QueueFull:
-                refused += 1
+                rejected += 1
             await asyncio.sleep(0.05)
-        assert refused
+        assert rejected
         assert pool.stats.peak_running == 8
 
 
 @virtual
-async def test_it_grows_when_runs_are_refused() -> None:
+async def test_it_grows_when_runs_are_rejected() -> None:
     async with WorkerPool(sleeper, workers=AutoScale(1, 8), queue_size=0) as pool:
         first = asyncio.create_task(pool.run(100))
         await asyncio.sleep(50)
         with pytest.raises(QueueFull):
             await pool.run(1, if_full="raise")
         await asyncio.sleep(SOON)
-        assert pool.stats.wanted_workers == 2
+        assert pool.stats.target_workers == 2
         await first
 
 
@@ -727,11 +727,11 @@ async def test_the_queue_holds_ten_times_the_most_workers() -> None:
 @virtual
 async def test_with_no_fewest_the_pool_goes_to_sleep_without_any_worker() -> None:
     async with WorkerPool(sleeper, workers=AutoScale(0, 10, idle_timeout=5)) as pool:
-        assert pool.stats.workers == pool.stats.wanted_workers == 0
+        assert pool.stats.workers == pool.stats.target_workers == 0
         await pool.map([0.1] * 100)
         assert pool.stats.workers == 10
         await asyncio.sleep(6)
-        assert pool.stats.workers == pool.stats.wanted_workers == 0
+        assert pool.stats.workers == pool.stats.target_workers == 0
         await pool.join()
 
 
@@ -872,7 +872,7 @@ async def test_long_jobs_keep_their_workers_and_these_have_their_time_afterwards
     async with WorkerPool(sleeper, workers=AutoScale(1, 4)) as pool:
         handles = [await pool.submit(1000) for _ in range(24)]
         await asyncio.sleep(500)
-        assert pool.stats.running == pool.stats.wanted_workers == 4
+        assert pool.stats.running == pool.stats.target_workers == 4
         for handle in handles[4:]:
             handle.cancel()
         await handles[0]

@@ -85,17 +85,17 @@ class FakePool:
     def __init__(self, room: float = math.inf) -> None:
         self.room = room
         self.accepted: list[Any] = []
-        self.waiting = 0
+        self.waiting_submitters = 0
         self.closed = False
         self.news = asyncio.Event()
 
     async def submit(self, job: Any) -> None:
-        self.waiting += 1
+        self.waiting_submitters += 1
         try:
             while len(self.accepted) >= self.room and not self.closed:
                 await self.news.wait()
         finally:
-            self.waiting -= 1
+            self.waiting_submitters -= 1
         if self.closed:
             raise PoolClosed("the pool is closed")
         self.accepted.append(job)
@@ -370,7 +370,7 @@ async def test_replay_waits_for_room_and_a_letter_stays_until_its_job_is_accepte
     store = fill(make_store(), range(3))
     pool = FakePool(room=1)
     task = asyncio.create_task(store.replay(pool))
-    await until(lambda: pool.waiting == 1)
+    await until(lambda: pool.waiting_submitters == 1)
     assert jobs(store) == [1, 2]
     pool.open()
     assert await task == 3
@@ -477,7 +477,7 @@ async def test_a_letter_that_is_given_back_is_there_for_the_next_replay(make_sto
     store = fill(make_store(), range(3))
     full = FakePool(room=0)
     first = asyncio.create_task(store.replay(full))
-    await until(lambda: full.waiting == 1)
+    await until(lambda: full.waiting_submitters == 1)
     other = FakePool()
     assert await store.replay(other) == 2
     assert other.accepted == [1, 2]
@@ -493,7 +493,7 @@ async def test_a_full_store_drops_no_letter_that_a_replay_has_in_hand(is_cancell
     letters = fill(DeadLetters(max_size=2), [1, 2])
     pool = FakePool(room=0)
     task = asyncio.create_task(letters.replay(pool))
-    await until(lambda: pool.waiting == 1)
+    await until(lambda: pool.waiting_submitters == 1)
     fill(letters, [3])
     assert jobs(letters) == [1, 2, 3]
     fill(letters, [4])
@@ -516,7 +516,7 @@ async def test_a_store_whose_only_letter_is_in_hand_takes_the_news() -> None:
     letters = fill(DeadLetters(max_size=1), [1])
     pool = FakePool(room=0)
     task = asyncio.create_task(letters.replay(pool))
-    await until(lambda: pool.waiting == 1)
+    await until(lambda: pool.waiting_submitters == 1)
     fill(letters, [2, 3])
     assert jobs(letters) == [1, 3]
     pool.open()
@@ -530,7 +530,7 @@ async def test_a_letter_removed_while_a_replay_has_it_in_hand_does_not_come_back
     letters = fill(DeadLetters(max_size=2), [1, 2])
     pool = FakePool(room=0)
     task = asyncio.create_task(letters.replay(pool))
-    await until(lambda: pool.waiting == 1)
+    await until(lambda: pool.waiting_submitters == 1)
     if how == "clear":
         letters.clear()
     else:
@@ -1273,7 +1273,7 @@ async def test_a_replay_goes_on_while_the_file_is_compacted(path: Path) -> None:
     file = fill(DeadLetterFile[Any](path), range(2 * BATCH))
     pool = FakePool(room=5)
     task = asyncio.create_task(file.replay(pool))
-    await until(lambda: pool.waiting == 1)
+    await until(lambda: pool.waiting_submitters == 1)
     await asyncio.to_thread(file.compact)
     assert jobs(file) == list(range(5, 2 * BATCH))
     pool.open()
@@ -1313,7 +1313,7 @@ async def test_replay_reads_a_little_at_a_time_and_in_a_thread(path: Path) -> No
     file = fill(DeadLetterFile[int](path, encode=lambda job: f"{job:010}" + "x" * 300_000, decode=decode), range(20))
     pool = FakePool(room=1)
     task = asyncio.create_task(file.replay(pool))
-    await until(lambda: pool.waiting == 1)
+    await until(lambda: pool.waiting_submitters == 1)
     assert len(decoded) <= 4
     pool.open()
     assert await task == 20

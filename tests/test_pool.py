@@ -996,7 +996,7 @@ async def test_stats_count_every_place_that_a_job_can_be_in() -> None:
         assert stats.name == "counted"
         assert (stats.submitted, stats.queued, stats.delayed, stats.running) == (6, 1, 0, 2)
         assert (stats.succeeded, stats.failed, stats.cancelled) == (1, 1, 1)
-        assert (stats.workers, stats.most_workers, stats.peak_running, stats.stuck) == (2, 2, 2, 0)
+        assert (stats.workers, stats.max_workers, stats.peak_running, stats.stuck) == (2, 2, 2, 0)
         await handles[0].outcome()
         await pool.close(drain_timeout=0)
         assert pool.stats.cancelled == 4
@@ -1116,7 +1116,7 @@ def test_a_resource_needs_a_handler() -> None:
 
 def test_the_constructor_needs_no_loop_and_takes_a_policy() -> None:
     pool = WorkerPool(echo, workers=FixedSize(3))
-    assert pool.stats.most_workers == 3
+    assert pool.stats.max_workers == 3
     assert "new" in repr(pool)
 
 
@@ -1204,12 +1204,12 @@ async def test_who_comes_while_others_are_let_in_comes_after_them() -> None:
 @virtual
 async def test_a_pool_tells_how_much_room_its_queue_has_and_who_waits_for_it() -> None:
     async with WorkerPool(sleeper, workers=2, queue_size=1) as pool:
-        assert (pool.queue_size, pool.waiting) == (1, 0)
+        assert (pool.queue_size, pool.waiting_submitters) == (1, 0)
         tasks = [asyncio.create_task(pool.run(1)) for _ in range(5)]
         await settle()
-        assert (pool.queue_size, pool.waiting) == (1, 2)
+        assert (pool.queue_size, pool.waiting_submitters) == (1, 2)
         await asyncio.gather(*tasks)
-        assert pool.waiting == 0
+        assert pool.waiting_submitters == 0
 
 
 @virtual

@@ -128,12 +128,12 @@ async def test_a_scrape_shows_where_the_jobs_are() -> None:
             ("queue_size", "pool"): 4,
             ("submitters_waiting", "pool"): 0,
             ("workers", "pool"): 3,
-            ("workers_wanted", "pool"): 3,
+            ("workers_target", "pool"): 3,
             ("workers_max", "pool"): 3,
             ("stuck_jobs", "pool"): 0,
             ("retries_total", "pool"): 1,
-            ("submissions_refused_total", "pool"): 1,
-            ("retries_refused_total", "pool"): 0,
+            ("submissions_rejected_total", "pool"): 1,
+            ("retries_rejected_total", "pool"): 0,
         }
         assert {key: figures[key] for key in expected} == expected
         assert state_in(figures) == ["open"]
@@ -287,7 +287,7 @@ def test_a_pool_that_was_not_started_shows_zeros() -> None:
     assert_conserved(figures)
     assert state_in(figures) == ["new"]
     assert figures["loop_responding", "pool"] == 1
-    assert figures["workers_wanted", "pool"] == 7
+    assert figures["workers_target", "pool"] == 7
     assert figures["attempt_running_seconds_bucket", "pool", "+Inf"] == 0
 
 
@@ -498,7 +498,7 @@ def test_a_pool_can_follow_another_of_its_name() -> None:
     registry.register(collector)
     collector.remove(first)
     collector.add(second)
-    assert scrape(registry)["workers_wanted", "pool"] == 2
+    assert scrape(registry)["workers_target", "pool"] == 2
     with pytest.raises(ValueError, match="pool 'pool' is not collected here"):
         collector.remove(first)
 

@@ -140,14 +140,14 @@ async def test_resize_checks_what_it_is_given_and_changes_nothing(workers: Any, 
     async with WorkerPool(echo, workers=2) as pool:
         with pytest.raises(error, match="workers must be"):
             pool.resize(workers)
-        assert pool.stats.workers == pool.stats.most_workers == 2
+        assert pool.stats.workers == pool.stats.max_workers == 2
 
 
 @virtual
 async def test_resize_takes_a_policy() -> None:
     async with WorkerPool(echo, workers=1) as pool:
         pool.resize(FixedSize(3))
-        assert pool.stats.workers == pool.stats.most_workers == 3
+        assert pool.stats.workers == pool.stats.max_workers == 3
 
 
 @fuzzed

@@ -741,7 +741,7 @@ async def test_the_budget_bounds_retries_by_fresh_work(caplog: pytest.LogCapture
         outcomes = await pool.outcomes(range(1000))
         stats = pool.stats
     assert stats.retries == 210
-    assert stats.retries_refused == 1000
+    assert stats.retries_rejected == 1000
     noted = [outcome for outcome in outcomes if isinstance(outcome, Failed) and hasattr(outcome.error, "__notes__")]
     assert len(noted) == 1000
     assert noted[0].error.__notes__[0].startswith("not tried again: the budget is spent, RetryBudget(ratio=0.2")
@@ -1024,7 +1024,7 @@ def test_no_error_keeps_its_job_from_an_outcome(error: Exception, retry: Retry |
             outcomes = await pool.outcomes(range(3))
             assert [outcome.error for outcome in outcomes if isinstance(outcome, Failed)] == [error] * 3
             assert_conserved(pool)
-            assert pool.stats.retries_refused == (0 if retry is None else 3)
+            assert pool.stats.retries_rejected == (0 if retry is None else 3)
 
     run(main)
 

@@ -58,14 +58,14 @@ def test_each_stays_within_its_range(kind: type[Rival]) -> None:
 def test_each_is_configuration_only(kind: type[Rival]) -> None:
     policy = kind(1, 50)
     one, other = policy.start(), policy.start()
-    after(one, *(ended(policy.first, SERVICE) for _ in range(20)))
-    assert other(PoolLoad(workers=policy.first)).workers == policy.first
+    after(one, *(ended(policy.initial_workers, SERVICE) for _ in range(20)))
+    assert other(PoolLoad(workers=policy.initial_workers)).workers == policy.initial_workers
     assert copy.deepcopy(policy) == policy
 
 
 def test_a_baseline_needs_three_workers() -> None:
-    assert EnvoyGradient(1, 200).first == 3
-    assert EnvoyGradient(1, 2).first == 2
+    assert EnvoyGradient(1, 200).initial_workers == 3
+    assert EnvoyGradient(1, 2).initial_workers == 2
 
 
 @pytest.mark.parametrize("error", [JobTimeout(1.0), RetryAfter(1.0)])

@@ -53,12 +53,12 @@ class Own:
         self,
         answer: Callable[[PoolLoad], Any] | int = 1,
         *,
-        first: int = 1,
-        most: int = 100,
+        initial_workers: int = 1,
+        max_workers: int = 100,
         interval: float = 0.1,
     ) -> None:
-        self.first = first
-        self.most = most
+        self.initial_workers = initial_workers
+        self.max_workers = max_workers
         self.interval = interval
         self.answer: Any = answer
         self.loads: list[PoolLoad] = []
@@ -194,8 +194,8 @@ class LaterCaller:
 class Scaleless:
     """Has all that a policy has, but the interval."""
 
-    first = 1
-    most = 5
+    initial_workers = 1
+    max_workers = 5
 
     def start(self) -> Callable[[PoolLoad], Decision]:
         raise NotImplementedError
@@ -207,7 +207,7 @@ class Scaleless:
         pytest.param(3, id="a number"),
         pytest.param(FixedSize(3), id="FixedSize"),
         pytest.param(AutoScale(3, 3), id="AutoScale"),
-        pytest.param(Own(3, first=3), id="a policy of one's own"),
+        pytest.param(Own(3, initial_workers=3), id="a policy of one's own"),
         pytest.param(says_three, id="a function"),
         pytest.param(lambda load: 3, id="a lambda"),
         pytest.param(Caller(), id="a callable object"),
@@ -218,12 +218,12 @@ class Scaleless:
 @virtual
 async def test_a_pool_takes_a_number_a_policy_or_a_function(workers: Any) -> None:
     async with WorkerPool(sleeper, workers=workers) as pool:
-        assert pool.stats.workers == pool.stats.wanted_workers == 3
+        assert pool.stats.workers == pool.stats.target_workers == 3
         assert await pool.map([1] * 6) == [1] * 6
         assert now() == 2
     async with WorkerPool(sleeper, workers=1) as pool:
         pool.resize(workers)
-        assert pool.stats.wanted_workers in (1, 3)
+        assert pool.stats.target_workers in (1, 3)
 
 
 WRONG = [
@@ -251,15 +251,32 @@ WRONG = [
     ),
     pytest.param(yields_three(PoolLoad()), TypeError, "workers must be an int, .*got <generator", id="generator"),
     pytest.param(Scaleless(), TypeError, "workers must be .*got .*Scaleless.*interval", id="a policy without interval"),
-    pytest.param(Own(first=-1), ValueError, "first of the scaling policy must be >= 0, got -1", id="first below 0"),
-    pytest.param(Own(first=True), TypeError, "first of the scaling policy must be an int, got True", id="first a bool"),
-    pytest.param(Own(most=0), ValueError, "most of the scaling policy must be >= 1, got 0", id="most 0"),
-    pytest.param(Own(most="5"), TypeError, "most of the scaling policy must be an int, got '5'", id="most a str"),  # type: ignore[arg-type]
     pytest.param(
-        Own(first=6, most=5),
+        Own(initial_workers=-1),
         ValueError,
-        "first of the scaling policy must be <= most, got 6 > 5",
-        id="first above most",
+        "initial_workers of the scaling policy must be >= 0, got -1",
+        id="initial_workers below 0",
+    ),
+    pytest.param(
+        Own(initial_workers=True),
+        TypeError,
+        "initial_workers of the scaling policy must be an int, got True",
+        id="initial_workers a bool",
+    ),
+    pytest.param(
+        Own(max_workers=0), ValueError, "max_workers of the scaling policy must be >= 1, got 0", id="max_workers 0"
+    ),
+    pytest.param(
+        Own(max_workers="5"),  # type: ignore[arg-type]
+        TypeError,
+        "max_workers of the scaling policy must be an int, got '5'",
+        id="max_workers a str",
+    ),
+    pytest.param(
+        Own(initial_workers=6, max_workers=5),
+        ValueError,
+        "initial_workers of the scaling policy must be <= max_workers, got 6 > 5",
+        id="initial_workers above max_workers",
     ),
     pytest.param(Own(interval=0), ValueError, "interval of the scaling policy must be .*> 0, got 0", id="interval 0"),
     pytest.param(
@@ -280,12 +297,12 @@ def test_what_can_be_no_number_of_workers_is_refused_with_the_rule_and_the_value
 @pytest.mark.parametrize(("workers", "error", "said"), WRONG)
 @virtual
 async def test_resize_refuses_the_same_and_changes_nothing(workers: Any, error: type[Exception], said: str) -> None:
-    policy = Own(2, first=2)
+    policy = Own(2, initial_workers=2)
     async with WorkerPool(echo, workers=policy) as pool:
         with pytest.raises(error, match=said):
             pool.resize(workers)
-        assert pool.stats.wanted_workers == 2
-        assert pool.stats.most_workers == 100
+        assert pool.stats.target_workers == 2
+        assert pool.stats.max_workers == 100
         asked = len(policy.loads)
         await pool.run(1)
         await asyncio.sleep(1)
@@ -302,7 +319,7 @@ async def test_a_policy_whose_start_returns_what_cannot_decide_is_refused(decide
     async with WorkerPool(echo, workers=2) as pool:
         with pytest.raises(TypeError, match=r"start\(\)"):
             pool.resize(policy)
-        assert pool.stats.wanted_workers == pool.stats.most_workers == 2
+        assert pool.stats.target_workers == pool.stats.max_workers == 2
 
 
 @virtual
@@ -318,7 +335,7 @@ async def test_the_error_of_a_policy_that_cannot_start_goes_to_whoever_passes_it
     async with WorkerPool(echo, workers=2) as pool:
         with pytest.raises(LookupError, match="no such metric"):
             pool.resize(policy)
-        assert pool.stats.wanted_workers == pool.stats.most_workers == 2
+        assert pool.stats.target_workers == pool.stats.max_workers == 2
 
 
 def test_what_has_the_attributes_is_a_scaling_policy() -> None:
@@ -331,7 +348,7 @@ def test_what_has_the_attributes_is_a_scaling_policy() -> None:
 
 def test_a_fixed_size_is_a_policy_that_always_answers_the_same() -> None:
     policy = FixedSize(3)
-    assert (policy.first, policy.most) == (3, 3)
+    assert (policy.initial_workers, policy.max_workers) == (3, 3)
     assert policy.start()(PoolLoad(workers=1, queued=1000)).workers == 3
     assert policy == FixedSize(3) == pickle.loads(pickle.dumps(policy))
     assert {policy: 1}[FixedSize(3)] == 1
@@ -363,11 +380,11 @@ async def test_it_is_asked_when_the_pool_starts() -> None:
 
 @virtual
 async def test_it_is_not_asked_before_the_pool_starts() -> None:
-    policy = Own(4, first=2)
+    policy = Own(4, initial_workers=2)
     pool = WorkerPool(sleeper, workers=policy)
     assert policy.loads == []
     assert policy.started == 1
-    assert pool.stats.wanted_workers == 2
+    assert pool.stats.target_workers == 2
     await pool.close()
     assert policy.loads == []
 
@@ -480,7 +497,7 @@ async def test_a_pool_is_asked_for_within_an_interval_after_a_long_job_has_ended
 
 
 @fuzzed
-async def test_a_pool_is_asked_for_within_an_interval_after_somebody_waits_or_is_refused() -> None:
+async def test_a_pool_is_asked_for_within_an_interval_after_somebody_waits_or_is_rejected() -> None:
     policy = Own(1)
     async with WorkerPool(sleeper, workers=policy, queue_size=0) as pool:
         running = asyncio.create_task(pool.run(1000))
@@ -488,7 +505,7 @@ async def test_a_pool_is_asked_for_within_an_interval_after_somebody_waits_or_is
         with pytest.raises(QueueFull):
             pool.submit_nowait(1)
         await asyncio.sleep(0.11)
-        assert policy.loads[-1].refused == 1
+        assert policy.loads[-1].rejected == 1
         await asyncio.sleep(100)
         waiting = asyncio.create_task(pool.run(1))
         await asyncio.sleep(0.11)
@@ -534,10 +551,10 @@ async def test_a_pool_is_asked_for_within_an_interval_after_a_resource_was_enter
         assert pool.stats.workers == 1
         await asyncio.sleep(49)
         asked = len(policy.loads)
-        assert policy.loads[-1].opening == 1
+        assert policy.loads[-1].starting == 1
         await asyncio.sleep(1.11)
         assert len(policy.loads) == asked + 1
-        assert policy.loads[-1].opening == 0
+        assert policy.loads[-1].starting == 0
 
 
 @virtual
@@ -743,15 +760,15 @@ def test_a_paused_pool_that_nobody_resumes_is_reported() -> None:
 
 def test_every_field_of_a_load_is_held_by_a_test_below() -> None:
     known = {
-        *("now", "elapsed", "workers", "opening", "idle", "running", "peak_running", "blocked", "queued", "waiting"),
-        *("refused", "delayed", "is_held", "succeeded", "failed", "seconds", "errors"),
+        *("now", "elapsed", "workers", "starting", "idle", "running", "peak_running", "blocked", "queued", "waiting"),
+        *("rejected", "delayed", "is_throttled", "succeeded", "failed", "seconds", "errors"),
     }
     assert {field.name for field in fields(PoolLoad)} == known
 
 
 @virtual
 async def test_the_first_load_is_that_of_a_pool_that_has_done_nothing() -> None:
-    policy = Own(3, first=3)
+    policy = Own(3, initial_workers=3)
     await asyncio.sleep(7)
     async with WorkerPool(sleeper, workers=policy):
         assert policy.loads == [PoolLoad(now=7, workers=3, idle=3)]
@@ -773,7 +790,7 @@ async def test_a_load_has_all_that_is_the_case_and_has_happened_since() -> None:
             await asyncio.sleep(1000)
         return job
 
-    policy = Own(4, first=4, interval=100)
+    policy = Own(4, initial_workers=4, interval=100)
     connections = Connections(refused_from=4)
     pool: WorkerPool[Any, Any] = WorkerPool(
         handler,
@@ -798,16 +815,16 @@ async def test_a_load_has_all_that_is_the_case_and_has_happened_since() -> None:
         now=100.0,
         elapsed=100.0,
         workers=4,
-        opening=1,
+        starting=1,
         idle=1,
         running=2,
         peak_running=3,
         blocked=1,
         queued=0,
         waiting=0,
-        refused=0,
+        rejected=0,
         delayed=2,
-        is_held=False,
+        is_throttled=False,
         succeeded=3,
         failed=4,
         seconds=(0.125, 0.25, 0.5),
@@ -830,9 +847,9 @@ async def test_what_has_happened_is_told_once() -> None:
         with pytest.raises(QueueFull):
             pool.submit_nowait(1)
         await asyncio.sleep(1)
-    told = [load for load in policy.loads if load.succeeded or load.failed or load.refused or load.errors]
+    told = [load for load in policy.loads if load.succeeded or load.failed or load.rejected or load.errors]
     assert len(told) == 1
-    assert (told[0].succeeded, told[0].failed, told[0].refused, told[0].peak_running) == (1, 1, 1, 1)
+    assert (told[0].succeeded, told[0].failed, told[0].rejected, told[0].peak_running) == (1, 1, 1, 1)
     assert told[0].seconds == (0.0,)
     assert policy.loads[-1].peak_running == 0
 
@@ -859,7 +876,7 @@ async def test_workers_are_those_that_were_decided_last() -> None:
     await starting
     await asyncio.sleep(10)
     assert [load.workers for load in policy.loads[:5]] == [1, 2, 3, 4, 5]
-    assert [load.opening for load in policy.loads[:5]] == [0, 1, 2, 3, 4]
+    assert [load.starting for load in policy.loads[:5]] == [0, 1, 2, 3, 4]
     assert pool.stats.workers == 1
     await pool.close()
 
@@ -879,7 +896,7 @@ async def test_workers_that_retire_after_their_job_are_no_workers_but_their_jobs
 
 @virtual
 async def test_the_peak_of_running_jobs_is_that_since_the_last_question() -> None:
-    policy = Own(5, first=5, interval=10)
+    policy = Own(5, initial_workers=5, interval=10)
     async with WorkerPool(sleeper, workers=policy) as pool:
         await asyncio.gather(*(pool.run(1) for _ in range(4)))
         await pool.run(1)
@@ -908,7 +925,7 @@ async def drained(pool: WorkerPool[float, float]) -> list[float]:
 
 
 @virtual
-async def test_refusals_are_told_however_they_come() -> None:
+async def test_rejections_are_told_however_they_come() -> None:
     policy = Own(1)
     async with WorkerPool(sleeper, workers=policy, queue_size=0) as pool:
         first = asyncio.create_task(pool.run(2))
@@ -919,7 +936,7 @@ async def test_refusals_are_told_however_they_come() -> None:
         with pytest.raises(QueueFull):
             await pool.run(1, if_full="raise")
         await asyncio.sleep(SOON)
-        assert sum(load.refused for load in policy.loads) == 4
+        assert sum(load.rejected for load in policy.loads) == 4
         await first
 
 
@@ -933,51 +950,51 @@ async def test_delayed_jobs_are_those_that_back_off_and_those_parked_for_their_o
             await pool.submit(job)
         await asyncio.sleep(1)
         load = policy.loads[-1]
-        assert (load.delayed, load.queued, load.backlog, load.is_held) == (3, 0, 0, False)
+        assert (load.delayed, load.queued, load.backlog, load.is_throttled) == (3, 0, 0, False)
         pool.cancel()
 
 
 @virtual
-async def test_a_pool_is_held_while_it_is_paused() -> None:
+async def test_a_pool_is_throttled_while_it_is_paused() -> None:
     policy = Own(1)
     async with WorkerPool(echo, workers=policy) as pool:
         pool.pause()
         await asyncio.sleep(1)
-        assert policy.loads[-1].is_held
+        assert policy.loads[-1].is_throttled
         pool.resume()
         await asyncio.sleep(1)
-        assert not policy.loads[-1].is_held
+        assert not policy.loads[-1].is_throttled
 
 
 @virtual
-async def test_a_pool_is_held_while_the_rate_limit_of_all_jobs_is_closed() -> None:
+async def test_a_pool_is_throttled_while_the_rate_limit_of_all_jobs_is_closed() -> None:
     policy = Own(1)
     async with WorkerPool(echo, workers=policy, limiter=RateLimit(0.1)) as pool:
-        assert not policy.loads[-1].is_held
+        assert not policy.loads[-1].is_throttled
         handles = [await pool.submit(job) for job in range(2)]
         await asyncio.sleep(9)
-        assert policy.loads[-1].is_held
+        assert policy.loads[-1].is_throttled
         for handle in handles:
             await handle
 
 
 @virtual
-async def test_a_pool_is_held_while_a_job_waits_in_its_limiter() -> None:
+async def test_a_pool_is_throttled_while_a_job_waits_in_its_limiter() -> None:
     policy = Own(2)
     semaphore = asyncio.Semaphore(1)
     async with WorkerPool(sleeper, workers=policy, limiter=semaphore) as pool:
         handles = [await pool.submit(10) for _ in range(2)]
         await asyncio.sleep(9)
-        assert policy.loads[-1].is_held
+        assert policy.loads[-1].is_throttled
         await handles[0]
         await asyncio.sleep(SOON)
-        assert not policy.loads[-1].is_held
+        assert not policy.loads[-1].is_throttled
         assert policy.loads[-1].running == 1
 
 
 @virtual
 async def test_blocked_jobs_are_those_that_wait_for_this_pool_and_were_not_woken() -> None:
-    policy = Own(3, first=3)
+    policy = Own(3, initial_workers=3)
     pool: WorkerPool[Call, Any] = WorkerPool(workers=policy)
     async with WorkerPool(sleeper, workers=1) as other, pool:
 
@@ -1121,8 +1138,8 @@ async def test_an_answer_is_applied_at_once() -> None:
 
 @virtual
 async def test_an_answer_above_the_most_is_cut_to_it() -> None:
-    async with WorkerPool(sleeper, workers=Own(1000, most=7)) as pool:
-        assert pool.stats.workers == pool.stats.wanted_workers == pool.stats.most_workers == 7
+    async with WorkerPool(sleeper, workers=Own(1000, max_workers=7)) as pool:
+        assert pool.stats.workers == pool.stats.target_workers == pool.stats.max_workers == 7
 
 
 @virtual
@@ -1272,7 +1289,7 @@ async def test_the_first_failure_of_a_policy_that_replaced_another_is_logged(err
 async def test_a_policy_that_fails_does_not_keep_a_sleeping_pool_asleep() -> None:
     logging.getLogger("asyncpool").disabled = True
     try:
-        policy = Own(lambda load: None, first=0)
+        policy = Own(lambda load: None, initial_workers=0)
         async with WorkerPool(sleeper, workers=policy) as pool:
             assert await pool.run(1) == 1
             assert now() == 1
@@ -1332,7 +1349,7 @@ def test_a_keyboard_interrupt_in_a_policy_while_the_pool_starts_leaves_nothing_b
 @virtual
 async def test_a_policy_may_look_at_the_pool_and_change_it() -> None:
     def policy(load: PoolLoad) -> int:
-        assert pool.stats.wanted_workers == load.workers
+        assert pool.stats.target_workers == load.workers
         if load.now > 1:
             pool.resize(5)
             return 3
@@ -1341,7 +1358,7 @@ async def test_a_policy_may_look_at_the_pool_and_change_it() -> None:
     pool = WorkerPool(sleeper, workers=policy)
     async with pool:
         await pool.map([0.1] * 40)
-        assert pool.stats.workers == pool.stats.most_workers == 5
+        assert pool.stats.workers == pool.stats.max_workers == 5
 
 
 @fuzzed
@@ -1395,7 +1412,7 @@ async def test_without_a_waiting_room_a_pool_whose_last_worker_retires_after_its
     async with WorkerPool(sleeper, workers=lambda load: 0 if load.running else load.backlog, queue_size=0) as pool:
         handle = pool.submit_nowait(10)
         await asyncio.sleep(1)
-        assert (pool.stats.wanted_workers, pool.stats.running) == (0, 1)
+        assert (pool.stats.target_workers, pool.stats.running) == (0, 1)
         with pytest.raises(QueueFull):
             pool.submit_nowait(1)
         await handle
@@ -1470,7 +1487,7 @@ WAYS = [Nested, NestedHandles, NestedStreams, NestedTasks]
     [
         pytest.param(lambda: AutoScale(1, 6), id="AutoScale"),
         pytest.param(lambda: AutoScale(0, 6), id="AutoScale from 0"),
-        pytest.param(lambda: Own(1, most=6), id="own"),
+        pytest.param(lambda: Own(1, max_workers=6), id="own"),
         pytest.param(lambda: lambda load: max(1, min(6, load.running + load.queued)), id="function"),
     ],
 )
@@ -1534,7 +1551,7 @@ async def test_the_answer_of_a_function_is_its_bound_though_jobs_wait_for_their_
         assert pool.stats.running == 4
         await pool.submit(lambda: sleeper(0))
         await asyncio.sleep(1)
-        assert pool.stats.wanted_workers == 2
+        assert pool.stats.target_workers == 2
         for handle in handles:
             await handle
 
@@ -1573,8 +1590,8 @@ async def test_the_reason_tells_that_jobs_wait_for_their_own_pool() -> None:
 async def test_a_policy_that_is_swapped_in_keeps_the_number_within_its_bounds(workers: int, after: int) -> None:
     async with WorkerPool(sleeper, workers=workers) as pool:
         pool.resize(AutoScale(2, 10))
-        assert pool.stats.workers == pool.stats.wanted_workers == after
-        assert pool.stats.most_workers == 10
+        assert pool.stats.workers == pool.stats.target_workers == after
+        assert pool.stats.max_workers == 10
 
 
 @virtual
@@ -1599,7 +1616,7 @@ async def test_a_number_ends_the_scaling() -> None:
         await pool.map([0.1] * 200)
         await asyncio.sleep(1000)
         assert len(policy.loads) == asked
-        assert pool.stats.workers == pool.stats.wanted_workers == pool.stats.most_workers == 5
+        assert pool.stats.workers == pool.stats.target_workers == pool.stats.max_workers == 5
         assert timers() == []
 
 
@@ -1641,7 +1658,7 @@ async def test_a_policy_is_told_nothing_of_the_time_before_it() -> None:
             pool.resize(after)
             load = after.loads[0]
             assert (load.elapsed, load.succeeded, load.failed, load.seconds, load.errors) == (0, 0, 0, (), ())
-            assert (load.refused, load.peak_running) == (0, 0)
+            assert (load.rejected, load.peak_running) == (0, 0)
         assert pool.stats.peak_running >= 1
 
 
@@ -1660,11 +1677,11 @@ async def test_a_pool_that_dozed_is_asked_for_by_the_new_policy() -> None:
 
 @virtual
 async def test_a_policy_set_before_the_start_is_the_one_it_starts_with() -> None:
-    old, new = Own(2, first=2), Own(4, first=3)
+    old, new = Own(2, initial_workers=2), Own(4, initial_workers=3)
     sizes = Sizes()
     pool = WorkerPool(sleeper, workers=old, observers=[sizes])
     pool.resize(new)
-    assert pool.stats.wanted_workers == 3
+    assert pool.stats.target_workers == 3
     async with pool:
         assert pool.stats.workers == 4
     assert old.loads == []
@@ -1681,7 +1698,7 @@ async def test_a_policy_set_while_the_pool_starts_is_the_one_that_counts(workers
     pool.resize(workers)
     await starting
     await asyncio.sleep(20)
-    assert pool.stats.wanted_workers == pool.stats.workers == (0 if workers == AutoScale(0, 9) else 4)
+    assert pool.stats.target_workers == pool.stats.workers == (0 if workers == AutoScale(0, 9) else 4)
     assert len(connections.open) == pool.stats.workers
     await pool.close()
     assert connections.open == []
@@ -1710,7 +1727,7 @@ async def test_an_observer_may_swap_the_policy() -> None:
     pool = WorkerPool(sleeper, workers=AutoScale(1, 10), observers=[swap])
     async with pool:
         await pool.map([0.1] * 60)
-        assert pool.stats.workers == pool.stats.most_workers == 3
+        assert pool.stats.workers == pool.stats.max_workers == 3
 
 
 @pytest.mark.parametrize("workers", [5, AutoScale(1, 5), says_three], ids=["number", "policy", "function"])
@@ -1849,7 +1866,7 @@ async def test_the_reason_of_a_function_is_its_name() -> None:
 @virtual
 async def test_a_number_that_stays_is_no_event() -> None:
     sizes = Sizes()
-    async with WorkerPool(sleeper, workers=Own(3, first=3), observers=[sizes]) as pool:
+    async with WorkerPool(sleeper, workers=Own(3, initial_workers=3), observers=[sizes]) as pool:
         await pool.map([0.1] * 100)
         pool.resize(3)
         pool.resize(AutoScale(1, 10))
@@ -1894,27 +1911,27 @@ async def test_observers_are_told_of_the_start_before_anything_is_resized() -> N
 @virtual
 async def test_statistics_tell_how_many_workers_there_are_should_be_and_may_be() -> None:
     pool = WorkerPool(sleeper, workers=AutoScale(2, 10))
-    assert (pool.stats.workers, pool.stats.wanted_workers, pool.stats.most_workers) == (0, 2, 10)
+    assert (pool.stats.workers, pool.stats.target_workers, pool.stats.max_workers) == (0, 2, 10)
     async with pool:
-        assert (pool.stats.workers, pool.stats.wanted_workers, pool.stats.most_workers) == (2, 2, 10)
+        assert (pool.stats.workers, pool.stats.target_workers, pool.stats.max_workers) == (2, 2, 10)
         handles = [await pool.submit(1) for _ in range(30)]
         await asyncio.sleep(SOON)
-        assert (pool.stats.workers, pool.stats.wanted_workers, pool.stats.most_workers) == (6, 6, 10)
+        assert (pool.stats.workers, pool.stats.target_workers, pool.stats.max_workers) == (6, 6, 10)
         pool.resize(3)  # three retire after their jobs
-        assert (pool.stats.workers, pool.stats.wanted_workers, pool.stats.most_workers) == (6, 3, 3)
+        assert (pool.stats.workers, pool.stats.target_workers, pool.stats.max_workers) == (6, 3, 3)
         for handle in handles:
             await handle
-        assert (pool.stats.workers, pool.stats.wanted_workers, pool.stats.most_workers) == (3, 3, 3)
+        assert (pool.stats.workers, pool.stats.target_workers, pool.stats.max_workers) == (3, 3, 3)
 
 
 @virtual
 async def test_the_most_workers_of_a_function_are_what_it_answered_last() -> None:
     async with WorkerPool(sleeper, workers=lambda load: 4 if load.queued else 2) as pool:
-        assert pool.stats.most_workers == 2
+        assert pool.stats.max_workers == 2
         for _ in range(10):
             await pool.submit(1)
         await asyncio.sleep(0.15)
-        assert pool.stats.most_workers == 4
+        assert pool.stats.max_workers == 4
 
 
 @virtual
@@ -1990,7 +2007,7 @@ async def test_a_worker_whose_resource_cannot_be_opened_is_no_capacity() -> None
     async with WorkerPool(use, workers=AutoScale(1, 10), resource=connections) as pool:
         handles = [await pool.submit(1) for _ in range(50)]
         await asyncio.sleep(5.5)
-        assert pool.stats.wanted_workers == 10
+        assert pool.stats.target_workers == 10
         assert pool.stats.workers == 1
         assert pool.stats.running == 1
         for handle in handles:
@@ -2003,11 +2020,11 @@ async def test_while_a_resource_cannot_be_opened_the_pool_does_not_grow() -> Non
     async with WorkerPool(use, workers=AutoScale(2, 10), resource=connections) as pool:
         handles = [await pool.submit(0.5) for _ in range(100)]
         await asyncio.sleep(20)
-        assert pool.stats.wanted_workers == 2
+        assert pool.stats.target_workers == 2
         assert pool.stats.workers == 1
         connections.refused_from = float("inf")
         await asyncio.sleep(6)
-        assert pool.stats.wanted_workers == 10
+        assert pool.stats.target_workers == 10
         for handle in handles:
             await handle
 
@@ -2019,13 +2036,13 @@ async def test_while_resources_are_being_opened_the_pool_does_not_grow() -> None
         for _ in range(30):
             await pool.submit(100)
         await asyncio.sleep(1)
-        assert pool.stats.wanted_workers == 3
+        assert pool.stats.target_workers == 3
         for _ in range(200):
             await pool.submit(100)
         await asyncio.sleep(8)
-        assert pool.stats.wanted_workers == 3
+        assert pool.stats.target_workers == 3
         await asyncio.sleep(2)
-        assert pool.stats.wanted_workers > 3
+        assert pool.stats.target_workers > 3
         pool.cancel()
 
 
@@ -2079,7 +2096,7 @@ async def test_a_pool_without_jobs_stops_trying_to_open_a_resource() -> None:
         asked = connections.asked
         await asyncio.sleep(1000)
         assert connections.asked == asked
-        assert pool.stats.wanted_workers == 0
+        assert pool.stats.target_workers == 0
 
 
 @fuzzed
@@ -2088,7 +2105,7 @@ async def test_surplus_workers_that_are_still_opening_give_it_up() -> None:
     async with WorkerPool(use, workers=AutoScale(1, 10), resource=connections) as pool:
         handles = [await pool.submit(1) for _ in range(50)]
         await asyncio.sleep(1)
-        assert pool.stats.wanted_workers == 10
+        assert pool.stats.target_workers == 10
         pool.resize(1)
         for handle in handles:
             await handle
@@ -2106,7 +2123,7 @@ async def test_a_drain_while_resources_are_opened_does_all_jobs_and_closes_all()
     await pool.start()
     handles = [await pool.submit(1) for _ in range(60)]
     await asyncio.sleep(1)
-    assert pool.stats.wanted_workers == 10
+    assert pool.stats.target_workers == 10
     assert pool.stats.workers == 1
     report = await pool.close()
     assert (report.unfinished, report.abandoned, report.errors) == ((), (), ())
@@ -2127,7 +2144,7 @@ async def test_a_cancel_while_resources_are_opened_hands_back_the_jobs_and_close
     for job in jobs:
         await pool.submit(job)
     await asyncio.sleep(1)
-    assert pool.stats.wanted_workers == 10
+    assert pool.stats.target_workers == 10
     pool.cancel()
     report = await pool.close()
     assert [entry.job for entry in report.unfinished] == jobs

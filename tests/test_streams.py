@@ -451,7 +451,7 @@ async def test_a_failed_map_says_stream_closed_when_it_is_read_again() -> None:
 
 
 @virtual
-async def test_failures_that_nobody_reads_are_counted_when_a_stream_is_cut() -> None:
+async def test_failures_that_nobody_reads_are_counted_when_a_stream_is_cancelled() -> None:
     async with WorkerPool(odd_fail, workers=3) as pool:
         async for outcome in pool.outcomes([0, 1, 3]):
             assert outcome.job == 0
@@ -567,7 +567,7 @@ async def test_a_stream_that_another_task_cuts_does_not_look_exhausted() -> None
         reading = asyncio.create_task(_list(stream))
         await settle()
         await stream.aclose()
-        with pytest.raises(StreamClosed, match="was cut before its end"):
+        with pytest.raises(StreamClosed, match="was cancelled before its end"):
             await reading
 
 

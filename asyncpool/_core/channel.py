@@ -172,7 +172,7 @@ class Channel(Generic[ItemT_co]):
     def end_with(self, outcome: Outcome[Any, Any]) -> None:
         """Make this outcome the last: the reader gets its error, and nothing after it. For the cursor."""
         self._failure = outcome
-        self.cut()
+        self.cancel()
 
     async def _begin(self) -> None:
         """Called before each wait of the reader, so also before the first."""
@@ -182,7 +182,7 @@ class Channel(Generic[ItemT_co]):
 
     # -- Early ends --------------------------------------------------------------------------------------------------
 
-    def cut(self) -> None:
+    def cancel(self) -> None:
         """End the channel at once: take no more, cancel what is queued or runs, count the failures that are unread."""
         if self._is_cut or self._is_over:
             return
@@ -203,17 +203,17 @@ class Channel(Generic[ItemT_co]):
         return [outcome for outcome in outcomes if isinstance(outcome, Failed)]
 
     def cut_soon(self) -> None:
-        """Ask for the cut, from any thread and while the collector runs."""
+        """Ask for the cancellation, from any thread and while the collector runs."""
         if isinstance(self._failure, Failed) and not self._is_over:  # the reader was cancelled before he was told
             self._dispatcher.note_unread(self._failure)
         if not self._is_cut and not self._is_over and self._dispatcher.is_bound:
             try:
-                self._dispatcher.loop.call_soon_threadsafe(self.cut)
+                self._dispatcher.loop.call_soon_threadsafe(self.cancel)
             except RuntimeError:
                 pass  # the loop is closed: nothing runs any more that could be cancelled
 
     def _cut_error(self) -> StreamClosed:
-        return StreamClosed(f"{self._what} was cut before its end")
+        return StreamClosed(f"{self._what} was cancelled before its end")
 
     async def aclose(self) -> None:
         """Cancel what is queued or runs, and wait until it has ended. Does nothing after the end.
@@ -221,7 +221,7 @@ class Channel(Generic[ItemT_co]):
         A job that ignores its cancellation is waited for until it is called stuck, after five seconds. Cancel-safe:
         what was asked to end goes on ending.
         """
-        self.cut()
+        self.cancel()
         while self.live and self._dispatcher.is_waited_for(self):
             future: asyncio.Future[None] = self._dispatcher.loop.create_future()
             self._closers.append(future)
@@ -245,7 +245,7 @@ class Channel(Generic[ItemT_co]):
 
 
 class Cursor(AsyncIterator[ItemT_co]):
-    """The front of a channel, whose death cuts it: so that leaving the loop does, wherever the stream is held."""
+    """The front of a channel, whose death cancels it: so that leaving the loop does, wherever the stream is held."""
 
     __slots__ = ("_channel",)
 

@@ -1,6 +1,6 @@
 """How a pool's failures get to whoever keeps its dead letters.
 
-What a letter is, and who may keep them, is `letters.py`.
+What a letter is, and who may keep them, is `dead_letters/letter.py`.
 """
 
 from __future__ import annotations

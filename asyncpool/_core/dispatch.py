@@ -231,10 +231,10 @@ class Dispatcher:
         "seconds_queued",
         "seconds_running",
         "supervisor",
+        "target_workers",
         "throughput",
         "unfinished",
         "waits",
-        "wanted_workers",
         "window",
         "workers",
     )
@@ -311,7 +311,7 @@ class Dispatcher:
         self.running = 0
         self.peak_running = 0  # since the policy was asked last; before that, the record is the past one
         self._past_peak = 0
-        self.wanted_workers = policy.first
+        self.target_workers = policy.initial_workers
         self.scaler = Scaler(self, policy)
         self.queue_size = self.window = 0  # how many jobs may wait; how many of a stream may be accepted and not read
         self.measure()
@@ -414,7 +414,7 @@ class Dispatcher:
             return 0
         # Of a pool that sleeps without workers, the first job brings one.
         idle = 0 if self.is_paused else len(self.idle)
-        if not idle and not self.running and not self.wanted_workers and not self.is_paused:
+        if not idle and not self.running and not self.target_workers and not self.is_paused:
             idle = 1
         return self.queue_size + idle - self.queue.size
 
@@ -443,7 +443,7 @@ class Dispatcher:
             self.cancel(job, CancelReason.SHUTDOWN)
         elif self.idle and not self._is_pumping:
             self._wake()
-        elif not self.wanted_workers and self.scaler.is_dozing:  # the priority function has changed the size
+        elif not self.target_workers and self.scaler.is_dozing:  # the priority function has changed the size
             self._rouse()
         return job
 
@@ -1188,7 +1188,7 @@ class Dispatcher:
 
     def resize(self, decision: Decision, load: PoolLoad | None) -> None:
         """Change how many workers there should be, and tell it."""
-        old = self.wanted_workers
+        old = self.target_workers
         self._set_workers(decision.workers)
         if old != decision.workers and self.observers.any:
             self.observers.emit(
@@ -1209,7 +1209,7 @@ class Dispatcher:
 
     def _set_workers(self, wanted: int) -> None:
         """Make new workers, or retire surplus ones: at once who has no job, then whoever ends his job first."""
-        self.wanted_workers = wanted
+        self.target_workers = wanted
         self.measure()
         staying = [worker for worker in self.workers.values() if not worker.leaving]
         for _ in range(wanted - len(staying)):
@@ -1313,17 +1313,17 @@ class Dispatcher:
         load = PoolLoad(
             now=now,
             elapsed=now - recent.asked_at,
-            workers=self.wanted_workers,
-            opening=self._opening(),
+            workers=self.target_workers,
+            starting=self._starting(),
             idle=len(self.idle),
             running=self.running,
             peak_running=self.peak_running,
             blocked=self.waits.blocked(),
             queued=self.queue.size,
             waiting=len(self.line.waiting),
-            refused=recent.refused,
+            rejected=recent.rejected,
             delayed=self.delayed,
-            is_held=self._is_held(now),
+            is_throttled=self._is_throttled(now),
             succeeded=counters.succeeded - recent.succeeded,
             failed=recent.failed,
             seconds=tuple(recent.seconds),
@@ -1341,14 +1341,14 @@ class Dispatcher:
         self.peak_running = self.running
         self._recent = self.seconds_running.reader = None
 
-    def _opening(self) -> int:
+    def _starting(self) -> int:
         """How many workers have no resource yet, or not again."""
         if self._enter_resource is None:
             return 0
         free = sum(worker.job is None and not worker.leaving for worker in self.workers.values())
         return free - len(self.idle)
 
-    def _is_held(self, now: float) -> bool:
+    def _is_throttled(self, now: float) -> bool:
         """Whether something else than workers is wanting."""
         return (
             self.is_paused
@@ -1393,7 +1393,7 @@ class Dispatcher:
 
     def _rouse(self) -> None:
         self.queue.push = self._push
-        self.scaler.rouse(at_once=not self.wanted_workers)
+        self.scaler.rouse(at_once=not self.target_workers)
 
     def _all_wait(self) -> None:
         """Every job that runs waits for this pool: ask for one more worker."""
@@ -1401,7 +1401,7 @@ class Dispatcher:
         self.scaler.rouse(at_once=True)
 
     def _needs_worker(self) -> bool:
-        return not self.idle and not self.scaler.is_fixed and not self._opening()
+        return not self.idle and not self.scaler.is_fixed and not self._starting()
 
     def _may_grow(self) -> bool:
         """Whether the policy is a function, so that it has to be asked before anybody knows."""
@@ -1426,11 +1426,11 @@ class Dispatcher:
             self._rouse()
         await self.waits.wait(future)
 
-    def count_refused(self) -> None:
+    def count_rejected(self) -> None:
         """A job was turned away, because the pool is full."""
-        self.counters.refused += 1
+        self.counters.rejected += 1
         if self._recent is not None:
-            self._recent.refused += 1
+            self._recent.rejected += 1
             if self.scaler.is_dozing:
                 self._rouse()
 
@@ -1487,14 +1487,14 @@ class Dispatcher:
             failed=counters.failed,
             cancelled=counters.cancelled,
             workers=len(self.idle) + self.running,
-            wanted_workers=self.wanted_workers,
-            most_workers=self.most(),
+            target_workers=self.target_workers,
+            max_workers=self.most(),
             peak_running=max(self._past_peak, self.peak_running),
             stuck=sum(timer is None for timer in self._dying.values()),
             unread_failures=counters.unread_failures,
             retries=counters.retries,
-            refused=counters.refused,
-            retries_refused=counters.retries_refused,
+            rejected=counters.rejected,
+            retries_rejected=counters.retries_rejected,
             seconds_queued=self.seconds_queued.snapshot(),
             seconds_running=self.seconds_running.snapshot(),
             throughput=self.throughput.rate(self._time(), counters.ended) if self.is_bound else 0.0,

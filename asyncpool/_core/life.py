@@ -89,16 +89,16 @@ class Life:
         self._supervisor.add_done_callback(self._supervisor_is_done)
         dispatcher.supervisor = self._supervisor
         dispatcher.tell_opened()
-        if dispatcher.has_resource and dispatcher.wanted_workers:
+        if dispatcher.has_resource and dispatcher.target_workers:
             await self._enter_first_resource()
         elif self.state is not State.STARTING:  # whoever keeps the dead letters has closed the pool
             await self.wait_closed()
             raise PoolClosed(f"pool {dispatcher.name!r} was closed while it started")
-        dispatcher.resize(Decision(dispatcher.wanted_workers), None)
+        dispatcher.resize(Decision(dispatcher.target_workers), None)
         self.state = State.OPEN
-        _log.debug("pool %r: started with %d workers", dispatcher.name, dispatcher.wanted_workers)
+        _log.debug("pool %r: started with %d workers", dispatcher.name, dispatcher.target_workers)
         if dispatcher.observers.any:
-            dispatcher.observers.emit(PoolStarted(pool=dispatcher.name, workers=dispatcher.wanted_workers))
+            dispatcher.observers.emit(PoolStarted(pool=dispatcher.name, workers=dispatcher.target_workers))
         if not dispatcher.scaler.is_fixed:
             try:
                 dispatcher.scaler.look()

@@ -14,9 +14,9 @@ _MOST_ERRORS = 1000
 
 
 class Recent:
-    """Running times, errors and refusals since the last question."""
+    """Running times, errors and rejections since the last question."""
 
-    __slots__ = ("_seen", "_step", "asked_at", "errors", "failed", "most_failed", "refused", "seconds", "succeeded")
+    __slots__ = ("_seen", "_step", "asked_at", "errors", "failed", "most_failed", "rejected", "seconds", "succeeded")
 
     def __init__(self, now: float, succeeded: int) -> None:
         self.asked_at = now
@@ -25,7 +25,7 @@ class Recent:
         self.most_failed = math.inf  # before the policy is to be asked again
         self.errors: list[BaseException] = []
         self.seconds: list[float] = []
-        self.refused = 0
+        self.rejected = 0
         self._seen = 0
         self._step = 1
 

@@ -56,7 +56,7 @@ class Retries:
             return None
         if self.tally is not None and not self.tally.withdraw(now):
             _add_note(failed.error, f"not tried again: the budget is spent, {self._policy.budget!r}")
-            self._tell_refused(job)
+            self._tell_rejected(job)
             return None
         return backoff
 
@@ -76,9 +76,9 @@ class Retries:
         assert self._policy.max_elapsed is not None
         return job.accepted_at + self._policy.max_elapsed
 
-    def _tell_refused(self, job: Job) -> None:
-        self._counters.retries_refused += 1
-        count = self._counters.retries_refused
+    def _tell_rejected(self, job: Job) -> None:
+        self._counters.retries_rejected += 1
+        count = self._counters.retries_rejected
         if count & (count - 1) == 0:
             _log.warning(
                 "pool %r: the retry budget is spent, so a failed job is not tried again (number %d of such): %r",

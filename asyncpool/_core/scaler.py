@@ -38,16 +38,16 @@ def as_policy(workers: Workers) -> ScalingPolicy:
     if isinstance(workers, int) and not isinstance(workers, bool):
         return FixedSize(workers)
     if isinstance(workers, ScalingPolicy) and not isinstance(workers, type):
-        first = check_count("first of the scaling policy", workers.first, least=0)
-        most = check_count("most of the scaling policy", workers.most, least=1)
-        if first > most:
-            raise ValueError(f"first of the scaling policy must be <= most, got {first} > {most}")
+        initial = check_count("initial_workers of the scaling policy", workers.initial_workers, least=0)
+        most = check_count("max_workers of the scaling policy", workers.max_workers, least=1)
+        if initial > most:
+            raise ValueError(f"initial_workers of the scaling policy must be <= max_workers, got {initial} > {most}")
         check_seconds("interval of the scaling policy", workers.interval, positive=True)
         return workers
     if callable(workers) and not isinstance(workers, type):
         _check_answers("workers", workers)
         return _Function(workers)
-    missing = [name for name in ("first", "most", "interval") if not hasattr(workers, name)]
+    missing = [name for name in ("initial_workers", "max_workers", "interval") if not hasattr(workers, name)]
     hint = f" (it has start(), but no {' and no '.join(missing)})" if hasattr(workers, "start") else ""
     raise TypeError(f"workers must be an int, a scaling policy, or a function of a PoolLoad, got {workers!r}{hint}")
 
@@ -72,8 +72,8 @@ class _Function:
     """A plain function as a policy. The pool starts with one worker, and asks it at once."""
 
     function: Callable[[PoolLoad], int]
-    first: int = 1
-    most: int = 2**31
+    initial_workers: int = 1
+    max_workers: int = 2**31
     interval: float = _INTERVAL
 
     def start(self) -> Decide:
@@ -87,7 +87,7 @@ class ScalerHost(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def wanted_workers(self) -> int: ...
+    def target_workers(self) -> int: ...
     def take_load(self) -> PoolLoad: ...
     def forget_recent(self) -> None: ...
     @property
@@ -136,7 +136,7 @@ class Scaler:
     @property
     def most(self) -> int:
         """How many workers there may be. Of a function that is not known: then it is what it answered last."""
-        return self._most or max(1, self._host.wanted_workers)
+        return self._most or max(1, self._host.target_workers)
 
     def open(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
         """Bind to the running loop."""
@@ -157,7 +157,7 @@ class Scaler:
         # Told apart once, because the most workers there may be are asked for at each job.
         self.is_fixed = isinstance(policy, FixedSize)  # always answers the same
         self.is_function = isinstance(policy, _Function)  # nobody knows how many workers it may want
-        self._most = 0 if self.is_function else policy.most
+        self._most = 0 if self.is_function else policy.max_workers
 
     def end(self) -> None:
         """Ask no more."""
@@ -193,9 +193,9 @@ class Scaler:
 
     def _apply(self, decision: Decision | None, load: PoolLoad) -> None:
         if decision is None:
-            decision = Decision(min(load.workers, self._policy.most), "the policy has failed")
-        elif decision.workers > self._policy.most:
-            decision = replace(decision, workers=self._policy.most)
+            decision = Decision(min(load.workers, self._policy.max_workers), "the policy has failed")
+        elif decision.workers > self._policy.max_workers:
+            decision = replace(decision, workers=self._policy.max_workers)
         # Whatever the policy says, work that is there is done.
         if load.backlog and not decision.workers:
             decision = Decision(1, "jobs wait, and there is no worker")
@@ -224,15 +224,24 @@ class Scaler:
                 "pool %r: the scaling policy has failed (number %d of such); there are %d workers as before",
                 self._host.name,
                 self._failures,
-                self._host.wanted_workers,
+                self._host.target_workers,
                 exc_info=error,
             )
 
     def _go_on(self, load: PoolLoad, decision: Decision | None) -> None:
         self._host.rouse_after_failures(None if decision is None else decision.ask_again_after_failures)
-        workers = self._host.wanted_workers
-        seen = load.running, load.queued, load.waiting, load.delayed, load.idle, load.opening, load.is_held, workers
-        is_same = seen == self._seen and not (load.succeeded or load.failed or load.refused)
+        workers = self._host.target_workers
+        seen = (
+            load.running,
+            load.queued,
+            load.waiting,
+            load.delayed,
+            load.idle,
+            load.starting,
+            load.is_throttled,
+            workers,
+        )
+        is_same = seen == self._seen and not (load.succeeded or load.failed or load.rejected)
         self._seen = seen
         self._alike = self._alike + 1 if is_same else 0
         if workers and self._alike < (_PATIENCE if load.backlog else 1):

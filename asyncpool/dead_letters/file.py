@@ -1,6 +1,6 @@
 """`DeadLetterFile`: dead letters that outlive their process, one line of JSON each.
 
-What a letter is, is `letters.py`; how stores are watched and replayed, `dead_letters.py`.
+What a letter is, is `letter.py`; how stores are watched and replayed, `store.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What is kept of a job that failed for good, a letter, and the contract with whoever keeps letters.
 
-The stores are `dead_letters.py` (in memory) and `dead_letter_file.py`. When a letter is written is `_letterbox.py`.
+The stores are `memory.py` and `file.py`. When a letter is written is `_core/dead_letter_writer.py`.
 """
 
 from __future__ import annotations

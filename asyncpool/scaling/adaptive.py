@@ -109,14 +109,9 @@ class Adaptive:
         check_filter("overload", self.overload)
 
     @property
-    def first(self) -> int:
+    def initial_workers(self) -> int:
         """How many workers a pool starts with: `min_workers`."""
         return self.min_workers
-
-    @property
-    def most(self) -> int:
-        """How many workers there may ever be: `max_workers`."""
-        return self.max_workers
 
     def start(self) -> Decide:
         """Return what decides for one pool."""
@@ -280,7 +275,7 @@ class _Climb:
 
     def __init__(self, policy: Adaptive) -> None:
         self._policy = policy
-        self._base = _Trial(policy.first)
+        self._base = _Trial(policy.initial_workers)
         self._before: _Trial | None = None  # the same number of workers, before the last experiment
         self._probe: _Trial | None = None  # the number that is being tried
         self._way = _Way.MORE
@@ -303,7 +298,7 @@ class _Climb:
             self._is_begun = True
             self._base = _Trial(max(self._policy.min_workers, min(self._policy.max_workers, load.workers)))
         here = self._probe or self._base
-        was_busy, self._was_busy = self._was_busy, load.backlog > 0 and not load.is_held and not load.opening
+        was_busy, self._was_busy = self._was_busy, load.backlog > 0 and not load.is_throttled and not load.starting
         if not self._was_busy:
             return self._stay("the workers are not all busy")
         busy_at, self._busy_at = self._busy_at, load.now

@@ -25,7 +25,7 @@ class AutoScale:
     not help: when the pool is paused, when jobs wait for a limiter or workers for their resource, when some are idle.
     And who retires is decided in one place, so that there are never fewer than `min_workers`.
 
-    Where the queue cannot show the backlog because it is full (its submitters wait or are refused), it doubles.
+    Where the queue cannot show the backlog because it is full (its submitters wait or are rejected), it doubles.
 
     Between growing and shrinking lies `idle_timeout`: so it does not flap, however the load does.
 
@@ -58,14 +58,9 @@ class AutoScale:
         check_seconds("idle_timeout", self.idle_timeout)
 
     @property
-    def first(self) -> int:
+    def initial_workers(self) -> int:
         """How many workers a pool starts with: `min_workers`."""
         return self.min_workers
-
-    @property
-    def most(self) -> int:
-        """How many workers there may ever be: `max_workers`."""
-        return self.max_workers
 
     def start(self) -> Decide:
         """Return what decides for one pool."""
@@ -107,14 +102,14 @@ class _Backlog:
     def _wanted(self, load: PoolLoad) -> tuple[int, str]:
         policy = self._policy
         wanted, why = 0, ""
-        if load.is_held or load.opening:
+        if load.is_throttled or load.starting:
             return wanted, why
         if not load.idle and load.backlog > policy.backlog_per_worker * load.workers:
             wanted = self._workers_for(load.backlog)
             why = f"{load.backlog} jobs wait for {_count(load.workers, 'worker')}"
         # The queue is full, and does not show how much more there is.
-        if (load.waiting and not load.idle) or (load.refused and load.peak_running >= load.workers):
-            more = max(2 * load.workers, self._workers_for(load.backlog + load.refused))
+        if (load.waiting and not load.idle) or (load.rejected and load.peak_running >= load.workers):
+            more = max(2 * load.workers, self._workers_for(load.backlog + load.rejected))
             if more > wanted:
                 wanted, why = more, f"the queue of {_count(load.workers, 'worker')} is full"
         return min(wanted, policy.max_workers), why
@@ -124,13 +119,13 @@ class _Backlog:
 
     def _grow(self, load: PoolLoad, wanted: int, why: str) -> Decision:
         self._note(load.now, wanted)  # what is new has its time to be idle too
-        return Decision(wanted, why, {"backlog": load.backlog, "refused": load.refused})
+        return Decision(wanted, why, {"backlog": load.backlog, "rejected": load.rejected})
 
     def _shrink(self, load: PoolLoad) -> Decision:
         policy = self._policy
         needed = max(load.running, load.peak_running)
         if load.backlog:
-            needed += load.opening  # what opens has not been idle
+            needed += load.starting  # what opens has not been idle
         # At first, what there is has its time.
         self._note(load.now, needed if self._needed else load.workers)
         while len(self._needed) > 1 and self._needed[0][0] <= load.now + _EARLY:

@@ -1,7 +1,7 @@
 """How many workers a pool has: what it tells its policy, what that answers, and the policy that answers always alike.
 
-Pure: a policy sees numbers and answers with a number. When it is asked, and what the answer does, is `_scaler.py`'s;
-policies that scale are `autoscale.py` and `adaptive.py`.
+Pure: a policy sees numbers and answers with a number. When it is asked, and what the answer does, is the matter of
+`_core/scaler.py`; policies that scale are `autoscale.py` and `adaptive.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class PoolLoad:
     """Seconds since the policy was asked last; 0.0 the first time."""
     workers: int = 0
     """How many workers there should be: what was decided last."""
-    opening: int = 0
+    starting: int = 0
     """How many of these have no resource yet, and so take no jobs."""
     idle: int = 0
     """Workers that could take a job now."""
@@ -39,11 +39,11 @@ class PoolLoad:
     """Jobs that wait for a worker."""
     waiting: int = 0
     """Submitters and streams that wait for room in the queue."""
-    refused: int = 0
+    rejected: int = 0
     """Jobs that were turned away by `QueueFull` since the policy was asked last."""
     delayed: int = 0
     """Jobs that wait for a time. They are no backlog: no worker could take them."""
-    is_held: bool = False
+    is_throttled: bool = False
     """Whether something else than workers is wanting: the pool is paused, its rate limit is closed, jobs that hold a
     worker wait in the limiter, or `max_delayed` jobs are delayed."""
     succeeded: int = 0
@@ -90,13 +90,13 @@ class ScalingPolicy(Protocol):
     """
 
     @property
-    def first(self) -> int:
+    def initial_workers(self) -> int:
         """How many workers a pool starts with."""
         ...
 
     @property
-    def most(self) -> int:
-        """How many workers there may ever be; answers above it are cut to it."""
+    def max_workers(self) -> int:
+        """How many workers there may ever be; answers above it are capped."""
         ...
 
     @property
@@ -135,12 +135,12 @@ class FixedSize:
         check_count("workers", self.workers, least=1)
 
     @property
-    def first(self) -> int:
+    def initial_workers(self) -> int:
         """How many workers the pool starts with."""
         return self.workers
 
     @property
-    def most(self) -> int:
+    def max_workers(self) -> int:
         """How many workers there may ever be."""
         return self.workers
 

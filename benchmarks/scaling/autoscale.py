@@ -55,7 +55,9 @@ def _intervals(traces: dict[str, dict[str, Result]]) -> Goal:
         name="jump", about="a thousand jobs at once", backend=TWENTY.backend, load=load, seconds=60.0, settle=0.0
     )
     result = simulate(scenario, policy)
-    reached = next((at for at, event in result.decisions if at >= BURST_AT and event.new >= policy.most), math.inf)
+    reached = next(
+        (at for at, event in result.decisions if at >= BURST_AT and event.new >= policy.max_workers), math.inf
+    )
     traces["jump"] = {"AutoScale(2, 20)": result}
     value = (reached - BURST_AT) / policy.interval
     return Goal(

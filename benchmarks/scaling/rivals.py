@@ -30,18 +30,13 @@ class Rival:
     interval: float = 1.0
 
     @property
-    def first(self) -> int:
+    def initial_workers(self) -> int:
         """How many workers a pool starts with."""
         return self.min_workers
 
-    @property
-    def most(self) -> int:
-        """How many workers there may ever be."""
-        return self.max_workers
-
     def within(self, limit: float) -> float:
         """The nearest limit that is allowed."""
-        return max(float(self.first), min(float(self.max_workers), limit))
+        return max(float(self.initial_workers), min(float(self.max_workers), limit))
 
     def start(self) -> Decide:
         """Return what decides for one pool."""
@@ -83,7 +78,7 @@ class _Windowed:
     def __init__(self, policy: Rival, update: _Update) -> None:
         self._policy = policy
         self._update = update
-        self._limit = float(policy.first)
+        self._limit = float(policy.initial_workers)
         self._window = _Window()
 
     def __call__(self, load: PoolLoad) -> Decision:
@@ -208,7 +203,7 @@ class EnvoyGradient(Rival):
     buffer: float = field(default=0.25, kw_only=True)
 
     @property
-    def first(self) -> int:
+    def initial_workers(self) -> int:
         """How many workers a pool starts with, and how few it may ever have."""
         return min(self.max_workers, max(self.min_workers, self.lowest))
 
@@ -219,7 +214,7 @@ class EnvoyGradient(Rival):
 class _Gradient:
     def __init__(self, policy: EnvoyGradient) -> None:
         self._policy = policy
-        self._limit = policy.first  # while it measures the baseline: what to go back to
+        self._limit = policy.initial_workers  # while it measures the baseline: what to go back to
         self._baseline = 0.0
         self._next_at = 0.0
         self._is_measuring = True
@@ -233,7 +228,7 @@ class _Gradient:
         self._old = max(0, self._old - load.succeeded - load.failed)
         if self._is_measuring:
             if len(self._seconds) < policy.samples:
-                return Decision(policy.first, "measures the baseline")
+                return Decision(policy.initial_workers, "measures the baseline")
             self._is_measuring = False
             self._baseline = self._take()
             self._next_at = load.now + policy.every
@@ -241,11 +236,11 @@ class _Gradient:
             self._is_measuring = True
             self._at_lowest, self._old = 0, load.running
             self._seconds.clear()
-            return Decision(policy.first, "measures the baseline")
+            return Decision(policy.initial_workers, "measures the baseline")
         elif self._seconds:
             gradient = max(0.5, min(2.0, self._baseline * (1 + policy.buffer) / self._take()))
             limit = int(policy.within(self._limit * gradient + math.sqrt(self._limit * gradient)))
-            self._at_lowest = self._at_lowest + 1 if limit == self._limit == policy.first else 0
+            self._at_lowest = self._at_lowest + 1 if limit == self._limit == policy.initial_workers else 0
             self._limit = limit
         return Decision(self._limit, f"EnvoyGradient: {self._limit}", {"baseline": self._baseline})
 
@@ -291,7 +286,7 @@ class _Wave:
 
     def __init__(self, policy: HillClimbing) -> None:
         self._policy = policy
-        self._setting = float(policy.first)
+        self._setting = float(policy.initial_workers)
         self._noise = 0.0
         self._done = 0
         self._elapsed = 0.0

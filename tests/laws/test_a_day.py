@@ -97,8 +97,8 @@ class Day:
     def _look(self) -> None:
         stats = self.pool.stats
         check_conservation(stats)
-        self.wanted[-1].append(stats.wanted_workers)
-        self.peaks[-1] = max(self.peaks[-1], stats.wanted_workers)
+        self.wanted[-1].append(stats.target_workers)
+        self.peaks[-1] = max(self.peaks[-1], stats.target_workers)
         scheduled: list[Any] = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
         timers = sum(not timer.cancelled() for timer in scheduled)
         # Of each job that runs its sleep; of the policy, of the delayed jobs, of the submitter one each.

@@ -811,7 +811,7 @@ async def falls_asleep(witness: Witness) -> None:
     await settle()
     stats = witness.pool.stats
     assert (stats.queued, stats.delayed, stats.running) == (0, 0, 0)
-    assert (stats.wanted_workers, stats.workers) == (0, 0)
+    assert (stats.target_workers, stats.workers) == (0, 0)
 
 
 async def still_wakes(witness: Witness) -> None:
@@ -851,7 +851,7 @@ async def close_while_the_pool_grows(witness: Witness, cancelling: Cancelling) -
     for item in witness.items(8, "slow", "nap", "stubborn"):
         await witness.submit(item)
     await asyncio.sleep(0.005)
-    assert pool.stats.workers < pool.stats.wanted_workers
+    assert pool.stats.workers < pool.stats.target_workers
     await cancelling(partial(pool.close, drain_timeout=0.5))
     assert pool.report is not None
     assert not pool.report.abandoned
@@ -928,7 +928,7 @@ async def run_of_a_job_that_makes_its_own_pool_grow(witness: Witness, cancelling
     assert result.cancelled or result.value == item.n
     assert (pool.stats.queued, pool.stats.running) == (0, 0)  # and the inner one has ended with it
     await asyncio.sleep(6.0)
-    assert pool.stats.workers == pool.stats.wanted_workers == 1
+    assert pool.stats.workers == pool.stats.target_workers == 1
     await pool.close()
     assert pool.stats.submitted == pool.stats.succeeded + pool.stats.cancelled
 
@@ -938,7 +938,7 @@ async def the_value_of_a_job_that_is_tried_again_by_a_sleeping_pool(witness: Wit
     pool = await sleeping_pool(witness, retry=Retry(attempts=2, backoff=5.0, jitter=False))
     handle = await witness.submit(witness.item("flaky1"))
     await asyncio.sleep(4.0)
-    assert (pool.stats.delayed, pool.stats.wanted_workers) == (1, 0)
+    assert (pool.stats.delayed, pool.stats.target_workers) == (1, 0)
     due = witness.due[handle.id]
 
     async def main() -> Any:

@@ -122,7 +122,7 @@ class Reading:
         self.came_out: list[Any] = []
         self.step: asyncio.Task[Any] | None = None
         self.end: BaseException | None = None
-        self.is_cut = False
+        self.is_cancelled = False
         self.pulls_async = False
 
 
@@ -472,10 +472,10 @@ class PoolMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self._readings())
     @rule(which=ANY, how=st.sampled_from(("leave", "aclose")))
-    def cut_a_stream(self, which: int, how: str) -> None:
+    def cancel_a_stream(self, which: int, how: str) -> None:
         reading = self._readings()[which % len(self._readings())]
         self._finish_step(reading)
-        reading.is_cut = True
+        reading.is_cancelled = True
         if how == "aclose":
             self.tasks.append(self.spawn(reading.what.aclose))
         elif reading.step is None:
@@ -647,7 +647,7 @@ class PoolMachine(RuleBasedStateMachine):
             most += self.witness.max_delayed - 1 + most + late
         for reading in self._readings():
             unread = len(reading.went_in) - len(reading.came_out) - (reading.step is not None)
-            assert reading.is_cut or reading.raises or unread <= most, f"{unread} unread"
+            assert reading.is_cancelled or reading.raises or unread <= most, f"{unread} unread"
 
     @invariant()
     def submitters_are_let_in_in_the_order_they_came(self) -> None:
@@ -678,7 +678,7 @@ class PoolMachine(RuleBasedStateMachine):
         if reading in self.streams:
             assert set(came_out) <= set(went_in)
         end = reading.end
-        if end is None or reading.is_cut:
+        if end is None or reading.is_cancelled:
             return
         if not reading.raises:
             assert isinstance(end, (StopAsyncIteration, LookupError, PoolClosed)), repr(end)
@@ -731,7 +731,7 @@ class PoolMachine(RuleBasedStateMachine):
             if reading.step is not None:
                 await ended(reading.step)
             self._finish_step(reading)
-            while reading.end is None and not reading.is_cut:
+            while reading.end is None and not reading.is_cancelled:
                 reading.step = spawn(anext(reading.front))
                 await ended(reading.step)
                 self._finish_step(reading)

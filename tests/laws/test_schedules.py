@@ -562,7 +562,7 @@ async def a_source_fails(witness: Witness, random: Random) -> None:
 async def a_source_stops_what_it_feeds(witness: Witness, random: Random) -> None:
     pool = witness.make_pool(**sizes(random))
     await pool.start()
-    how = random.choice(("drain", "cancel", "cut"))
+    how = random.choice(("drain", "cancel", "cancel the stream"))
     is_closed = False
 
     async def source() -> AsyncIterator[Item]:
@@ -571,7 +571,7 @@ async def a_source_stops_what_it_feeds(witness: Witness, random: Random) -> None
             for count in range(20):
                 await turns(random, 1)
                 if count == 3:
-                    stream.cut() if how == "cut" else getattr(pool, how)()
+                    stream.cancel() if how == "cancel the stream" else getattr(pool, how)()
                 item = witness.item("ok", "turn")
                 witness.pulled.append(item)
                 yield item
@@ -620,7 +620,7 @@ async def sources_and_first_steps_do_as_they_like(witness: Witness, random: Rand
                 case 6 if witness.handles:
                     random.choice(witness.handles).cancel()
                 case 7 if random.random() < 0.3:
-                    random.choice(streams).cut()
+                    random.choice(streams).cancel()
                 case 8 if random.random() < 0.1:
                     random.choice((pool.cancel, pool.drain))()
                 case _:
@@ -704,7 +704,7 @@ async def streams_and_submitters_share_a_pool(witness: Witness, random: Random) 
 
 
 @scenario
-async def a_pipeline_of_two_pools_is_cut(witness: Witness, random: Random) -> None:
+async def a_pipeline_of_two_pools_is_cancelled(witness: Witness, random: Random) -> None:
     async def double(value: int) -> int:
         await turns(random, 1)
         return 2 * value
@@ -1597,11 +1597,11 @@ async def a_limiter_function_does_as_it_likes(witness: Witness, random: Random) 
 class Rogue:
     """A scaling policy of the user's own, which may do anything when it is asked; for a while, and then it is tame."""
 
-    first = 1
+    initial_workers = 1
 
-    def __init__(self, act: Callable[[PoolLoad], Any], *, most: int = 4, interval: float = 0.003) -> None:
+    def __init__(self, act: Callable[[PoolLoad], Any], *, max_workers: int = 4, interval: float = 0.003) -> None:
         self._act = act
-        self.most = most
+        self.max_workers = max_workers
         self.interval = interval
 
     def start(self) -> Decide:
@@ -1661,7 +1661,7 @@ async def a_pool_without_workers_is_woken(witness: Witness, random: Random) -> N
     async with pool:
         for _ in range(4):
             await asyncio.sleep(3.0)
-            assert (pool.stats.wanted_workers, pool.stats.workers) == (0, 0)
+            assert (pool.stats.target_workers, pool.stats.workers) == (0, 0)
             now = loop.time()
             items = witness.items(random.choice((1, 1, 4)), "ok", "turn")
             tasks: list[asyncio.Task[Any]] = []
@@ -1683,7 +1683,7 @@ async def a_pool_without_workers_is_woken(witness: Witness, random: Random) -> N
                 case 5:
                     handle = await witness.submit(witness.item("flaky1"))
                     await asyncio.sleep(5.0)
-                    assert pool.stats.wanted_workers == 0
+                    assert pool.stats.target_workers == 0
                     await handle.outcome()
                     now += 10.0
             await settle()
@@ -1864,7 +1864,7 @@ async def the_pool_shrinks_while_its_jobs_end(witness: Witness, random: Random) 
         if policy.min_workers == 0:
             witness.resize(policy)
             await asyncio.sleep(1.0)
-            assert (pool.stats.wanted_workers, pool.stats.workers) == (0, 0)
+            assert (pool.stats.target_workers, pool.stats.workers) == (0, 0)
     assert not (await witness.check_end())
 
 
@@ -1975,9 +1975,11 @@ async def policies_do_as_they_like(witness: Witness, random: Random) -> None:
                     is_paused = True
                     loop.call_later(0.01, resume)
                 case 8 if random.random() < 0.3:
-                    witness.resize(Rogue(lambda _: 1 // 0, most=random.randint(1, 3)))
+                    witness.resize(Rogue(lambda _: 1 // 0, max_workers=random.randint(1, 3)))
                 case 8 if random.random() < 0.7:
-                    witness.resize(Rogue(act, most=random.randint(1, 4)) if random.random() < 0.7 else any_size(random))
+                    witness.resize(
+                        Rogue(act, max_workers=random.randint(1, 4)) if random.random() < 0.7 else any_size(random)
+                    )
                 case 9 if random.random() < 0.1:
                     is_paused = False
                     random.choice((pool.cancel, pool.drain))()
@@ -2031,7 +2033,7 @@ async def jobs_that_wait_for_their_own_pool_make_it_grow(witness: Witness, rando
             lambda load: min(4, load.running + load.backlog + 1),
         )
     )
-    most = getattr(policy, "most", 4)
+    most = getattr(policy, "max_workers", 4)
     opens = Doors(random) if random.random() < 0.3 else None
 
     async def handler(depth: int, resource: object = None) -> int:
@@ -2075,7 +2077,7 @@ async def jobs_that_wait_for_their_own_pool_make_it_grow(witness: Witness, rando
                 for _ in range(4):
                     await turns(random, 6)
                     pool.resize(any_size(random))
-                    most = max(most, pool.stats.most_workers)
+                    most = max(most, pool.stats.max_workers)
             await ended(*tasks)
             is_deadlock = [isinstance(task.exception(), (PoolDeadlock, JobCancelled)) for task in tasks]
             for task, failed in zip(tasks, is_deadlock, strict=True):
@@ -2085,7 +2087,7 @@ async def jobs_that_wait_for_their_own_pool_make_it_grow(witness: Witness, rando
         assert asyncio.get_running_loop().time() < 10.0
     stats = pool.stats
     assert stats.submitted == stats.succeeded + stats.failed + stats.cancelled
-    assert stats.peak_running <= max(most, stats.most_workers)
+    assert stats.peak_running <= max(most, stats.max_workers)
     witness.check_timers()
 
 

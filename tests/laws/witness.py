@@ -138,15 +138,15 @@ class Letters(DeadLetters[Any]):
 class Whim:
     """A scaling policy that changes its mind for no reason: it gives one answer after the other, and keeps the last."""
 
-    def __init__(self, most: int, *answers: int, interval: float = 0.001, **when: Any) -> None:
-        self.most = most
+    def __init__(self, max_workers: int, *answers: int, interval: float = 0.001, **when: Any) -> None:
+        self.max_workers = max_workers
         self.interval = interval
         self._answers = answers
         self._when = when  # to ask again
 
     @property
-    def first(self) -> int:
-        return min(self._answers[0], self.most)
+    def initial_workers(self) -> int:
+        return min(self._answers[0], self.max_workers)
 
     def start(self) -> Decide:
         left = list(self._answers)
@@ -172,7 +172,7 @@ def bounds_of(workers: Workers) -> tuple[int, float]:
         case AutoScale() | Adaptive():
             return workers.min_workers, workers.max_workers
         case ScalingPolicy():
-            return 0, workers.most
+            return 0, workers.max_workers
         case _:
             return 0, float("inf")
 
@@ -183,7 +183,8 @@ class Watched:
     def __init__(self, witness: Witness, policy: ScalingPolicy) -> None:
         self._witness = witness
         self._policy = policy
-        self.first, self.most, self.interval = policy.first, policy.most, policy.interval
+        self.initial_workers, self.max_workers = policy.initial_workers, policy.max_workers
+        self.interval = policy.interval
 
     def start(self) -> Decide:
         decide = self._policy.start()
@@ -280,7 +281,7 @@ class Witness:
         self.max_delayed = options.get("max_delayed", 10_000)
         self.has_resource = "resource" in options
         self.pool = WorkerPool(options.pop("handler", self.handle), workers=self._watched(workers), **options)
-        self.limit = self.wanted = self.pool.stats.wanted_workers
+        self.limit = self.wanted = self.pool.stats.target_workers
         self._set_bounds(bounds_of(workers))
         return self.pool
 
@@ -335,13 +336,13 @@ class Witness:
     def _take_note_of(self, load: PoolLoad, stats: PoolStats) -> None:
         now = asyncio.get_running_loop().time()
         assert load.now == now
-        assert load.workers == stats.wanted_workers
+        assert load.workers == stats.target_workers
         places = load.queued, load.delayed, load.running, load.idle
         assert places == (stats.queued, stats.delayed, stats.running, stats.workers - stats.running), stats
         assert load.running <= load.peak_running <= stats.peak_running, stats
         assert 0 <= load.blocked <= load.running
         assert (
-            0 <= load.opening <= load.workers + 1
+            0 <= load.starting <= load.workers + 1
         )  # one more while observers are told that a surplus worker's job ended
         asked_at, succeeded = self._told or (now, stats.succeeded)
         self._told = now, stats.succeeded
@@ -560,7 +561,7 @@ class Witness:
                 self.due.pop(number, None)
             case PoolResized(old=old, new=new):
                 assert old != new
-                assert new == self.pool.stats.wanted_workers
+                assert new == self.pool.stats.target_workers
             case _:
                 pass
 
@@ -575,7 +576,7 @@ class Witness:
         stats = self.pool.stats
         check_conservation(stats)
         # Whoever changes it lets us look before and after: so it was not more, meanwhile, than at one of the two.
-        wanted, (least, most) = stats.wanted_workers, self.bounds
+        wanted, (least, most) = stats.target_workers, self.bounds
         assert least <= wanted <= most, f"{wanted} workers are wanted, of {least} to {most}"
         self.limit = max(self.limit, wanted)
         assert stats.running <= self.limit, f"{stats.running} run, of {self.limit} at most"
@@ -597,9 +598,9 @@ class Witness:
         assert not (idle and stats.queued), f"a worker idles beside a queued job: {stats}"
         if is_open:
             # Whatever a policy says, work that is there gets a worker at once.
-            assert stats.wanted_workers or not (stats.queued or self.waiting), f"jobs wait for a policy: {stats}"
-            assert stats.workers <= max(stats.wanted_workers, stats.running), f"too many workers: {stats}"
-            assert self.has_resource or stats.workers >= stats.wanted_workers, f"workers are missing: {stats}"
+            assert stats.target_workers or not (stats.queued or self.waiting), f"jobs wait for a policy: {stats}"
+            assert stats.workers <= max(stats.target_workers, stats.running), f"too many workers: {stats}"
+            assert self.has_resource or stats.workers >= stats.target_workers, f"workers are missing: {stats}"
         if is_open and self.waiting and self.queue_size is not None and stats.delayed < self.max_delayed:
             room = self.queue_size + idle - stats.queued
             assert room <= 0, f"{self.waiting} wait, and there is room for {room}"

@@ -219,11 +219,11 @@ class ByNight:
     """A policy of one's own, written as a class with properties."""
 
     @property
-    def first(self) -> int:
+    def initial_workers(self) -> int:
         return 1
 
     @property
-    def most(self) -> int:
+    def max_workers(self) -> int:
         return 50
 
     @property
@@ -237,9 +237,9 @@ class ByNight:
 class Stepwise:
     """The same with attributes, and a method that decides."""
 
-    def __init__(self, most: int) -> None:
-        self.first = 1
-        self.most = most
+    def __init__(self, max_workers: int) -> None:
+        self.initial_workers = 1
+        self.max_workers = max_workers
         self.interval = 0.5
 
     def start(self) -> Decide:
@@ -275,7 +275,7 @@ def a_size_can_be_changed(pool: WorkerPool[str, int]) -> None:
     pool.resize(half_of_the_backlog)
     pool.resize(lambda load: load.running)
     pool.resize(ByNight())
-    assert_type(pool.stats.wanted_workers + pool.stats.most_workers, int)
+    assert_type(pool.stats.target_workers + pool.stats.max_workers, int)
 
 
 def a_setting_may_be_any_of_them(production: bool) -> Workers:

@@ -100,8 +100,8 @@ async def answers_later(load: PoolLoad) -> int:
 
 
 class NeverStarts:
-    first = 1
-    most = 5
+    initial_workers = 1
+    max_workers = 5
     interval = 0.1
 
 
