@@ -915,7 +915,7 @@ async def test_a_pool_that_is_idle_at_the_fewest_is_left_alone() -> None:
 
 
 @fuzzed
-async def test_one_line_takes_a_policy() -> None:
+async def test_oneshot_takes_a_policy() -> None:
     sizes = Sizes()
     values = await asyncpool.map(sleeper, [0.1] * 100, workers=AutoScale(2, 10), observers=[sizes])
     assert values == [0.1] * 100

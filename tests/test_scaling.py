@@ -1137,7 +1137,7 @@ async def test_an_answer_is_applied_at_once() -> None:
 
 
 @virtual
-async def test_an_answer_above_the_most_is_cut_to_it() -> None:
+async def test_an_answer_above_the_most_is_capped() -> None:
     async with WorkerPool(sleeper, workers=Own(1000, max_workers=7)) as pool:
         assert pool.stats.workers == pool.stats.target_workers == pool.stats.max_workers == 7
 
@@ -2100,7 +2100,7 @@ async def test_a_pool_without_jobs_stops_trying_to_open_a_resource() -> None:
 
 
 @fuzzed
-async def test_surplus_workers_that_are_still_opening_give_it_up() -> None:
+async def test_surplus_workers_that_are_still_starting_give_it_up() -> None:
     connections = Connections(10)
     async with WorkerPool(use, workers=AutoScale(1, 10), resource=connections) as pool:
         handles = [await pool.submit(1) for _ in range(50)]

@@ -850,19 +850,19 @@ async def test_a_group_that_nobody_read_counts_its_failures() -> None:
 
 
 @fuzzed
-async def test_one_line_map_gives_values_and_closes_its_pool() -> None:
+async def test_oneshot_map_gives_values_and_closes_its_pool() -> None:
     assert await asyncpool.map(sleeper, [3, 1, 2], workers=2) == [3, 1, 2]
     assert len(asyncio.all_tasks()) == 1
 
 
 @fuzzed
-async def test_one_line_outcomes_gives_outcomes() -> None:
+async def test_oneshot_outcomes_gives_outcomes() -> None:
     outcomes = await asyncpool.outcomes(odd_fail, later(1, 2, 3), workers=2, ordered=True)
     assert [type(outcome) for outcome in outcomes] == [Failed, Succeeded, Failed]
 
 
 @fuzzed
-async def test_one_line_map_raises_when_nothing_runs_any_more() -> None:
+async def test_oneshot_map_raises_when_nothing_runs_any_more() -> None:
     handler = ManualHandler[int, int]()
     task = asyncio.create_task(_list(asyncpool.map(handler, range(10), workers=2)))
     await handler.wait_started(2)
@@ -875,7 +875,7 @@ async def test_one_line_map_raises_when_nothing_runs_any_more() -> None:
 
 @pytest.mark.parametrize("how", ["break", "async with", "raise", "cancel", "source"])
 @fuzzed
-async def test_one_line_map_closes_its_pool_in_every_ending(how: str) -> None:
+async def test_oneshot_map_closes_its_pool_in_every_ending(how: str) -> None:
     closed: list[object] = []
 
     def observe(event: object) -> None:
@@ -911,7 +911,7 @@ async def test_one_line_map_closes_its_pool_in_every_ending(how: str) -> None:
 
 
 @virtual
-async def test_a_one_line_stream_that_is_never_read_does_nothing() -> None:
+async def test_a_oneshot_stream_that_is_never_read_does_nothing() -> None:
     source = Source([1])
     stream = asyncpool.map(echo, source.sync(), workers=1)
     await settle()
@@ -932,7 +932,7 @@ async def test_a_stream_that_is_dropped_unread_warns_as_a_coroutine_does() -> No
 
 
 @virtual
-async def test_a_one_line_stream_raises_the_error_of_its_resource() -> None:
+async def test_a_oneshot_stream_raises_the_error_of_its_resource() -> None:
     @asynccontextmanager
     async def resource() -> AsyncIterator[int]:
         raise OSError("no connection")
@@ -947,7 +947,7 @@ async def test_a_one_line_stream_raises_the_error_of_its_resource() -> None:
 
 
 @virtual
-async def test_a_one_line_failure_that_its_cancelled_reader_never_got_is_counted(
+async def test_a_oneshot_failure_that_its_cancelled_reader_never_got_is_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.ERROR)
@@ -972,7 +972,7 @@ async def test_a_one_line_failure_that_its_cancelled_reader_never_got_is_counted
 
 
 @fuzzed
-async def test_a_job_of_a_stream_that_is_cut_is_cancelled_with_reason_stream() -> None:
+async def test_a_job_of_a_cancelled_stream_is_cancelled_with_reason_stream() -> None:
     reasons: list[Any] = []
 
     def observe(event: Any) -> None:

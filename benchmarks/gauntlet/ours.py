@@ -67,11 +67,11 @@ class Ours(Library):
     hands_back = True
 
     def _values(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Results:
-        return _one_line(asyncpool.map, handler, jobs, workers, options)
+        return _oneshot(asyncpool.map, handler, jobs, workers, options)
 
     @asynccontextmanager
     async def _outcomes(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Any:
-        async with _one_line(asyncpool.outcomes, handler, jobs, workers, options) as outcomes:
+        async with _oneshot(asyncpool.outcomes, handler, jobs, workers, options) as outcomes:
             yield Mapped(aiter(outcomes), _ended)
 
     @asynccontextmanager
@@ -85,7 +85,7 @@ class Ours(Library):
         return RetryAfter(seconds)
 
 
-def _one_line(ask: Callable[..., Any], handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Any:
+def _oneshot(ask: Callable[..., Any], handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Any:
     return ask(
         handler,
         jobs,

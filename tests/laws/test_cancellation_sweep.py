@@ -1062,7 +1062,7 @@ async def next_of_a_watch(witness: Witness, cancelling: Cancelling) -> None:
 # -- One line, and threads -------------------------------------------------------------------------------------------
 
 
-async def _one_line(witness: Witness, cancelling: Cancelling, main: Callable[[Any], Main], **options: Any) -> Any:
+async def _oneshot(witness: Witness, cancelling: Cancelling, main: Callable[[Any], Main], **options: Any) -> Any:
     active = 0
 
     async def handler(item: Item, resource: object = None) -> int:
@@ -1085,18 +1085,18 @@ async def _one_line(witness: Witness, cancelling: Cancelling, main: Callable[[An
 
 
 @case
-async def one_line_awaited(witness: Witness, cancelling: Cancelling) -> None:
+async def oneshot_awaited(witness: Witness, cancelling: Cancelling) -> None:
     def main(stream: Any) -> Main:
         async def collect() -> Any:
             return await stream
 
         return collect
 
-    await _one_line(witness, cancelling, main)
+    await _oneshot(witness, cancelling, main)
 
 
 @case
-async def one_line_with_a_resource_in_a_block(witness: Witness, cancelling: Cancelling) -> None:
+async def oneshot_with_a_resource_in_a_block(witness: Witness, cancelling: Cancelling) -> None:
     def main(stream: Any) -> Main:
         async def collect() -> Any:
             async with stream:
@@ -1105,12 +1105,12 @@ async def one_line_with_a_resource_in_a_block(witness: Witness, cancelling: Canc
         return collect
 
     resources = Resources()
-    await _one_line(witness, cancelling, main, resource=resources)
+    await _oneshot(witness, cancelling, main, resource=resources)
     assert resources.held == 0
 
 
 @case
-async def one_line_of_outcomes(witness: Witness, cancelling: Cancelling) -> None:
+async def oneshot_of_outcomes(witness: Witness, cancelling: Cancelling) -> None:
     items = witness.items(5, "ok", "fail", "slow")
     read: list[Any] = []
     stream = asyncpool.outcomes(witness.work, witness.source(items), workers=1)

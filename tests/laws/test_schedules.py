@@ -745,7 +745,7 @@ async def nested_streams_of_one_pool_do_not_starve(witness: Witness, random: Ran
 
 
 @scenario
-async def one_line_is_left_or_cancelled(witness: Witness, random: Random) -> None:
+async def a_oneshot_stream_is_left_or_cancelled(witness: Witness, random: Random) -> None:
     items = witness.items(10, "ok", "turn", "nap", "slow")
     read = []
     stream = asyncpool.outcomes(no_checks(witness), witness.any_source(items), **sizes(random))
@@ -820,7 +820,7 @@ async def a_group_has_many_submitters_and_one_reader(witness: Witness, random: R
 
 
 @scenario
-async def a_group_is_cut_or_its_pool_closed(witness: Witness, random: Random) -> None:
+async def a_group_is_cancelled_or_its_pool_closed(witness: Witness, random: Random) -> None:
     pool = witness.make_pool(**sizes(random))
     await pool.start()
     group = pool.group(window=random.choice((1, 3)))
@@ -1175,7 +1175,7 @@ async def several_jobs_ask_for_a_pause(witness: Witness, random: Random) -> None
 
 
 @scenario
-async def streams_are_cut_while_their_jobs_are_delayed(witness: Witness, random: Random) -> None:
+async def streams_are_cancelled_while_their_jobs_are_delayed(witness: Witness, random: Random) -> None:
     options: dict[str, Any] = {"limiter": witness.keys(2, 100.0)} if random.random() < 0.5 else {}
     async with witness.make_pool(retry=patience(random), **sizes(random), **options) as pool:
         raises = random.random() < 0.5

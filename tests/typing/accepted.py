@@ -111,7 +111,7 @@ async def _doubled(job: int) -> str:
     return str(2 * job)
 
 
-async def one_line() -> None:
+async def oneshot() -> None:
     assert_type(await asyncpool.map(length, ["a"], workers=2), list[int])
     assert_type(await asyncpool.map(stored, ["a"], workers=2, resource=connect), list[bool])
     async for outcome in asyncpool.outcomes(length, ["a"], workers=2):
