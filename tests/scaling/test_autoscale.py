@@ -1,6 +1,6 @@
 """`AutoScale`: what it answers to a load, and what becomes of a pool that has it. Time is virtual.
 
-How any policy is asked, and how its answers are applied, is in test_scaling.py.
+How any policy is asked, and how its answers are applied, is in the modules beside this one.
 """
 
 from __future__ import annotations
