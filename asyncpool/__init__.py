@@ -4,7 +4,6 @@
 stands in docs/semantics.md, and how it is built in docs/architecture.md.
 """
 
-from asyncpool._core.job import CurrentJob, JobHandle, current_job
 from asyncpool.dead_letters.file import DeadLetterFile
 from asyncpool.dead_letters.letter import DeadLetter, DeadLetterSink
 from asyncpool.dead_letters.memory import DeadLetters
@@ -30,6 +29,8 @@ from asyncpool.errors import (
     WrongLoop,
 )
 from asyncpool.events import Event, Observer
+from asyncpool.groups import Group
+from asyncpool.jobs import CurrentJob, JobHandle, current_job
 from asyncpool.offload import Offloaded, offload
 from asyncpool.oneshot import map, outcomes
 from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, ShutdownReport, Succeeded, Unfinished
@@ -42,7 +43,7 @@ from asyncpool.scaling.policy import Decision, FixedSize, PoolLoad, ScalingPolic
 from asyncpool.scaling.sizing import recommended_workers
 from asyncpool.signals import drain_on_signal
 from asyncpool.stats import Distribution, PoolStats
-from asyncpool.streams import Group, Stream
+from asyncpool.streams import Stream
 
 __all__ = [
     "Adaptive",

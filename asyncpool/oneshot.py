@@ -5,17 +5,16 @@ What the stream does is `streams.py`; for more than one stream, make a `WorkerPo
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, Unpack, overload
 
-from asyncpool.dead_letters.letter import DeadLetterSink
+from asyncpool._core.feeder import FedChannel
+from asyncpool._core.life import Life
+from asyncpool._core.parts import Parts
 from asyncpool.errors import ErrorFilter
-from asyncpool.events import Observer
+from asyncpool.options import PoolOptions, build_parts
 from asyncpool.outcomes import Outcome
-from asyncpool.pool import WorkerPool
-from asyncpool.rate import Limiter
-from asyncpool.retry import Retry
 from asyncpool.scaling.policy import Workers
 from asyncpool.streams import Stream
 
@@ -27,45 +26,47 @@ ResourceT = TypeVar("ResourceT")
 ItemT_co = TypeVar("ItemT_co", covariant=True)
 
 
-class _StreamWithPool(Stream[ItemT_co]):
-    """A stream that owns its pool: started before the first pull, closed before the reader is told the end."""
+class _OwnPoolChannel(FedChannel[ItemT_co]):
+    """A channel that owns its pool: started before the first pull, closed before the end is reported to the reader."""
 
-    def __init__(self, pool: WorkerPool[Any, Any], source: Any, *, ordered: bool, raises: bool) -> None:
-        super().__init__(pool._dispatcher, source, ordered=ordered, raises=raises)  # pyright: ignore[reportPrivateUsage] -- as WorkerPool.map does
-        self._pool = pool
+    def __init__(self, parts: Parts, source: Any, *, ordered: bool, raises: bool) -> None:
+        super().__init__(parts, source, ordered=ordered, raises=raises)
+        self._life = Life(parts)
         self._is_begun = False
 
-    async def _begin(self) -> None:
-        if not self._is_begun and not self._is_cut:
+    async def begin(self) -> None:
+        """Start the pool, then the feeder."""
+        if not self._is_begun and not self.is_cancelled:
             self._is_begun = True
             try:
-                await self._pool.start()
+                await self._life.start()
             except BaseException:
                 self.cancel()
                 raise
-        await super()._begin()
+        await super().begin()
 
-    async def _finish(self) -> None:
-        await self._pool.close(drain_timeout=0.0)
+    async def finish(self) -> None:
+        """Close the pool."""
+        self._life.is_report_awaited = True
+        self._life.stop(drain_timeout=0.0, grace=5.0)
+        await self._life.wait_closed()
 
     def cancel(self) -> None:
-        """End the stream and its pool at once. `aclose()` also waits for that."""
-        if not self._is_cut and not self._is_over:
-            super().cancel()
-            self._pool.cancel()
+        """End the stream and its pool at once."""
+        was_cancelled = self.is_cancelled
+        super().cancel()
+        if self.is_cancelled and not was_cancelled:
+            self._life.cancel()
 
-    def cut_soon(self) -> None:
-        """Ask for the cancellation, from any thread and while the collector runs."""
+    def cancel_soon(self) -> None:
+        """Request the cancellation, from any thread and while the collector runs."""
         if self._is_begun:
-            super().cut_soon()
+            super().cancel_soon()
 
     async def aclose(self) -> None:
-        """Cancel what is queued or runs, close the source and the pool, and wait for them. Does nothing after the end.
-
-        Cancel-safe: what was asked to end goes on ending.
-        """
+        """Cancel what is queued or runs, close the source and the pool, and wait for them."""
         await super().aclose()
-        await self._pool.close(drain_timeout=0.0)
+        await self.finish()
 
 
 @overload
@@ -75,15 +76,7 @@ def map(
     *,
     workers: Workers,
     ordered: bool = True,
-    queue_size: int | None = None,
-    max_delayed: int = 10_000,
-    timeout: float | None = None,
-    retry: Retry | None = None,
-    limiter: Limiter[JobT] | None = None,
-    priority: Callable[[JobT], Any] | None = None,
-    dead_letters: DeadLetterSink[JobT] | None = None,
-    observers: Sequence[Observer] = (),
-    name: str = "map",
+    **options: Unpack[PoolOptions[JobT]],
 ) -> Stream[ValueT]: ...
 
 
@@ -94,17 +87,9 @@ def map(
     *,
     workers: Workers,
     ordered: bool = True,
-    queue_size: int | None = None,
-    max_delayed: int = 10_000,
-    timeout: float | None = None,
-    retry: Retry | None = None,
-    limiter: Limiter[JobT] | None = None,
     resource: Callable[[], AbstractAsyncContextManager[ResourceT]],
     recycle_on: ErrorFilter = OSError,
-    priority: Callable[[JobT], Any] | None = None,
-    dead_letters: DeadLetterSink[JobT] | None = None,
-    observers: Sequence[Observer] = (),
-    name: str = "map",
+    **options: Unpack[PoolOptions[JobT]],
 ) -> Stream[ValueT]: ...
 
 
@@ -122,8 +107,8 @@ def map(
     failed job is raised once nothing runs any more. A first step that is cancelled while the pool starts (it enters a
     resource) closes it: nothing was pulled then. All other arguments are those of `WorkerPool`.
     """
-    pool: WorkerPool[Any, Any] = WorkerPool(handler, name=name, **options)
-    return _StreamWithPool(pool, jobs, ordered=ordered, raises=True)
+    parts = build_parts(handler, name=name, **options)
+    return Stream(_OwnPoolChannel(parts, jobs, ordered=ordered, raises=True))
 
 
 @overload
@@ -133,15 +118,7 @@ def outcomes(
     *,
     workers: Workers,
     ordered: bool = False,
-    queue_size: int | None = None,
-    max_delayed: int = 10_000,
-    timeout: float | None = None,
-    retry: Retry | None = None,
-    limiter: Limiter[JobT] | None = None,
-    priority: Callable[[JobT], Any] | None = None,
-    dead_letters: DeadLetterSink[JobT] | None = None,
-    observers: Sequence[Observer] = (),
-    name: str = "outcomes",
+    **options: Unpack[PoolOptions[JobT]],
 ) -> Stream[Outcome[JobT, ValueT]]: ...
 
 
@@ -152,17 +129,9 @@ def outcomes(
     *,
     workers: Workers,
     ordered: bool = False,
-    queue_size: int | None = None,
-    max_delayed: int = 10_000,
-    timeout: float | None = None,
-    retry: Retry | None = None,
-    limiter: Limiter[JobT] | None = None,
     resource: Callable[[], AbstractAsyncContextManager[ResourceT]],
     recycle_on: ErrorFilter = OSError,
-    priority: Callable[[JobT], Any] | None = None,
-    dead_letters: DeadLetterSink[JobT] | None = None,
-    observers: Sequence[Observer] = (),
-    name: str = "outcomes",
+    **options: Unpack[PoolOptions[JobT]],
 ) -> Stream[Outcome[JobT, ValueT]]: ...
 
 
@@ -173,11 +142,11 @@ def outcomes(
     ordered: bool = False,
     name: str = "outcomes",
     **options: Any,
-) -> Stream[Outcome[Any, Any]]:
+) -> Stream[Any]:
     """Return a stream of the outcomes of all jobs, through a pool of its own; see `WorkerPool.outcomes`.
 
     The pool starts with the first step and is closed when the stream ends, is left or is cancelled. All other arguments
     are those of `WorkerPool`.
     """
-    pool: WorkerPool[Any, Any] = WorkerPool(handler, name=name, **options)
-    return _StreamWithPool(pool, jobs, ordered=ordered, raises=False)
+    parts = build_parts(handler, name=name, **options)
+    return Stream(_OwnPoolChannel(parts, jobs, ordered=ordered, raises=False))

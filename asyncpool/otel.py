@@ -10,10 +10,10 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from asyncpool._core.failures import call_handler
-from asyncpool._core.job import current_job
+from asyncpool._core.invoke import call_handler
 from asyncpool.dead_letters.letter import safe_text
 from asyncpool.events import Event, JobAccepted, JobEnded, JobRetrying, JobStarted, JobStuck
+from asyncpool.jobs import current_job
 from asyncpool.outcomes import Cancelled, Failed, Outcome
 
 try:

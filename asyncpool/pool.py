@@ -1,4 +1,4 @@
-"""`WorkerPool`: the public face of a pool, and the checks of what callers pass in.
+"""`WorkerPool`: the public face of a pool.
 
 What a call does in which state (the same table stands in docs/semantics.md, and tests/test_states.py walks it):
 
@@ -10,37 +10,39 @@ What a call does in which state (the same table stands in docs/semantics.md, and
     STOPPING   PoolClosed             may shorten it             nothing     PoolClosed              live
     CLOSED     PoolClosed             the report, at once        nothing     PoolClosed              last
 
-Jobs on their way are `_dispatch.py`; streams are `streams.py`; when the way opens and ends is `_life.py`.
+The options and their checks are `options.py`; what the calls do is in the parts of the pool, `_core/`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import copy_context
-from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeVar, overload
+from typing import Any, Generic, Literal, Self, TypeVar, Unpack, overload
 
 import anyio
 
-from asyncpool._checks import check_count, check_filter, check_function, check_seconds
-from asyncpool._core.dispatch import Dispatcher
-from asyncpool._core.job import CURRENT_JOB, NOBODY, JobHandle
-from asyncpool._core.life import Life, State
-from asyncpool._core.queue import JobQueue, PriorityJobQueue, ReentryJobQueue
+from asyncpool._checks import check_count, check_seconds
+from asyncpool._core.completion import Completion
+from asyncpool._core.feeder import FedChannel
+from asyncpool._core.job import CURRENT_JOB, NULL_SINK
+from asyncpool._core.life import Life
 from asyncpool._core.scaler import as_policy
+from asyncpool._core.state import Phase
 from asyncpool.dead_letters.letter import DeadLetterSink
 from asyncpool.errors import ErrorFilter, PoolClosed, PoolDeadlock, QueueFull
-from asyncpool.events import Observer, Observers, PoolResized
+from asyncpool.events import Observer
+from asyncpool.groups import Group
+from asyncpool.jobs import JobHandle
+from asyncpool.options import PoolOptions, build_parts
 from asyncpool.outcomes import Outcome, ShutdownReport
-from asyncpool.rate import Limiter, RateLimit, is_manager
+from asyncpool.rate import Limiter
 from asyncpool.retry import Retry
 from asyncpool.scaling.policy import Workers
 from asyncpool.stats import PoolStats
-from asyncpool.streams import Group, Stream
+from asyncpool.streams import Stream
 
 __all__ = ["WorkerPool"]
 
@@ -96,15 +98,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         handler: None = None,
         *,
         workers: Workers,
-        queue_size: int | None = None,
-        max_delayed: int = 10_000,
-        timeout: float | None = None,
-        retry: Retry | None = None,
-        limiter: Limiter[Callable[[], Awaitable[Any]]] | None = None,
-        priority: Callable[[Callable[[], Awaitable[Any]]], Any] | None = None,
-        dead_letters: DeadLetterSink[Callable[[], Awaitable[Any]]] | None = None,
-        observers: Sequence[Observer] = (),
-        name: str = "pool",
+        **options: Unpack[PoolOptions[Callable[[], Awaitable[Any]]]],
     ) -> None: ...
 
     @overload
@@ -113,15 +107,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         handler: Callable[[JobT], Awaitable[ValueT]],
         *,
         workers: Workers,
-        queue_size: int | None = None,
-        max_delayed: int = 10_000,
-        timeout: float | None = None,
-        retry: Retry | None = None,
-        limiter: Limiter[JobT] | None = None,
-        priority: Callable[[JobT], Any] | None = None,
-        dead_letters: DeadLetterSink[JobT] | None = None,
-        observers: Sequence[Observer] = (),
-        name: str = "pool",
+        **options: Unpack[PoolOptions[JobT]],
     ) -> None: ...
 
     @overload
@@ -130,17 +116,9 @@ class WorkerPool(Generic[JobT, ValueT]):
         handler: Callable[[JobT, ResourceT], Awaitable[ValueT]],
         *,
         workers: Workers,
-        queue_size: int | None = None,
-        max_delayed: int = 10_000,
-        timeout: float | None = None,
-        retry: Retry | None = None,
-        limiter: Limiter[JobT] | None = None,
         resource: Callable[[], AbstractAsyncContextManager[ResourceT]],
         recycle_on: ErrorFilter = OSError,
-        priority: Callable[[JobT], Any] | None = None,
-        dead_letters: DeadLetterSink[JobT] | None = None,
-        observers: Sequence[Observer] = (),
-        name: str = "pool",
+        **options: Unpack[PoolOptions[JobT]],
     ) -> None: ...
 
     def __init__(
@@ -160,40 +138,23 @@ class WorkerPool(Generic[JobT, ValueT]):
         observers: Sequence[Observer] = (),
         name: str = "pool",
     ) -> None:
-        _check_handler(handler)
-        if resource is not None:
-            _check_callable("resource", resource)
-            if handler is None:
-                raise TypeError("resource needs a handler(job, resource): jobs that are called themselves take none")
-        if priority is not None:
-            check_function("priority", priority)
-        if retry is not None and not isinstance(retry, Retry):
-            raise TypeError(f"retry must be a Retry, got {retry!r}: write retry=Retry(attempts=3)")
-        _check_limiter(limiter)
-        if dead_letters is not None:
-            if isinstance(dead_letters, type) or not isinstance(dead_letters, DeadLetterSink):
-                raise TypeError(f"dead_letters must have a method record(letter), got {dead_letters!r}")
-            check_function("record(letter) of dead_letters", dead_letters.record)
-        check_filter("recycle_on", recycle_on)
-        if not isinstance(name, str):
-            raise TypeError(f"name must be a str, got {name!r}")
         self._dead_letters: DeadLetterSink[JobT] | None = dead_letters
-        self._dispatcher = Dispatcher(
-            name=name,
-            handler=handler,
-            policy=as_policy(workers),
-            make_queue=_queue_maker(priority, comes_back=retry is not None or limiter is not None),
-            queue_size=None if queue_size is None else check_count("queue_size", queue_size, least=0),
-            max_delayed=check_count("max_delayed", max_delayed, least=1),
-            timeout=None if timeout is None else check_seconds("timeout", timeout, positive=True),
+        self._parts = build_parts(
+            handler,
+            workers=workers,
+            queue_size=queue_size,
+            max_delayed=max_delayed,
+            timeout=timeout,
             retry=retry,
             limiter=limiter,
-            dead_letters=dead_letters,
             resource=resource,
             recycle_on=recycle_on,
-            observers=Observers(observers),
+            priority=priority,
+            dead_letters=dead_letters,
+            observers=observers,
+            name=name,
         )
-        self._life = Life(self._dispatcher)
+        self._life = Life(self._parts)
 
     # -- Life --------------------------------------------------------------------------------------------------------
 
@@ -217,8 +178,8 @@ class WorkerPool(Generic[JobT, ValueT]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        state = self._life.state
-        if state is State.STOPPING or (state is State.DRAINING and (kind is None or isinstance(error, PoolClosed))):
+        phase = self._parts.state.phase
+        if phase is Phase.STOPPING or (phase is Phase.DRAINING and (kind is None or isinstance(error, PoolClosed))):
             await self._life.wait_closed()  # somebody has asked for the end already, and on what terms
         else:
             self._request_stop(None if kind is None else 0.0, 5.0, "close")
@@ -264,16 +225,16 @@ class WorkerPool(Generic[JobT, ValueT]):
         Raises:
             WrongLoop: The caller is not on the pool's loop, and the pool is not closed yet.
         """
-        if self._dispatcher.is_bound and self._life.report is None:
-            self._dispatcher.check_loop()
+        if self._parts.state.is_bound and self._life.report is None:
+            self._parts.state.check_loop()
         self._life.cancel()
 
     def _request_stop(self, drain_timeout: float | None, grace: float, waits_in: str | None) -> None:
         if drain_timeout is not None:
             drain_timeout = check_seconds("drain_timeout", drain_timeout)
         grace = check_seconds("grace", grace)
-        if self._life.report is None and self._dispatcher.is_bound:
-            self._dispatcher.check_loop()
+        if self._life.report is None and self._parts.state.is_bound:
+            self._parts.state.check_loop()
             if waits_in is not None:
                 self._check_not_in_job(waits_in)
         self._life.stop(drain_timeout=drain_timeout, grace=grace)
@@ -287,9 +248,9 @@ class WorkerPool(Generic[JobT, ValueT]):
             PoolDeadlock: The caller is a job of this pool, which would wait for itself.
             PoolNotStarted, WrongLoop: The pool is not started, or not on this loop.
         """
-        self._dispatcher.check_started()
+        self._parts.state.check_started()
         self._check_not_in_job("join")
-        await self._life.watch(self._life.is_drained)
+        await self._parts.queue.join()
 
     def pause(self) -> None:
         """Let workers finish their jobs and take no more until `resume()`. The queue fills, then submitters wait.
@@ -297,9 +258,8 @@ class WorkerPool(Generic[JobT, ValueT]):
         Raises:
             PoolClosed, WrongLoop: The pool is closing, or not on this loop.
         """
-        self._check_not_closing()
-        if not self._dispatcher.pauses.is_by_user:
-            self._dispatcher.pause()
+        self._parts.state.check_not_closing()
+        self._parts.pauses.pause()
 
     def resume(self) -> None:
         """Let workers take jobs again. A pause that a job asked for by `RetryAfter` ends by itself, and not by this.
@@ -308,9 +268,8 @@ class WorkerPool(Generic[JobT, ValueT]):
             PoolClosed: The pool is closing; that has lifted the pause.
             WrongLoop: The caller is not on the pool's loop.
         """
-        self._check_not_closing()
-        if self._dispatcher.pauses.is_by_user:
-            self._dispatcher.resume()
+        self._parts.state.check_not_closing()
+        self._parts.pauses.resume()
 
     def resize(self, workers: Workers) -> None:
         """Change the number of workers, or the policy that decides about it, now.
@@ -322,24 +281,8 @@ class WorkerPool(Generic[JobT, ValueT]):
             PoolClosed, WrongLoop: The pool is closing, or not on this loop.
         """
         policy = as_policy(workers)
-        self._check_not_closing()
-        dispatcher = self._dispatcher
-        dispatcher.scaler.swap(policy)
-        dispatcher.measure()
-        if self._life.state is State.OPEN:
-            dispatcher.scaler.look()
-            # The most workers may be others, even if the number is the same.
-            dispatcher.make_way()
-            dispatcher.waits.check()
-        else:
-            old, dispatcher.target_workers = dispatcher.target_workers, policy.initial_workers
-            dispatcher.measure()
-            if old != policy.initial_workers and dispatcher.observers.any:
-                why = "replaced before the pool was open"
-                event = PoolResized(
-                    pool=self.name, old=old, new=policy.initial_workers, reason=why, figures={}, load=None
-                )
-                dispatcher.observers.emit(event)
+        self._parts.state.check_not_closing()
+        self._parts.scaler.replace(policy)
 
     # -- Intake ------------------------------------------------------------------------------------------------------
 
@@ -354,11 +297,7 @@ class WorkerPool(Generic[JobT, ValueT]):
             PoolDeadlock: All workers run jobs that wait for this pool, and this wait was the newest.
             Exception: What `priority` raised; then the job was not submitted.
         """
-        dispatcher = self._dispatcher
-        dispatcher.check_open()
-        if not dispatcher.line.is_free():
-            await dispatcher.line.turn()
-        return self._accept(job)
+        return JobHandle(await self._submit(job))
 
     def submit_nowait(self, job: JobT) -> JobHandle[JobT, ValueT]:
         """Hand a job to the pool if there is room now and nobody has been waiting for it, and return its handle.
@@ -368,16 +307,7 @@ class WorkerPool(Generic[JobT, ValueT]):
             PoolNotStarted, PoolClosed, WrongLoop: The pool takes no jobs from here, or not now.
             Exception: What `priority` raised; then the job was not submitted.
         """
-        dispatcher = self._dispatcher
-        dispatcher.check_open()
-        if not dispatcher.line.is_free():
-            dispatcher.count_rejected()
-            raise QueueFull(
-                f"pool {self.name!r} is full: {dispatcher.queue.size} jobs are queued (queue_size is "
-                f"{dispatcher.queue_size}), {dispatcher.delayed} are delayed, {dispatcher.running} run, "
-                f"{len(dispatcher.line.waiting)} submitters wait"
-            )
-        return self._accept(job)
+        return JobHandle(self._submit_nowait(job))
 
     async def run(self, job: JobT, *, if_full: Literal["wait", "raise"] = "wait") -> ValueT:
         """Submit a job, wait for it and return its value, or raise its error.
@@ -395,17 +325,18 @@ class WorkerPool(Generic[JobT, ValueT]):
         """
         if if_full not in ("wait", "raise"):
             raise ValueError(f'if_full must be "wait" or "raise", got {if_full!r}')
-        handle = await self.submit(job) if if_full == "wait" else self.submit_nowait(job)
+        completion = await self._submit(job) if if_full == "wait" else self._submit_nowait(job)
         try:
-            return await handle
-        except asyncio.CancelledError:  # of the caller: a handle never raises one for its job
-            if handle.cancel():
+            outcome: Outcome[JobT, ValueT] = await completion.outcome()
+        except asyncio.CancelledError:  # of the caller: this never raises one for the job
+            if completion.cancel():
                 with anyio.CancelScope(shield=True):
-                    await handle.settled(is_cancelled=True)  # not outcome(): a failure that nobody gets is counted
+                    await completion.wait(is_cancelled=True)  # not outcome(): a failure that nobody gets is counted
             raise
         except PoolDeadlock:
-            handle.cancel()
+            completion.cancel()
             raise
+        return outcome.unwrap()
 
     def map(self, jobs: Iterable[JobT] | AsyncIterable[JobT], *, ordered: bool = True) -> Stream[ValueT]:
         """Return a stream of the jobs' values: in the order of the jobs, or as they complete.
@@ -419,7 +350,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         An error of the source is raised after what was accepted has been delivered; so is `PoolClosed`, if the pool
         closes before the source is exhausted.
         """
-        return Stream(self._dispatcher, jobs, ordered=ordered, raises=True)
+        return Stream(FedChannel(self._parts, jobs, ordered=ordered, raises=True))
 
     def outcomes(
         self, jobs: Iterable[JobT] | AsyncIterable[JobT], *, ordered: bool = False
@@ -428,7 +359,7 @@ class WorkerPool(Generic[JobT, ValueT]):
 
         Never raises for a job; for the rest as `map`.
         """
-        return Stream(self._dispatcher, jobs, ordered=ordered, raises=False)
+        return Stream(FedChannel(self._parts, jobs, ordered=ordered, raises=False))
 
     def group(self, *, ordered: bool = False, window: int | None = None) -> Group[JobT, ValueT]:
         """Return a results channel: submit to it from anywhere, and one reader iterates its outcomes.
@@ -442,32 +373,51 @@ class WorkerPool(Generic[JobT, ValueT]):
             PoolNotStarted, PoolClosed, WrongLoop: The pool takes no jobs from here, or not now.
             TypeError, ValueError: `window` is not an int >= 1.
         """
-        self._dispatcher.check_open()
-        return Group(self._dispatcher, ordered=ordered, window=window)
+        self._parts.state.check_open()
+        if window is not None:
+            check_count("window", window, least=1)
+        return Group(self._parts, ordered=ordered, window=window)
 
-    def _accept(self, job: JobT) -> JobHandle[JobT, ValueT]:
-        dispatcher = self._dispatcher
+    async def _submit(self, job: JobT) -> Completion:
+        parts = self._parts
+        parts.state.check_open()
+        if parts.queue.full():
+            await parts.queue.line.wait_turn()
+        return self._accept(job)
+
+    def _submit_nowait(self, job: JobT) -> Completion:
+        parts = self._parts
+        parts.state.check_open()
+        if parts.queue.full():
+            parts.load.reject()
+            queue, ledger = parts.queue, parts.ledger
+            waiting = len(queue.line.waiting)
+            raise QueueFull(
+                f"pool {self.name!r} is full: {queue.qsize()} of {queue.maxsize} queued, {ledger.running} running, "
+                f"{ledger.delayed} delayed, {waiting} submitter{'' if waiting == 1 else 's'} waiting"
+            )
+        return self._accept(job)
+
+    def _accept(self, job: JobT) -> Completion:
+        parts = self._parts
         try:
-            accepted = dispatcher.accept(job, NOBODY, copy_context())
+            accepted = parts.dispatcher.accept(job, NULL_SINK, copy_context())
         except BaseException:
-            dispatcher.line.advance()  # the place goes to the next
+            parts.queue.line.wake_next()  # the place goes to the next
             raise
-        handle: JobHandle[JobT, ValueT] = JobHandle(accepted, dispatcher)
-        if accepted.outcome is None:  # else an observer has closed the pool just now
-            accepted.sink = handle  # in time: accepting runs no job
-        return handle
+        return Completion(accepted, parts)
 
     # -- What is known -----------------------------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
         """The pool's name."""
-        return self._dispatcher.name
+        return self._parts.state.name
 
     @property
     def stats(self) -> PoolStats:
         """A snapshot of what the pool counts; its first law holds at every moment."""
-        return self._dispatcher.stats()
+        return self._parts.stats()
 
     @property
     def report(self) -> ShutdownReport[JobT] | None:
@@ -477,22 +427,22 @@ class WorkerPool(Generic[JobT, ValueT]):
     @property
     def state(self) -> str:
         """Where in its life the pool is: "new", "starting", "open", "draining", "stopping" or "closed"."""
-        return self._life.state.value
+        return self._parts.state.phase.value
 
     @property
     def is_paused(self) -> bool:
         """Whether workers take no jobs: because of `pause()`, or of a job that raised `RetryAfter(..., pause=True)`."""
-        return self._dispatcher.pauses.is_told
+        return self._parts.pauses.is_reported
 
     @property
     def queue_size(self) -> int:
         """How many accepted jobs may wait for a worker now; it may grow and shrink with the most workers."""
-        return self._dispatcher.queue_size
+        return self._parts.queue.maxsize
 
     @property
     def waiting_submitters(self) -> int:
         """How many callers of `submit` and streams wait for room in the pool now."""
-        return len(self._dispatcher.line.waiting)
+        return len(self._parts.queue.line.waiting)
 
     @property
     def dead_letters(self) -> DeadLetterSink[JobT] | None:
@@ -502,62 +452,20 @@ class WorkerPool(Generic[JobT, ValueT]):
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """The event loop that the pool was started on; None before."""
-        return self._dispatcher.loop if self._dispatcher.is_bound else None
+        return self._parts.state.loop if self._parts.state.is_bound else None
 
     def __repr__(self) -> str:
-        dispatcher = self._dispatcher
+        parts = self._parts
+        paused = ", paused" if parts.pauses.is_by_user else ""
         return (
-            f"<WorkerPool {self.name!r} {self._life.state.value}{', paused' if dispatcher.pauses.is_by_user else ''}: "
-            f"{dispatcher.running} of {dispatcher.target_workers} workers busy, {dispatcher.queue.size} jobs queued, "
-            f"{dispatcher.delayed} delayed>"
+            f"<WorkerPool {self.name!r} {self.state}{paused}: {parts.ledger.running} of {parts.workers.target} workers "
+            f"busy, {parts.queue.qsize()} jobs queued, {parts.ledger.delayed} delayed>"
         )
-
-    # -- Checks ------------------------------------------------------------------------------------------------------
 
     def _check_not_in_job(self, what: str) -> None:
         job = CURRENT_JOB.get(None)
-        if job is not None and job.runs_in(self._dispatcher):
+        if job is not None and job.runs_in(self._parts.state):
             raise PoolDeadlock(
-                f"{what}() waits for the jobs of pool {self.name!r}, and is called from job {job.number} of it"
+                f"{what}() would wait for itself: it was called from job {job.number} of pool {self.name!r}, whose "
+                "jobs it waits for"
             )
-
-    def _check_not_closing(self) -> None:
-        if self._life.state in (State.DRAINING, State.STOPPING, State.CLOSED):
-            raise self._dispatcher.closed_error()
-        if self._dispatcher.is_bound:
-            self._dispatcher.check_loop()
-
-
-def _check_callable(name: str, value: object) -> None:
-    if not callable(value):
-        raise TypeError(f"{name} must be callable, got {value!r}")
-
-
-def _check_handler(handler: object) -> None:
-    if handler is None:
-        return
-    if not callable(handler):
-        hint = " (a coroutine: pass the function, do not call it)" if inspect.iscoroutine(handler) else ""
-        raise TypeError(f"handler must be callable, got {handler!r}{hint}")
-    call = handler if inspect.isroutine(handler) else getattr(type(handler), "__call__", handler)  # noqa: B004 -- to look at it
-    for function in (handler, call):
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise TypeError(f"handler must return one awaitable, got the generator function {handler!r}")
-
-
-def _check_limiter(limiter: object) -> None:
-    if limiter is None or isinstance(limiter, RateLimit) or is_manager(limiter):
-        return
-    if isinstance(limiter, type) or not callable(limiter):
-        raise TypeError(
-            "limiter must be a RateLimit, a function of the job that returns one, or an async context manager, "
-            f"got {limiter!r}"
-        )
-    check_function("limiter", limiter)
-
-
-def _queue_maker(priority: Callable[[Any], Any] | None, *, comes_back: bool) -> Callable[[], JobQueue]:
-    """What makes the pool's queues: the cheapest that can do what is asked of it."""
-    if priority is not None:
-        return partial(PriorityJobQueue, priority)
-    return ReentryJobQueue if comes_back else JobQueue

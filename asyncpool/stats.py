@@ -1,20 +1,17 @@
-"""What a pool counts and measures: the frozen snapshot `PoolStats`, and the recorders behind it.
+"""What a pool counts and measures, as frozen snapshots: `PoolStats` and `Distribution`.
 
-Who counts what, and when, is decided where it happens: `_core/dispatch.py`.
+The counts themselves are `_core/ledger.py`, the measurements `_core/recorders.py`.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
-__all__ = ["Counters", "Distribution", "Histogram", "PoolStats", "Throughput"]
+__all__ = ["BUCKET_BOUNDS", "Distribution", "PoolStats"]
 
 # From 1 us to over an hour, four buckets to the octave: a percentile read from it is at most 19% above the true one.
-_BOUNDS = tuple(1e-6 * 2 ** (step / 4) for step in range(129))
+BUCKET_BOUNDS = tuple(1e-6 * 2 ** (step / 4) for step in range(129))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +33,7 @@ class Distribution:
     @property
     def bounds(self) -> tuple[float, ...]:
         """Upper bounds of the buckets, in seconds; there is one bucket more, for what is longer than all."""
-        return _BOUNDS
+        return BUCKET_BOUNDS
 
     @property
     def mean(self) -> float:
@@ -67,123 +64,10 @@ class Distribution:
         if not 0 <= percent <= 100:
             raise ValueError(f"percent must be between 0 and 100, got {percent}")
         rank = self.count * percent / 100
-        for bound, reached in zip(_BOUNDS, accumulate(self.buckets), strict=False):
+        for bound, reached in zip(BUCKET_BOUNDS, accumulate(self.buckets), strict=False):
             if reached >= rank and reached:
                 return min(bound, self.max)
         return self.max
-
-
-class Histogram:
-    """Records durations in O(1) and constant memory.
-
-    `record` is an append, the cheapest that there is; the buckets are filled for a batch at a time, by `fold`. A reader
-    gets each batch, sorted, but not what is recorded aside.
-    """
-
-    __slots__ = ("_aside", "_buckets", "_fresh", "_max", "_sum", "reader", "record", "record_aside")
-
-    def __init__(self) -> None:
-        self._buckets = [0] * (len(_BOUNDS) + 1)
-        self._sum = 0.0
-        self._max = 0.0
-        self._fresh: list[float] = []
-        self._aside: list[float] = []
-        self.record = self._fresh.append
-        self.record_aside = self._aside.append
-        self.reader: Callable[[list[float]], None] | None = None
-
-    def fold(self) -> None:
-        """Sort what was recorded into the buckets. To be called now and then: until then it takes memory."""
-        fresh = self._fresh
-        if not fresh and not self._aside:
-            return
-        # Sorted, so that each bucket takes its share with one search, and not each duration its own.
-        fresh.sort()
-        if self.reader is not None:
-            self.reader(fresh)
-        if self._aside:
-            fresh += self._aside
-            fresh.sort()
-            self._aside.clear()
-        self._sum += sum(fresh)
-        self._max = max(self._max, fresh[-1])
-        start = 0
-        while start < len(fresh):
-            bucket = bisect_left(_BOUNDS, fresh[start])
-            end = bisect_right(fresh, _BOUNDS[bucket], start) if bucket < len(_BOUNDS) else len(fresh)
-            self._buckets[bucket] += end - start
-            start = end
-        fresh.clear()
-
-    def snapshot(self) -> Distribution:
-        """Return what was recorded so far."""
-        self.fold()
-        buckets = tuple(self._buckets)
-        return Distribution(count=sum(buckets), sum=self._sum, max=self._max, buckets=buckets)
-
-
-class Throughput:
-    """Jobs ended per second, over the last `WINDOW` seconds.
-
-    Keeps one mark per second in which a job ended. `due` is when the next is to be set, so that the hot path pays one
-    comparison.
-    """
-
-    WINDOW = 10.0
-    __slots__ = ("_marks", "due")
-
-    def __init__(self, now: float) -> None:
-        self._marks: deque[tuple[float, int]] = deque([(now, 0)])
-        self.due = now + 1.0
-
-    def mark(self, now: float, ended: int) -> None:
-        """Say that `ended` jobs have ended by `now`."""
-        self._marks.append((now, ended))
-        self.due = now + 1.0
-        # The oldest mark stays until the next is out of the window too: it is the base that the rate counts from.
-        while len(self._marks) > 1 and self._marks[1][0] <= now - self.WINDOW:
-            self._marks.popleft()
-
-    def rate(self, now: float, ended: int) -> float:
-        """Return jobs per second up to `now`, at which `ended` have ended."""
-        begin = now - self.WINDOW
-        since, base = self._marks[0][0], float(self._marks[0][1])
-        for (when, count), (_, following) in pairwise((*self._marks, (now, ended))):
-            if when > begin:
-                break
-            # What is counted at the next mark has ended within a second of this one: the first job after that sets it.
-            since, base = begin, count + (following - count) * min(1.0, begin - when)
-        return (ended - base) / (now - since) if now > since else 0.0
-
-
-class Counters:
-    """The tally of a pool: how the jobs ended that ended, and what went unread."""
-
-    __slots__ = (
-        "cancelled",
-        "failed",
-        "rejected",
-        "retries",
-        "retries_rejected",
-        "submitted",
-        "succeeded",
-        "unread_failures",
-    )
-
-    def __init__(self) -> None:
-        self.submitted = 0
-        self.succeeded = 0
-        self.failed = 0
-        self.cancelled = 0
-        self.unread_failures = 0
-        self.retries = 0
-        self.rejected = 0
-        self.retries_rejected = 0
-
-    @property
-    def ended(self) -> int:
-        """How many jobs have their outcome."""
-        return self.succeeded + self.failed + self.cancelled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -603,11 +603,11 @@ async def test_unread_failures_are_counted_and_logged_at_the_1st_2nd_4th_and_sum
         await settle()
         assert pool.stats.unread_failures == 5
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert [f"(number {n} of such)" in record.getMessage() for n, record in zip((1, 2, 4), errors, strict=False)] == [
+    assert [f"(occurrence {n})" in record.getMessage() for n, record in zip((1, 2, 4), errors, strict=False)] == [
         True
     ] * 3
     assert all(record.exc_info is not None and record.exc_info[0] is ValueError for record in errors[:3])
-    assert "5 failed jobs were read by nobody" in errors[3].getMessage()
+    assert "5 failures were never retrieved" in errors[3].getMessage()
     assert len(errors) == 4
 
 
@@ -1110,7 +1110,7 @@ def test_the_constructor_says_the_rule_and_the_value(
 
 
 def test_a_resource_needs_a_handler() -> None:
-    with pytest.raises(TypeError, match="resource needs a handler"):
+    with pytest.raises(TypeError, match="resource= needs a handler"):
         WorkerPool(workers=1, resource=lambda: None)  # type: ignore[call-overload]
 
 

@@ -129,7 +129,7 @@ async def test_the_default_queue_size_follows_the_workers() -> None:
             pool.submit_nowait(0)
         with pytest.raises(QueueFull):
             pool.submit_nowait(0)
-        assert pool.group().window == 22
+        assert pool.group()._channel.window == 22
 
 
 @pytest.mark.parametrize(

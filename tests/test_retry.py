@@ -385,7 +385,7 @@ async def test_cancelled_while_they_back_off_jobs_leave_no_trace_in_the_window()
         await settle()
         assert pool.stats.delayed == 6
         await group.aclose()
-        assert (group.unread, pool.stats.delayed) == (0, 0)
+        assert (group._channel.unread, pool.stats.delayed) == (0, 0)
 
 
 @virtual
@@ -926,7 +926,7 @@ async def test_while_too_many_are_delayed_the_intake_waits() -> None:
         await asyncio.sleep(4)
         assert 3 <= pool.stats.delayed <= 3 + 2
         assert len(submitted) == pool.stats.delayed
-        with pytest.raises(QueueFull, match="are delayed"):
+        with pytest.raises(QueueFull, match="delayed"):
             pool.submit_nowait(99)
         await task
         await pool.join()
@@ -1163,7 +1163,7 @@ async def test_a_window_that_was_asked_for_holds_delayed_jobs_too() -> None:
         group = pool.group(window=2)
         tasks = [asyncio.create_task(group.submit(job)) for job in range(4)]
         await asyncio.sleep(1)
-        assert (group.unread, pool.stats.delayed) == (2, 2)
+        assert (group._channel.unread, pool.stats.delayed) == (2, 2)
         for task in tasks:
             task.cancel()
         await group.aclose()

@@ -245,7 +245,7 @@ async def test_a_job_is_named_once_when_it_is_stuck(caplog: pytest.LogCaptureFix
         assert pool.stats.stuck == 1
         assert pool.stats.running == 1
         await asyncio.sleep(10)
-        assert caplog.text.count("ignores its cancellation for 5 s and holds worker") == 1
+        assert caplog.text.count("was cancelled 5 s ago and is still running; it keeps worker") == 1
         await asyncio.sleep(10)
         assert pool.stats.stuck == pool.stats.running == 0
 
@@ -575,7 +575,7 @@ def test_asyncio_run_hands_back_the_jobs_of_a_pool_with_resources_that_was_never
     assert len(pool.report.unfinished) == 5
     assert not pool.report.errors
     assert [record.getMessage() for record in caplog.records] == [
-        "pool 'pool': closed with 5 unfinished jobs, which pool.report has; the first is 1000"
+        "pool 'pool': closed with 5 unfinished jobs, listed in pool.report; the first is 1000"
     ]
 
 
@@ -629,7 +629,7 @@ def test_keyboard_interrupt_in_a_job_settles_it_and_goes_on_to_the_program() -> 
     with pytest.raises(KeyboardInterrupt):
         run(main)
     assert handles[0].done()
-    outcome = handles[0]._job.outcome
+    outcome = handles[0]._completion.job.outcome
     assert isinstance(outcome, Failed)
     assert isinstance(outcome.error, KeyboardInterrupt)
     assert handles[1].done()

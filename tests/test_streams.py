@@ -726,7 +726,7 @@ async def test_submit_waits_while_the_window_is_unread(window: int) -> None:
 @virtual
 async def test_the_window_of_a_group_is_queue_size_plus_workers() -> None:
     async with WorkerPool(echo, workers=2, queue_size=3) as pool:
-        assert pool.group().window == 5
+        assert pool.group()._channel.window == 5
 
 
 @pytest.mark.parametrize(("window", "error"), [(0, ValueError), (-1, ValueError), (True, TypeError), (1.5, TypeError)])

@@ -1,65 +1,72 @@
-"""The way of outcomes from the workers to one reader: a bounded buffer, in order of completion or of submission.
+"""Delivers outcomes from the workers to one reader: a bounded buffer, in order of completion or of submission.
 
-Who brings the jobs is `streams.py`.
+Who brings the jobs is `feeder.py` and `asyncpool/groups.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import AsyncIterator
+from enum import Enum
 from typing import Any, Generic, TypeVar
 
-from asyncpool._core.dispatch import Dispatcher
 from asyncpool._core.job import Job
-from asyncpool._core.queue import Line
+from asyncpool._core.line import WaitLine, wake
+from asyncpool._core.parts import Parts
+from asyncpool._logs import log
 from asyncpool.errors import PoolClosed, StreamClosed
 from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, Succeeded
 
-__all__ = ["Channel", "Cursor"]
-
-_log = logging.getLogger("asyncpool")
+__all__ = ["Channel", "Cursor", "Readable", "Reading"]
 
 ItemT_co = TypeVar("ItemT_co", covariant=True)
+
+
+class Reading(Enum):
+    """How far the reader of a channel is."""
+
+    NEW = "not read yet"
+    READING = "being read"
+    CANCELLED = "cancelled"
+    FINISHED = "read to its end"
 
 
 class Channel(Generic[ItemT_co]):
     """Jobs that belong together, and the one reader of their outcomes.
 
-    The window bounds the jobs that are accepted and not yet read, so that a slow reader slows the intake, and never
-    a worker: a worker that delivers finds room always. Jobs that wait for a time are not in it, or a few that wait long
-    would idle all workers: what bounds those is `max_delayed`. A window that was asked for holds them too.
+    The window bounds the jobs that are accepted and not read, so that a slow reader slows the intake, and never a
+    worker: a worker that delivers always finds room. Delayed jobs do not count, or a few long backoffs would leave all
+    workers idle; `max_delayed` bounds them. A window that was asked for counts them too.
 
     `raises` makes it a channel of values, which ends with the first job that did not succeed.
     """
 
-    def __init__(self, dispatcher: Dispatcher, *, ordered: bool, raises: bool, window: int | None, what: str) -> None:
-        self._dispatcher = dispatcher
-        self.ready: deque[Outcome[Any, Any]] = deque()  # what the reader may have
+    def __init__(self, parts: Parts, *, ordered: bool, raises: bool, window: int | None, what: str) -> None:
+        self.parts = parts
+        self.ready: deque[Outcome[Any, Any]] = deque()  # what the reader can take
         # If ordered: the jobs whose outcomes are not yet ready, from the first.
         self.in_order: deque[Job] | None = deque() if ordered else None
         self.raises = raises
-        self._what = f"{what} of pool {dispatcher.name!r}"
+        self.name = f"{what} of pool {parts.state.name!r}"
         self._window = window
         self.live = 0  # accepted and not settled
-        self._delayed = 0  # of those, how many wait for a time
-        self._has_stuck = False  # whether some job ever ignored its cancellation, so that more may be live at the end
-        self.line = Line(self._room)
-        self._has_cursor = False
+        self._delayed = 0  # of those, how many are delayed
+        self._has_stuck = False  # whether a job has ever ignored its cancellation, so that more may be live at the end
+        self.line = WaitLine(self._room)
+        self.reading = Reading.NEW
+        self.is_cancelled = False  # whether nobody will read what is still to come; FINISHED can follow CANCELLED
         self._reader: asyncio.Future[None] | None = None
         self._closers: list[asyncio.Future[None]] = []
-        self._intake_is_open = True
-        self._is_cut = False
-        self._failed_at: int | None = None  # of a channel of values: the number of the first job that failed
-        self._is_over = False  # the reader was told the end, or the error that was it
+        self.intake_is_open = True
+        self.failed_at: int | None = None  # of a channel of values: the number of the first job that failed
         self._end: BaseException | None = None  # what the reader gets after the last outcome
         self._failure: Outcome[Any, Any] | None = None  # what a channel of values ended with
 
     @property
     def window(self) -> int:
-        """How many jobs may be accepted and not read."""
-        return self._dispatcher.window if self._window is None else self._window
+        """How many jobs can be accepted and not read."""
+        return self.parts.queue.window if self._window is None else self._window
 
     @property
     def unread(self) -> int:
@@ -72,7 +79,8 @@ class Channel(Generic[ItemT_co]):
 
     # -- The side of the jobs ----------------------------------------------------------------------------------------
 
-    def _expect(self, job: Job) -> None:
+    def expect(self, job: Job) -> None:
+        """Note a job that was just accepted for this channel."""
         if self.in_order is None:
             return
         self.in_order.append(job)
@@ -81,11 +89,11 @@ class Channel(Generic[ItemT_co]):
             self._wake_reader()
 
     def deliver(self, job: Job, outcome: Outcome[Any, Any], /) -> None:
-        """Take a job's outcome in. For the pool."""
+        """Take a job's outcome in."""
         self.live -= 1
-        if self._is_cut:
+        if self.is_cancelled:
             if isinstance(outcome, Failed):
-                self._dispatcher.count_unread((outcome,))
+                self.parts.ledger.count_unread((outcome,))
             if not self.live or self._has_stuck:
                 self._wake_closers()
             return
@@ -98,11 +106,16 @@ class Channel(Generic[ItemT_co]):
         if self._reader is not None and self.ready:
             self._wake_reader()
 
-    def count_delayed(self, change: int, /) -> None:
-        """Be told that one more of the jobs waits for a time, or one less. For the pool."""
+    def on_delayed(self, change: int, /) -> None:
+        """Note that one more of the jobs is delayed, or one less."""
         self._delayed += change
         if self.line.waiting:
-            self.line.advance()
+            self.line.wake_next()
+
+    def on_stuck(self, job: Job, /) -> None:
+        """Wait for this job no more, if its end is all that is waited for."""
+        self._has_stuck = True
+        self._wake_closers()
 
     def _move_to_ready(self, jobs: deque[Job]) -> None:
         while jobs and (outcome := jobs[0].outcome) is not None:
@@ -111,88 +124,90 @@ class Channel(Generic[ItemT_co]):
 
     def _fail_from(self, failed: Job, outcome: Outcome[Any, Any]) -> None:
         """End the channel with this job: take no more, and cancel those that would not be read."""
-        if self._failed_at is not None and (self.in_order is None or failed.number > self._failed_at):
+        if self.failed_at is not None and (self.in_order is None or failed.number > self.failed_at):
             return  # it is one of those that are cancelled already, or just now
-        self._failed_at = failed.number
-        self._close_intake()
-        # If the pool's end is what began it, it is the end of the others too: their inputs are to be handed back.
+        self.failed_at = failed.number
+        self.end_intake()
+        # If the end of the pool caused it, it is the end of the others too: their inputs are to be handed back.
         is_shutdown = isinstance(outcome, Cancelled) and outcome.reason is CancelReason.SHUTDOWN
-        self._dispatcher.cancel_where(
+        self.parts.cancellation.cancel_where(
             lambda job: job.sink is self and (self.in_order is None or job.number > failed.number),
             CancelReason.SHUTDOWN if is_shutdown else CancelReason.STREAM,
         )
 
-    def _close_intake(self) -> None:
+    def end_intake(self) -> None:
         """Take no more jobs: the end comes when what was taken is read."""
-        self._intake_is_open = False
+        self.intake_is_open = False
         self._wake_reader()
 
     def _wake_reader(self) -> None:
         reader, self._reader = self._reader, None
-        if reader is not None and not reader.done():
-            reader.set_result(None)
+        if reader is not None:
+            wake(reader)
 
     # -- The side of the reader --------------------------------------------------------------------------------------
 
-    def __aiter__(self) -> Cursor[ItemT_co]:
-        if self._has_cursor:
-            raise StreamClosed(f"{self._what} is read by one reader, once")
-        if self._is_cut:
-            raise self._cut_error()
-        self._has_cursor = True
+    def open_cursor(self) -> Cursor[ItemT_co]:
+        """Return the one cursor of the channel."""
+        if self.reading is Reading.CANCELLED:
+            raise self.cancelled_error()
+        if self.reading is not Reading.NEW:
+            raise StreamClosed(f"{self.name} is read by one reader, once")
+        self.reading = Reading.READING
         return Cursor(self)
 
     async def wait_for_news(self) -> None:
-        """Wait until there may be an outcome that is ready, or raise the end. For the cursor.
+        """Wait until there may be an outcome that is ready, or raise the end.
 
-        Cancel-safe: nothing is taken, and no end is told, before the wait is over.
+        Cancel-safe: nothing is taken, and no end is reported, before the wait is over.
         """
-        await self._begin()
-        if self._is_over:
-            raise StreamClosed(f"{self._what} has been read to its end")
+        await self.begin()
+        if self.reading is Reading.FINISHED:
+            raise StreamClosed(f"{self.name} has been read to its end")
         if self._failure is not None:
-            await self._finish()
-            self._is_over = True
+            await self.finish()
+            self.reading = Reading.FINISHED
             self._failure.unwrap()
-        if self._is_cut:
-            raise self._cut_error()
-        if not self._intake_is_open and not self.unread and not self.live:
-            await self._finish()
-            self._is_over = True
+        if self.reading is Reading.CANCELLED:
+            raise self.cancelled_error()
+        if not self.intake_is_open and not self.unread and not self.live:
+            await self.finish()
+            self.reading = Reading.FINISHED
             raise StopAsyncIteration if self._end is None else self._end
         if self._reader is not None:
-            raise StreamClosed(f"{self._what} is read by one reader, and another waits already")
-        self._reader = reader = self._dispatcher.loop.create_future()
+            raise StreamClosed(f"{self.name} is read by one reader, and another waits already")
+        self._reader = reader = self.parts.state.loop.create_future()
         try:
-            await self._dispatcher.wait(reader)
+            await self.parts.deadlock.wait(reader)
         finally:
             if self._reader is reader:
                 self._reader = None
 
     def end_with(self, outcome: Outcome[Any, Any]) -> None:
-        """Make this outcome the last: the reader gets its error, and nothing after it. For the cursor."""
+        """Make this outcome the last: the reader gets its error, and nothing after it."""
         self._failure = outcome
         self.cancel()
 
-    async def _begin(self) -> None:
+    async def begin(self) -> None:
         """Called before each wait of the reader, so also before the first."""
 
-    async def _finish(self) -> None:
-        """Called before the reader is told the end; again if it was cancelled."""
+    async def finish(self) -> None:
+        """Called before the end is reported to the reader; again if it was cancelled."""
 
     # -- Early ends --------------------------------------------------------------------------------------------------
 
     def cancel(self) -> None:
         """End the channel at once: take no more, cancel what is queued or runs, count the failures that are unread."""
-        if self._is_cut or self._is_over:
+        if self.reading in (Reading.CANCELLED, Reading.FINISHED):
             return
-        self._is_cut = True
+        self.reading = Reading.CANCELLED
+        self.is_cancelled = True
         if self._end is not None and not isinstance(self._end, PoolClosed):
-            _log.error("%s was left before it could tell that its source raised", self._what, exc_info=self._end)
-        self._close_intake()
-        self.line.close(self._cut_error)
-        self._dispatcher.count_unread(self._take_failures())
-        self._dispatcher.cancel_where(lambda job: job.sink is self, CancelReason.STREAM)
+            log.error("%s was closed before its reader saw this error of its source", self.name, exc_info=self._end)
+        self.end_intake()
+        self.line.close(self.cancelled_error)
+        self.parts.ledger.count_unread(self._take_failures())
+        self.parts.cancellation.cancel_where(lambda job: job.sink is self, CancelReason.STREAM)
 
     def _take_failures(self) -> list[Failed[Any]]:
         """Empty the buffer, and return the failures that were in it."""
@@ -202,50 +217,77 @@ class Channel(Generic[ItemT_co]):
             self.in_order.clear()
         return [outcome for outcome in outcomes if isinstance(outcome, Failed)]
 
-    def cut_soon(self) -> None:
-        """Ask for the cancellation, from any thread and while the collector runs."""
-        if isinstance(self._failure, Failed) and not self._is_over:  # the reader was cancelled before he was told
-            self._dispatcher.note_unread(self._failure)
-        if not self._is_cut and not self._is_over and self._dispatcher.is_bound:
+    def cancel_soon(self) -> None:
+        """Request the cancellation, from any thread and while the collector runs."""
+        if isinstance(self._failure, Failed) and self.reading is not Reading.FINISHED:
+            self.parts.ledger.note_unread(self._failure)  # the reader was cancelled before it got the error
+        if self.reading not in (Reading.CANCELLED, Reading.FINISHED) and self.parts.state.is_bound:
             try:
-                self._dispatcher.loop.call_soon_threadsafe(self.cancel)
+                self.parts.state.loop.call_soon_threadsafe(self.cancel)
             except RuntimeError:
                 pass  # the loop is closed: nothing runs any more that could be cancelled
 
-    def _cut_error(self) -> StreamClosed:
-        return StreamClosed(f"{self._what} was cancelled before its end")
+    def cancelled_error(self) -> StreamClosed:
+        """Return the error for a reader or submitter that comes after the cancellation."""
+        return StreamClosed(f"{self.name} was cancelled before its end")
 
     async def aclose(self) -> None:
         """Cancel what is queued or runs, and wait until it has ended. Does nothing after the end.
 
-        A job that ignores its cancellation is waited for until it is called stuck, after five seconds. Cancel-safe:
-        what was asked to end goes on ending.
+        A job that ignores its cancellation is waited for until it is reported as stuck, after five seconds.
+        Cancel-safe: what was asked to end goes on ending.
         """
         self.cancel()
-        while self.live and self._dispatcher.is_waited_for(self):
-            future: asyncio.Future[None] = self._dispatcher.loop.create_future()
-            self._closers.append(future)
-            await future
+        while self.live and self.parts.cancellation.is_waited_for(self):
+            await self.wait_as_closer()
 
-    def give_up_job(self, job: Job, /) -> None:
-        """Wait for this job no more, if all that is waited for is its end. For the pool."""
-        self._has_stuck = True
-        self._wake_closers()
+    async def wait_as_closer(self) -> None:
+        """Wait until something may have ended that `aclose` waits for."""
+        future: asyncio.Future[None] = self.parts.state.loop.create_future()
+        self._closers.append(future)
+        await future
 
     def _wake_closers(self) -> None:
         closers, self._closers = self._closers, []
         for future in closers:
-            if not future.done():
-                future.set_result(None)
+            wake(future)
+
+    def __repr__(self) -> str:
+        return f"{self.name}, {self.reading.value}: {len(self.ready)} outcomes ready, {self.live} jobs to come"
 
     def __del__(self) -> None:
-        # Nobody reads what is in the buffer now. May run in any thread: it asks, and does nothing itself.
+        # Nobody reads what is in the buffer now. Can run in any thread: it only schedules.
         for failed in self._take_failures():
-            self._dispatcher.note_unread(failed)
+            self.parts.ledger.note_unread(failed)
+
+
+class Readable(Generic[ItemT_co]):
+    """What public objects around a channel have in common: one reader iterates, and anybody can end it."""
+
+    __slots__ = ("__weakref__", "_channel")
+
+    _channel: Channel[ItemT_co]
+
+    def __aiter__(self) -> AsyncIterator[ItemT_co]:
+        return self._channel.open_cursor()
+
+    def cancel(self) -> None:
+        """Cancel what is queued or runs, at once and without waiting for it; `aclose()` also waits. Safe to repeat."""
+        self._channel.cancel()
+
+    async def aclose(self) -> None:
+        """Cancel what is queued or runs, and wait until it has ended. Does nothing after the end.
+
+        A job that ignores its cancellation, or a source that does, is waited for five seconds, and then left to the end
+        of the pool. Cancel-safe: what was asked to end goes on ending.
+        """
+        await self._channel.aclose()
 
 
 class Cursor(AsyncIterator[ItemT_co]):
-    """The front of a channel, whose death cancels it: so that leaving the loop does, wherever the stream is held."""
+    """The front of a channel. When it is dropped, the channel is cancelled: so leaving the loop does that, wherever the
+    stream itself is held.
+    """
 
     __slots__ = ("_channel",)
 
@@ -269,7 +311,7 @@ class Cursor(AsyncIterator[ItemT_co]):
                 continue
             outcome: Any = ready.popleft()
             if channel.line.waiting:
-                channel.line.advance()
+                channel.line.wake_next()
             if not channel.raises:
                 return outcome  # type: ignore[no-any-return]  # whoever makes a channel says what its items are
             if isinstance(outcome, Succeeded):
@@ -281,5 +323,5 @@ class Cursor(AsyncIterator[ItemT_co]):
         await self._channel.aclose()
 
     def __del__(self) -> None:
-        # May run in any thread, whenever the collector likes: so it asks the loop, and does nothing itself.
-        self._channel.cut_soon()
+        # Can run in any thread, whenever the collector likes: it only schedules.
+        self._channel.cancel_soon()

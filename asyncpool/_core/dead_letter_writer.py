@@ -1,73 +1,68 @@
-"""How a pool's failures get to whoever keeps its dead letters.
+"""Writes a dead letter for each job that failed permanently.
 
-What a letter is, and who may keep them, is `dead_letters/letter.py`.
+What a letter holds, and who may keep it, is `asyncpool/dead_letters`.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
 from asyncpool._core.job import Job
+from asyncpool._core.state import State
+from asyncpool._logs import is_logged, log
 from asyncpool.dead_letters.letter import DeadLetter, DeadLetterSink, PoolAwareSink, safe_text
 from asyncpool.outcomes import Failed
 
-__all__ = ["Letterbox"]
-
-_log = logging.getLogger("asyncpool")
+__all__ = ["DeadLetterWriter"]
 
 
-class Letterbox:
-    """Writes a letter for each job that failed for good. What the sink raises is logged, and changes nothing else.
+class DeadLetterWriter:
+    """Gives letters to a sink. What the sink raises is logged, and changes nothing else."""
 
-    `interrupted` gets a KeyboardInterrupt that came while the sink ran, and raises it where that does no harm.
-    """
+    __slots__ = ("_failures", "_sink", "_state")
 
-    __slots__ = ("_name", "_refused", "_sink", "interrupted")
-
-    def __init__(self, sink: DeadLetterSink[Any], name: str) -> None:
+    def __init__(self, state: State, sink: DeadLetterSink[Any]) -> None:
+        self._state = state
         self._sink = sink
-        self._name = name
-        self._refused = 0
-        self.interrupted: Callable[[KeyboardInterrupt], object] = _log.error
+        self._failures = 0
 
-    def post(self, job: Job, failed: Failed[Any], now: float) -> None:
-        """Record a job that has failed for good at loop time `now`."""
+    def write(self, job: Job, failed: Failed[Any], now: float) -> None:
+        """Record a job that has failed permanently at loop time `now`."""
         try:
-            # Letters are read tomorrow, in another process, where the loop's time says nothing.
+            # Letters are read tomorrow, in another process, where the loop's time means nothing.
             wall = time.time()  # noqa: TID251
             first_at = wall - (now - job.accepted_at)
-            self._sink.record(DeadLetter.of(failed, pool=self._name, first_at=first_at, last_at=wall))
+            self._sink.record(DeadLetter.of(failed, pool=self._state.name, first_at=first_at, last_at=wall))
         except BaseException as error:
-            self._refused += 1
-            if self._refused & (self._refused - 1) == 0:
-                _log.error(
-                    "pool %r: a job failed that the dead letters do not have (number %d of such): %s",
-                    self._name,
-                    self._refused,
+            self._failures += 1
+            if is_logged(self._failures):
+                log.error(
+                    "pool %r: could not record the dead letter of a failed job (occurrence %d): %s",
+                    self._state.name,
+                    self._failures,
                     safe_text(repr, job.input),
                     exc_info=failed.error,
                 )
-                _log.error("pool %r: record() of the dead letters raised", self._name, exc_info=error)
+                log.error("pool %r: record() of the dead letters raised", self._state.name, exc_info=error)
             if isinstance(error, KeyboardInterrupt):
-                self.interrupted(error)
+                self._state.raise_later(error)
 
-    def tell_opened(self) -> None:
-        """Tell the sink that the pool may write letters from now on, if it wants to know."""
+    def opened(self) -> None:
+        """Report to the sink, if it wants to know, that the pool can write letters from now on."""
         if isinstance(self._sink, PoolAwareSink):
-            self._tell(self._sink.pool_opened)
+            self._report(self._sink.pool_opened)
 
-    def tell_closed(self) -> None:
-        """Tell the sink that the pool writes no more letters, if it wants to know."""
+    def closed(self) -> None:
+        """Report to the sink, if it wants to know, that the pool writes no more letters."""
         if isinstance(self._sink, PoolAwareSink):
-            self._tell(self._sink.pool_closed)
+            self._report(self._sink.pool_closed)
 
-    def _tell(self, method: Callable[[str], object]) -> None:
+    def _report(self, method: Callable[[str], object]) -> None:
         try:
-            method(self._name)
+            method(self._state.name)
         except BaseException as error:
-            _log.error("pool %r: %s of the dead letters raised", self._name, method.__name__, exc_info=error)
+            log.error("pool %r: %s of the dead letters raised", self._state.name, method.__name__, exc_info=error)
             if isinstance(error, KeyboardInterrupt):
-                self.interrupted(error)
+                self._state.raise_later(error)

@@ -1,4 +1,4 @@
-"""Finds waits that can never end: when every worker runs a job that waits for its own pool.
+"""Detects waits that can never end, when every worker runs a job that waits for its own pool, and raises PoolDeadlock.
 
 Only waits for the same pool are seen; a cycle over two pools is not.
 """
@@ -7,61 +7,113 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from contextvars import Context
 
-from asyncpool._core.job import CURRENT_JOB, Job, JobOwner
+from asyncpool._core.job import CURRENT_JOB, Job
+from asyncpool._core.ledger import Ledger
+from asyncpool._core.queue import JobQueue
+from asyncpool._core.scaler import Scaler
+from asyncpool._core.state import State
+from asyncpool._core.workers import Workers
 from asyncpool.errors import PoolDeadlock
 
-__all__ = ["Waits"]
+__all__ = ["Deadlock"]
 
-
-# A deadlock stays; so one that comes up without a new wait may be found a little later, in seconds.
+# A deadlock stays; so one that arises without a new wait can be found a little later, in seconds.
 _RECHECK_AFTER = 0.1
+# A function that decides whether a pool of waiting jobs can grow is asked again after this many seconds.
+_ASK_AGAIN_AFTER = 0.1
 
 
-class Waits:
+class _Waits:
     """The waits of a pool's running jobs for this pool, in the order in which they began."""
 
+    __slots__ = ("_pending", "_wait_count")
+
+    def __init__(self) -> None:
+        self._pending: dict[asyncio.Future[None], Job] = {}
+        self._wait_count: dict[Job, int] = {}  # of the pending futures, how many are whose; never 0
+
+    def add(self, future: asyncio.Future[None], job: Job) -> None:
+        """Note that a job waits for a future."""
+        self._pending[future] = job
+        self._wait_count[job] = self._wait_count.get(job, 0) + 1
+
+    def discard(self, future: asyncio.Future[None]) -> None:
+        """Note that a wait is over."""
+        job = self._pending.pop(future, None)
+        if job is not None:
+            self._wait_count[job] -= 1
+            if not self._wait_count[job]:
+                del self._wait_count[job]
+
+    def __contains__(self, job: Job) -> bool:
+        """Whether a job waits."""
+        return job in self._wait_count
+
+    @property
+    def jobs(self) -> int:
+        """How many jobs wait."""
+        return len(self._wait_count)
+
+    @property
+    def blocked(self) -> int:
+        """How many running jobs wait, and were not woken yet."""
+        return len(self.blocked_jobs()) if self._wait_count else 0
+
+    def blocked_jobs(self) -> set[Job]:
+        """The running jobs that wait, and were not woken yet."""
+        # A job that was woken goes on as soon as the loop lets it: it blocks nobody, whatever else it waits for.
+        blocked = {job for job in self._wait_count if job.is_running}
+        blocked -= {job for future, job in self._pending.items() if future.done()}
+        return blocked
+
+    def newest_of(self, jobs: set[Job]) -> asyncio.Future[None]:
+        """Return the wait that began last of those of these jobs."""
+        return next(future for future, job in reversed(self._pending.items()) if job in jobs)
+
+
+class Deadlock:
+    """Ends the newest wait of a running job for its own pool once no running job can go on."""
+
     __slots__ = (
-        "_may_end_by_itself",
-        "_may_grow",
-        "_most",
-        "_needs_worker",
-        "_on_all_waiting",
-        "_owner",
-        "_pending",
+        "_asking",
+        "_context",
+        "_ledger",
+        "_queue",
         "_recheck_timer",
-        "_running",
-        "_waits_of",
+        "_scaler",
+        "_state",
+        "_time_may_help",
+        "_waits",
+        "_workers",
     )
 
     def __init__(
         self,
-        owner: JobOwner,
+        state: State,
+        ledger: Ledger,
         *,
-        running: Callable[[], int],
-        most: Callable[[], int],
-        may_end_by_itself: Callable[[], bool],
-        needs_worker: Callable[[], bool],
-        on_all_waiting: Callable[[], None],
-        may_grow: Callable[[], bool],
+        queue: JobQueue,
+        workers: Workers,
+        scaler: Scaler,
+        time_may_help: Callable[[], bool],
     ) -> None:
-        self._owner = owner
-        # Whether some wait for a thing that comes with time: then nothing is told yet, and `check` is called again.
-        self._may_end_by_itself = may_end_by_itself
-        # Whether no worker is there or comes for another job, and the policy may want one.
-        self._needs_worker = needs_worker
-        # Called when no job that runs can go on, and there may be more workers.
-        self._on_all_waiting = on_all_waiting
-        # Asked where there may not: whether that is known only later, when `check` is called again, and is final.
-        self._may_grow = may_grow
-        self._running = running
-        self._most = most
-        self._pending: dict[asyncio.Future[Any], Job] = {}
-        self._waits_of: dict[Job, int] = {}  # how many of the pending are whose; nobody has 0
+        self._state = state
+        self._ledger = ledger
+        self._waits = _Waits()
+        self._queue = queue
+        self._workers = workers
+        self._scaler = scaler
+        self._time_may_help = time_may_help  # whether a delayed job is still to come back by itself
         self._recheck_timer: asyncio.TimerHandle | None = None
+        self._asking: asyncio.Handle | None = None  # while a function is asked for more workers, because all jobs wait
 
-    async def wait(self, future: asyncio.Future[Any]) -> None:
+    def open(self, context: Context) -> None:
+        """Start timers in this context from now on."""
+        self._context = context
+
+    async def wait(self, future: asyncio.Future[None]) -> None:
         """Wait for a future of the pool. Cancel-safe if the future's owner is.
 
         Raises:
@@ -69,73 +121,86 @@ class Waits:
                 wait like this, and this wait is the newest.
         """
         job = CURRENT_JOB.get(None)
-        if job is None or not job.runs_in(self._owner):
+        if job is None or not job.runs_in(self._state):
             await future
             return
-        self._pending[future] = job
-        self._waits_of[job] = self._waits_of.get(job, 0) + 1
+        self._waits.add(future, job)
         try:
             self.check()
             await future
         finally:
-            self._forget(future)
-            if job in self._waits_of and self._may_be_dead() and self._recheck_timer is None:
+            self._waits.discard(future)
+            if job in self._waits and self._is_possible() and self._recheck_timer is None:
                 # It counted as awake until now, and may only go back to another wait. Not at once: what has woken it
-                # may yet make it give up the other.
-                self._recheck_timer = self._owner.loop.call_later(_RECHECK_AFTER, self._recheck)
+                # can still make it give up the other.
+                self._recheck_timer = self._state.loop.call_later(_RECHECK_AFTER, self._recheck)
 
     def check(self, *, is_final: bool = False) -> None:
-        """End the newest wait with `PoolDeadlock` if no job that runs can go on.
+        """End the newest wait with `PoolDeadlock` if no running job can go on.
 
         To be called when a wait begins, and when a worker goes that could have taken another job.
         """
-        if len(self._waits_of) < self._running() or self._may_end_by_itself():
+        if not self._is_possible():
             return
-        most, running = self._most(), self._running()
+        most, running = self._workers.max_workers, self._ledger.running
         if running < most and not self._needs_worker():
             return  # before the count, which takes as long as there are waits
-        blocked = self._blocked()
+        blocked = self._waits.blocked_jobs()
         if len(blocked) < running or not blocked:
             return
         if running < most:
-            self._on_all_waiting()
+            self._scaler.wake_now()
             return
         if not is_final and self._may_grow():
             return
-        newest = next(future for future, job in reversed(self._pending.items()) if job in blocked)
-        self._forget(newest)
+        newest = self._waits.newest_of(blocked)
+        self._waits.discard(newest)
         newest.set_exception(
             PoolDeadlock(
-                f"pool {self._owner.name!r}: all {running} running jobs (of at most {most} at a time) wait for this "
+                f"pool {self._state.name!r}: all {running} running jobs (of at most {most} at a time) wait for this "
                 "same pool; this wait, the newest, was ended so that the others can go on"
             )
         )
 
+    @property
     def blocked(self) -> int:
         """How many running jobs wait for this pool, and were not woken yet."""
-        return len(self._blocked()) if self._waits_of else 0
+        return self._waits.blocked
 
-    def _blocked(self) -> set[Job]:
-        # A job that was woken goes on as soon as the loop lets it: it blocks nobody, whatever else it waits for.
-        blocked = {job for job in self._waits_of if job.is_running}
-        blocked -= {job for future, job in self._pending.items() if future.done()}
-        return blocked
+    def close(self) -> None:
+        """Check no more: the pool is closed."""
+        if self._recheck_timer is not None:
+            self._recheck_timer.cancel()
+        if self._asking is not None:
+            self._asking.cancel()
 
-    def _may_be_dead(self) -> bool:
-        return len(self._waits_of) >= self._running() and not self._may_end_by_itself()
+    def _is_possible(self) -> bool:
+        if self._waits.jobs < self._ledger.running:
+            return False
+        return not (self._queue.has_too_many_delayed and self._time_may_help())
+
+    def _needs_worker(self) -> bool:
+        """Whether no worker is there, or comes, for another job, and the policy may want one."""
+        return not self._workers.idle and not self._scaler.is_fixed and not self._workers.starting
 
     def _recheck(self) -> None:
         self._recheck_timer = None
         self.check()
 
-    def close(self) -> None:
-        """Look no more: the pool is closed."""
-        if self._recheck_timer is not None:
-            self._recheck_timer.cancel()
+    # -- Functions as policies ---------------------------------------------------------------------------------------
 
-    def _forget(self, future: asyncio.Future[Any]) -> None:
-        job = self._pending.pop(future, None)
-        if job is not None:
-            self._waits_of[job] -= 1
-            if not self._waits_of[job]:
-                del self._waits_of[job]
+    def _may_grow(self) -> bool:
+        """Whether the policy is a function: it has to be asked before anybody knows."""
+        if self._scaler.is_function and self._asking is None:
+            self._asking = self._state.loop.call_soon(self._ask, context=self._context)
+        return self._scaler.is_function
+
+    def _ask(self) -> None:
+        self._scaler.evaluate()
+        # Once more a little later: what the jobs wait for may be about to be submitted.
+        self._asking = self._state.loop.call_later(_ASK_AGAIN_AFTER, self._ask_again, context=self._context)
+
+    def _ask_again(self) -> None:
+        self._asking = None
+        self._scaler.evaluate()
+        self.check(is_final=True)

@@ -1,121 +1,91 @@
-"""One attempt at a job: what surrounds the handler's call, and what its end means.
+"""Turns an exception of an attempt into an outcome, and releases what its frames hold.
 
-Starting attempts, and what follows from their outcomes, is `_dispatch.py`.
+What follows from the outcome is `retries.py` and `ledger.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import math
 import sys
 import types
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable
 from typing import Any
 
-import anyio
-
 from asyncpool._core.job import Job
+from asyncpool._core.state import State
+from asyncpool._logs import log
 from asyncpool.errors import RetryAdvice, recorded_error
 from asyncpool.outcomes import Cancelled, CancelReason, Failed
 
-__all__ = ["blame_handler", "call_handler", "inside_try", "judge", "strip", "within_deadline", "within_limiter"]
+__all__ = ["not_awaitable_error", "outcome_of", "release_frames", "returned_error"]
 
 
-@types.coroutine
-def inside_try() -> Generator[None, None, None]:
-    """Suspend once, so that a coroutine can be driven to this point before its task is made."""
-    yield
-
-
-def call_handler(handler: Callable[..., Awaitable[Any]], *args: Any) -> Awaitable[Any]:
-    """Call a handler and return its awaitable, or raise a TypeError that says how to run synchronous functions."""
-    awaitable = handler(*args)
-    if not inspect.isawaitable(awaitable):
-        raise _not_awaitable(awaitable)
-    return awaitable
-
-
-def blame_handler(returned: object, error: BaseException) -> BaseException:
-    """Return the error of an attempt at whose end `await returned` raised this one."""
-    # By its type, as `await` sees it: to ask the object for its class may raise, and the job would have no outcome
+def returned_error(returned: object, error: BaseException) -> BaseException:
+    """Return the error of an attempt at whose end `await returned` raised this one: a handler can return anything."""
+    # By its type, as `await` sees it: asking the object for its class can raise, and the job would have no outcome
     # (test_a_handler_that_returns_what_cannot_be_looked_at_fails_its_job).
     kind = type(returned)
     is_awaitable = inspect.isawaitable(returned) if kind is types.GeneratorType else issubclass(kind, Awaitable)
-    return error if is_awaitable else _not_awaitable(returned)
+    return error if is_awaitable else not_awaitable_error(returned)
 
 
-def _not_awaitable(returned: object) -> TypeError:
+def not_awaitable_error(returned: object) -> TypeError:
+    """Make the error for a handler that returned something else than an awaitable."""
     return TypeError(
         f"the handler must return an awaitable, got {type(returned).__name__}: "
         "make it an `async def`, or wrap a synchronous function in asyncpool.offload(...)"
     )
 
 
-async def within_limiter(limiter: AbstractAsyncContextManager[Any], inner: Awaitable[Any]) -> Any:
-    """Await `inner` inside the limiter, entered and left in the job's own task."""
-    async with limiter:
-        return await inner
-    raise RuntimeError(f"the limiter {limiter!r} swallowed the job's exception")
+def outcome_of(
+    job: Job, error: BaseException, now: float, handler: object, state: State
+) -> Failed[Any] | Cancelled[Any]:
+    """Return the outcome of a running job whose attempt ended with `error` at loop time `now`. Never raises.
 
-
-async def within_deadline(
-    seconds: float,
-    expire: Callable[[], None],
-    handler: Callable[..., Awaitable[Any]],
-    *args: Any,
-) -> Any:
-    """Call the handler in a cancel scope whose deadline it can see, which calls `expire` once when it is over.
-
-    The scope only shows the deadline (`anyio.current_effective_deadline()`); the timer here enforces it and disarms the
-    scope. A scope that expired would cancel again at each turn of the loop, and a job that swallows that pins the CPU.
-    The timer is due one float before the scope's own, and armed before it, so that it always comes first.
-    """
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + seconds
-    scope = anyio.CancelScope(deadline=math.nextafter(deadline, math.inf))
-
-    def over() -> None:
-        scope.deadline = math.inf
-        expire()
-
-    timer = loop.call_at(deadline, over)
-    try:
-        with scope:
-            return await call_handler(handler, *args)
-        raise AssertionError("a scope that is never cancelled swallowed an exception")
-    finally:
-        timer.cancel()
-
-
-def judge(job: Job, error: BaseException, now: float, handler: object) -> Failed[Any] | Cancelled[Any]:
-    """Return the outcome of a running job whose attempt ended with `error` at loop time `now`.
-
-    Advice about retries stands for the error that it was raised from. A CancelledError is `Cancelled` only if we asked
-    for it; else somebody cancelled a task that the job awaited, and that is a failure as any other.
+    Whoever cancels every task, as asyncio.run does at its end, cancels the job by that.
     """
     assert job.worker is not None
-    began = job.started_at
-    doom = job.doom
-    queued = (now if began is None else began) - job.ready_at
-    ran = 0.0 if began is None else now - began
+    try:
+        if (
+            job.cancel_reason is None
+            and state.is_loop_shutting_down()
+            and isinstance(recorded_error(error), asyncio.CancelledError)
+        ):
+            job.cancel_reason = CancelReason.SHUTDOWN
+        return _classify(job, error, now, handler)
+    except Exception as broken:  # an error whose own attributes raise is an outcome all the same
+        kinds = type(error).__qualname__, type(broken).__qualname__
+        log.error("pool %r: inspecting the %s raised by a job raised %s", state.name, *kinds)
+        return Failed(job.input, error, job.attempt, job.worker.number, now - job.ready_at, 0.0)
+
+
+def _classify(job: Job, error: BaseException, now: float, handler: object) -> Failed[Any] | Cancelled[Any]:
+    """Return the outcome of a running job whose attempt ended with `error` at loop time `now`.
+
+    Advice about retries stands for the error that it was raised from. A CancelledError is `Cancelled` only if we
+    requested it; otherwise somebody cancelled a task that the job awaited, which is a failure like any other.
+    """
+    assert job.worker is not None
+    started, reason = job.started_at, job.cancel_reason
+    queued = (now if started is None else started) - job.ready_at
+    ran = 0.0 if started is None else now - started
     raised, error = error, recorded_error(error)
-    if doom is not None and isinstance(error, asyncio.CancelledError):
-        if isinstance(doom, CancelReason):
-            return Cancelled(job.input, doom, job.has_begun, job.attempt, job.worker.number, queued, ran)
+    if reason is not None and isinstance(error, asyncio.CancelledError):
+        if isinstance(reason, CancelReason):
+            return Cancelled(job.input, reason, job.has_started, job.attempt, job.worker.number, queued, ran)
         # Where the job was when its time was over: the line numbers are worth having.
-        error = doom.with_traceback(error.__traceback__)
+        error = reason.with_traceback(error.__traceback__)
         if isinstance(raised, RetryAdvice):
             raised.__cause__ = error
     if raised is not error:
-        strip(raised)  # nobody gets it, but the frames that it knows lead to what others keep
-    strip(error, handler)
+        release_frames(raised)  # nobody gets it, but the frames that it knows lead to what others keep
+    release_frames(error, handler)
     return Failed(job.input, error, job.attempt, job.worker.number, queued, ran)
 
 
-def strip(error: BaseException, handler: object = None) -> None:
-    """Take from a failure what it would keep alive: our own frames, and the values that the others hold.
+def release_frames(error: BaseException, handler: object = None) -> None:
+    """Release what a failure would keep alive: our own frames, and the values that the others hold.
 
     Ours hold the job, and so its outcome, which holds this error: a cycle.
     """
@@ -123,14 +93,14 @@ def strip(error: BaseException, handler: object = None) -> None:
     while traceback is not None and _is_ours(traceback.tb_frame.f_globals.get("__name__")):
         _clear(traceback.tb_frame)  # the frames of the handler lead back to it
         traceback = traceback.tb_next
-    _cut_earlier_raises(traceback)
+    _drop_earlier_raises(traceback)
     # Not by setting the attribute: an error may be a frozen dataclass, and refuse that.
     BaseException.with_traceback(error, traceback)
     _clear_locals(error, getattr(handler, "__code__", None))
 
 
-def _cut_earlier_raises(traceback: types.TracebackType | None) -> None:
-    """Cut off what an error object that is raised again and again brings along from its earlier raises.
+def _drop_earlier_raises(traceback: types.TracebackType | None) -> None:
+    """Remove the entries that an error object which is raised again and again has from its earlier raises.
 
     Each raise puts its entries before those that are there: the entries, and the time to walk them, would grow with
     each job. An earlier raise begins with the code that this one begins with, in a frame that was cleared then.

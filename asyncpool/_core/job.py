@@ -1,107 +1,128 @@
-"""A job in flight, the handle that its submitter holds, and `current_job()` for the handler that runs it.
+"""A job in flight, and the worker slot that it runs on: plain data.
 
-A job is data: who starts, cancels and settles it is `_dispatch.py`.
+Starting, cancelling and settling a job is `dispatch.py`, `cancellation.py` and `ledger.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections import deque
 from contextvars import Context, ContextVar
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
-from asyncpool.errors import PoolDeadlock, PoolError
+from asyncpool._core.state import State
+from asyncpool.errors import PoolError
 from asyncpool.outcomes import CancelReason, Failed, Outcome
 
-if TYPE_CHECKING:
-    from asyncpool._core.resources import Worker
-
-__all__ = [
-    "CURRENT_JOB",
-    "NOBODY",
-    "CurrentJob",
-    "Job",
-    "JobHandle",
-    "JobOwner",
-    "Past",
-    "Sink",
-    "current_job",
-    "new_job",
-]
-
-JobT = TypeVar("JobT")
-ValueT = TypeVar("ValueT")
+__all__ = ["CURRENT_JOB", "NULL_SINK", "Job", "PriorAttempts", "Puller", "ResourceHolder", "Sink", "Worker", "new_job"]
 
 
 class Sink(Protocol):
-    """Whoever is told of a job's outcome: exactly once, on the loop, and it must not raise."""
+    """The receiver of a job's outcome. It is called on the loop, exactly once per job, and must not raise."""
 
     def deliver(self, job: Job, outcome: Outcome[Any, Any], /) -> None: ...
-    def count_delayed(self, change: int, /) -> None:
-        """Be told that one more of its jobs waits for a time (1), or one less (-1)."""
+    def on_delayed(self, change: int, /) -> None:
+        """Note that one more of its jobs is delayed (1), or one less (-1)."""
         ...
 
-    def give_up_job(self, job: Job, /) -> None:
-        """Be told that a job ignores its cancellation: nobody shall wait only for its end any more."""
+    def on_stuck(self, job: Job, /) -> None:
+        """Note that a job ignores its cancellation: nobody should wait only for its end any more."""
         ...
 
 
-class _Nobody:
+class Puller(Sink, Protocol):
+    """The channel of a stream, which pulls its jobs from an iterator."""
+
+    is_stopped: bool
+    """Whether it wants no more."""
+    context: Context
+    """That of its jobs, to be copied for each."""
+    live: int
+    """How many jobs are accepted and not settled."""
+    in_order: deque[Job] | None
+    """If it is ordered: the jobs whose outcomes are not yet ready."""
+
+    def accept_pulled(self, input: Any, /) -> Job:
+        """Have an input accepted, whatever has happened since it was pulled."""
+        ...
+
+
+class _NullSink:
     """The sink of a job whose outcome nobody waits for."""
 
     def deliver(self, job: Job, outcome: Outcome[Any, Any], /) -> None: ...
-    def count_delayed(self, change: int, /) -> None: ...
-    def give_up_job(self, job: Job, /) -> None: ...
+    def on_delayed(self, change: int, /) -> None: ...
+    def on_stuck(self, job: Job, /) -> None: ...
 
 
-NOBODY = _Nobody()
+NULL_SINK = _NullSink()
 
 
-class JobOwner(Protocol):
-    """What a job and its handle need of the pool they belong to."""
+class ResourceHolder(Protocol):
+    """What a worker knows of the task that holds its resource."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop: ...
-    def cancel(self, job: Job, reason: CancelReason) -> bool: ...
-    def check_loop(self) -> None: ...
-    def is_stuck(self, job: Job) -> bool: ...
-    async def wait(self, future: asyncio.Future[Any]) -> None: ...
-    def note_unread(self, failed: Failed[Any]) -> None: ...
+    def notify(self) -> None:
+        """Note that the worker's flags, or its job, have changed."""
+        ...
+
+    def leave(self) -> None:
+        """Note that the worker retires: give up what is still being entered, and leave what is held."""
+        ...
+
+    def fail_start(self) -> None:
+        """Wake whoever waits for the first entry, which will not happen."""
+        ...
 
 
-class Past:
+class Worker:
+    """A slot for one job at a time. It is in `Workers.idle`, or has a job, or its resource is not there."""
+
+    __slots__ = ("job", "needs_recycle", "number", "pool", "resource", "resource_task", "retiring")
+
+    def __init__(self, number: int, pool: State) -> None:
+        self.number = number
+        self.pool = pool
+        self.job: Job | None = None
+        self.resource: Any = None
+        self.resource_task: ResourceHolder | None = None
+        self.retiring = False  # takes no more jobs, and goes when its job has ended
+        self.needs_recycle = False  # takes no more jobs until its resource is replaced
+
+    def __repr__(self) -> str:
+        flags = f"{' retiring' if self.retiring else ''}{' needs recycle' if self.needs_recycle else ''}"
+        return f"<Worker {self.number}{flags}>"
+
+
+class PriorAttempts:
     """What is known of a job's earlier attempts, once one has failed and another is to come."""
 
-    __slots__ = ("accepted_at", "failed", "has_begun", "is_waiting")
+    __slots__ = ("accepted_at", "has_started", "is_backing_off", "last_failure")
 
-    def __init__(self, failed: Failed[Any], accepted_at: float, has_begun: bool) -> None:
-        self.failed = failed  # the last attempt
+    def __init__(self, last_failure: Failed[Any], accepted_at: float, has_started: bool) -> None:
+        self.last_failure = last_failure
         self.accepted_at = accepted_at
-        self.has_begun = has_begun  # whether the handler had, in any attempt: then the job may have had effects
-        self.is_waiting = True  # for the time of the next attempt
+        self.has_started = has_started  # whether the handler did, in any attempt: then the job may have had effects
+        self.is_backing_off = True  # until the next attempt is due
 
 
 class Job:
     """One accepted input on its way to its outcome.
 
-    It is settled once `outcome` is set; until then it runs if `worker` is set, waits for its next attempt if
-    `past.is_waiting` is, and else it is queued, or parked for its rate limit. Context and task are dropped as soon as
-    they can be: they know the job, and a job that kept them would be a reference cycle, and collecting those costs more
-    than running a small job.
+    It is settled once `outcome` is set. Until then it runs if `worker` is set, is delayed if `prior.is_backing_off` is
+    set, and otherwise is queued, or parked for its rate limit. Context and task are dropped as soon as possible: they
+    refer to the job, and a job that kept them would be a reference cycle, which costs more to collect than a small job
+    costs to run (test_jobs_leave_no_cycles).
     """
 
     __slots__ = (
         "attempt",
+        "cancel_reason",
         "context",
-        "doom",
         "input",
         "key",
         "number",
         "outcome",
-        "past",
+        "prior",
         "ready_at",
         "sink",
         "started_at",
@@ -113,24 +134,24 @@ class Job:
     number: int
     sink: Sink
     context: Context | None
-    # When it was accepted, or when the pause before this attempt was over.
+    # When it was accepted, or when the backoff before this attempt was over.
     ready_at: float
     # The number of the attempt that runs, or of the next, from 1.
     attempt: int
-    # When the handler began in this attempt. None: not yet.
+    # When the handler started in this attempt. None: not yet.
     started_at: float | None
-    past: Past | None
-    key: Any  # set by a queue that orders by it, and by no other
+    prior: PriorAttempts | None
+    key: Any  # set only by an order that sorts by it
     worker: Worker | None
     task: asyncio.Task[None] | None
-    # Why we cancelled its task, and so what a CancelledError of its means: None, and it is the job's own failure.
-    # Set once per attempt together with the one task.cancel(); only a CancelReason may replace an error here.
-    doom: CancelReason | PoolError | None
+    # Why we cancelled its task. It decides what the job's CancelledError means; None: it is the job's own failure.
+    # Set once per attempt, together with the one task.cancel(); only a CancelReason can replace an error here.
+    cancel_reason: CancelReason | PoolError | None
     outcome: Outcome[Any, Any] | None
 
     @property
     def attempts(self) -> int:
-        """How many attempts have begun."""
+        """How many attempts were started."""
         return self.attempt - (self.worker is None)
 
     @property
@@ -138,19 +159,24 @@ class Job:
         """Whether it holds a worker."""
         return self.worker is not None and self.outcome is None
 
-    def runs_in(self, owner: JobOwner) -> bool:
+    def runs_in(self, pool: State) -> bool:
         """Whether it holds a worker of this pool."""
-        return self.worker is not None and self.outcome is None and self.worker.owner is owner
+        return self.worker is not None and self.outcome is None and self.worker.pool is pool
+
+    @property
+    def is_backing_off(self) -> bool:
+        """Whether it waits for its next attempt."""
+        return self.prior is not None and self.prior.is_backing_off
 
     @property
     def accepted_at(self) -> float:
-        """Loop time at which the pool took charge of it."""
-        return self.ready_at if self.past is None else self.past.accepted_at
+        """Loop time at which the pool accepted it."""
+        return self.ready_at if self.prior is None else self.prior.accepted_at
 
     @property
-    def has_begun(self) -> bool:
-        """Whether its handler has, in any attempt: then it may have had effects."""
-        return self.started_at is not None or (self.past is not None and self.past.has_begun)
+    def has_started(self) -> bool:
+        """Whether its handler did, in any attempt: then it may have had effects."""
+        return self.started_at is not None or (self.prior is not None and self.prior.has_started)
 
     def __repr__(self) -> str:
         state = "queued"
@@ -158,7 +184,7 @@ class Job:
             state = "ended"
         elif self.worker is not None:
             state = "running"
-        elif self.past is not None and self.past.is_waiting:
+        elif self.is_backing_off:
             state = "delayed"
         return f"<Job {self.number} {state}: {self.input!r:.80}>"
 
@@ -172,147 +198,8 @@ def new_job(input: Any, number: int, sink: Sink, context: Context, now: float) -
     job.context = context
     job.ready_at = now
     job.attempt = 1
-    job.started_at = job.worker = job.task = job.doom = job.outcome = job.past = None
+    job.started_at = job.worker = job.task = job.cancel_reason = job.outcome = job.prior = None
     return job
 
 
 CURRENT_JOB: ContextVar[Job] = ContextVar("asyncpool.current_job")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CurrentJob:
-    """What a handler may want to know of the job that it runs."""
-
-    pool: str
-    """The name of the pool."""
-    id: int
-    """The job's number in its pool, counted from 1 in the order of acceptance."""
-    attempt: int
-    """Which attempt this is, counted from 1."""
-    worker: int
-    """The number of the worker, counted from 1. Two jobs that run at the same time never have the same."""
-
-
-def current_job() -> CurrentJob:
-    """Return the job that the calling code runs for, also in tasks that a handler spawned while the job runs.
-
-    Raises:
-        LookupError: The caller is not inside a running job.
-    """
-    job = CURRENT_JOB.get(None)
-    if job is None or job.worker is None or job.outcome is not None:
-        raise LookupError("current_job() is for handlers: no job is running here")
-    return CurrentJob(pool=job.worker.owner.name, id=job.number, attempt=job.attempt, worker=job.worker.number)
-
-
-class JobHandle(Generic[JobT, ValueT]):
-    """A submitted job: `await` it for its value.
-
-    Any number of tasks may wait, and each may be cancelled: that does not cancel the job. A failure that nobody read
-    until the handle is dropped is counted in `stats.unread_failures` and logged.
-    """
-
-    __slots__ = ("__weakref__", "_job", "_owner", "_read", "_waiters")
-
-    def __init__(self, job: Job, owner: JobOwner) -> None:
-        self._job = job
-        self._owner = owner
-        self._read = False
-        # A dict, because thousands may be cancelled at once. Whether one waits only for the end of a cancelled job.
-        self._waiters: dict[asyncio.Future[None], bool] = {}
-
-    @property
-    def job(self) -> JobT:
-        """The input, as it was submitted."""
-        job: JobT = self._job.input
-        return job
-
-    @property
-    def id(self) -> int:
-        """The job's number in its pool, counted from 1 in the order of acceptance."""
-        return self._job.number
-
-    def done(self) -> bool:
-        """Whether the job has its outcome."""
-        return self._job.outcome is not None
-
-    def cancel(self) -> bool:
-        """Ask for the job's cancellation; return False if it is done already.
-
-        A queued or delayed job is settled at once, and frees its place. A running one is settled when its task ends:
-        until then it holds its worker, and if it returns a value in spite of the cancellation, it has succeeded.
-
-        Raises:
-            WrongLoop: The caller is not on the pool's loop, and the job is not done.
-        """
-        if self._job.outcome is not None:
-            return False
-        self._owner.check_loop()
-        return self._owner.cancel(self._job, CancelReason.HANDLE)
-
-    async def outcome(self) -> Outcome[JobT, ValueT]:
-        """Wait until the job is done and return how it ended. Never raises for the job.
-
-        Cancel-safe: the job goes on, and may be awaited again.
-
-        Raises:
-            PoolDeadlock: Every worker runs a job that waits for this pool, and this wait was the newest; or the caller
-                is this very job.
-            WrongLoop: The caller is not on the pool's loop, and the job is not done.
-        """
-        await self.settled()
-        self._read = True
-        outcome: Outcome[JobT, ValueT] | None = self._job.outcome
-        assert outcome is not None
-        return outcome
-
-    def __await__(self) -> Generator[Any, None, ValueT]:
-        return self._value().__await__()
-
-    async def _value(self) -> ValueT:
-        return (await self.outcome()).unwrap()
-
-    async def settled(self, *, is_cancelled: bool = False) -> None:
-        """Wait until the job is done, without reading its outcome. For the pool, not for users.
-
-        One that `is_cancelled` ends by itself, so that the wait is no deadlock whoever waits; and if it ignores that,
-        it is waited for until it is called stuck, and no longer.
-        """
-        job = self._job
-        if job.outcome is not None or (is_cancelled and self._owner.is_stuck(job)):
-            return
-        self._owner.check_loop()
-        if CURRENT_JOB.get(None) is job:
-            raise PoolDeadlock(f"job {job.number} of pool {self._owner.name!r} waits for itself")
-        future: asyncio.Future[None] = self._owner.loop.create_future()
-        self._waiters[future] = is_cancelled
-        try:
-            await (future if is_cancelled else self._owner.wait(future))
-        finally:
-            self._waiters.pop(future, None)
-
-    def deliver(self, job: Job, outcome: Outcome[Any, Any], /) -> None:
-        """Wake all who wait. For the pool, not for users."""
-        job.sink = NOBODY  # we know the job: kept, it would be a cycle
-        waiters, self._waiters = self._waiters, {}
-        for future in waiters:
-            if not future.done():
-                future.set_result(None)
-
-    def count_delayed(self, change: int, /) -> None:
-        """Nothing to do. For the pool, not for users."""
-
-    def give_up_job(self, job: Job, /) -> None:
-        """Wake those who wait only for the end of the cancelled job. For the pool, not for users."""
-        for future, is_cancelled in self._waiters.items():
-            if is_cancelled and not future.done():
-                future.set_result(None)
-
-    def __del__(self) -> None:
-        # May run in any thread, whenever the collector likes: so it asks the loop, and does nothing itself.
-        job = self._job
-        if not self._read and isinstance(job.outcome, Failed):
-            self._owner.note_unread(job.outcome)
-
-    def __repr__(self) -> str:
-        return f"<JobHandle of {self._job!r}>"

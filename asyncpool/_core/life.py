@@ -1,146 +1,129 @@
-"""The life of a pool: its states, and the supervisor task that starts it and takes it down the ladder to its end.
+"""The life of a pool: the supervisor task that starts it, and takes it through the steps of `close()`.
 
-Stop is a level and not an event: whoever asks for it changes a state or brings a deadline forward, synchronously, and
-the supervisor acts on what holds when it looks. So a request can come at any moment, from anybody, any number of times.
+Stop is a level and not an event: a request changes a state or brings a deadline forward, synchronously, and the
+supervisor acts on what holds when it looks. So a request can come at any moment, from anybody, any number of times.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 from collections.abc import Callable
 from contextvars import copy_context
-from enum import Enum
 from typing import Any
 
 import anyio
 
-from asyncpool._core.dispatch import Dispatcher
+from asyncpool._core.parts import Parts
+from asyncpool._core.state import Phase
+from asyncpool._logs import log
 from asyncpool.errors import PoolClosed, PoolReused
 from asyncpool.events import PoolEnded, PoolStarted, PoolStopping
 from asyncpool.outcomes import CancelReason, ShutdownReport, Unfinished
 from asyncpool.scaling.policy import Decision
 
-__all__ = ["Life", "State"]
+__all__ = ["Life"]
 
-_log = logging.getLogger("asyncpool")
-
-# What was just cancelled gets so many turns of the loop to end by itself, however short the grace.
+# What was just cancelled gets this many loop iterations to end by itself, however short the grace.
 _LAST_TURNS = 16
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _in_order(numbered: list[tuple[int, Unfinished[Any]]]) -> tuple[Unfinished[Any], ...]:
     return tuple(entry for _, entry in sorted(numbered, key=lambda pair: pair[0]))
 
 
-class State(Enum):
-    """Where in its life a pool is."""
-
-    NEW = "new"
-    STARTING = "starting"
-    OPEN = "open"
-    DRAINING = "draining"
-    STOPPING = "stopping"
-    CLOSED = "closed"
-
-
 class Life:
-    """Starts and ends a dispatcher."""
+    """Starts and ends the parts of a pool."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        self._dispatcher = dispatcher
-        self.state = State.NEW
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._state = parts.state
         self.report: ShutdownReport[Any] | None = None
-        self.is_report_awaited = False  # else nobody may ever look at it, and the log says what it says
+        self.is_report_awaited = False  # otherwise nobody may ever look at it, and the log says what it says
         self._drain_until = math.inf  # loop time at which step 3 begins
         self._grace = math.inf
         self._grace_until = math.inf  # loop time at which step 4 begins, once step 3 has
-        self._supervisor: asyncio.Task[None] | None = None
-        self._stop_is_asked = asyncio.Event()
-        # Who waits for what: looked at whenever a job has ended, a worker is gone, or a state or deadline changed.
-        self._watchers: dict[asyncio.Future[None], Callable[[], bool]] = {}
+        self._stop_is_requested = asyncio.Event()
 
     # -- The beginning -----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Open the pool. Waits for the first resource, if workers have one."""
-        dispatcher = self._dispatcher
-        if self.state is not State.NEW:
-            raise PoolReused(f"pool {dispatcher.name!r} is {self.state.value}: a pool is started and used once")
+        parts, state = self._parts, self._state
+        if state.phase is not Phase.NEW:
+            raise PoolReused(f"pool {state.name!r} is {state.phase.value}: a pool is started and used once")
         # Imports anyio's backend here, and not inside the first job with a timeout: that takes tens of milliseconds.
         anyio.get_current_task()
         loop = asyncio.get_running_loop()
-        # First of all, and with a context as the jobs' tasks: a task factory that cannot do that says so here.
+        # First of all, and with a context like the jobs' tasks: a task factory that cannot do that says so here.
         supervise = self._supervise()
         try:
-            name = f"{dispatcher.name} supervisor"
-            self._supervisor = loop.create_task(supervise, name=name, context=copy_context())
+            supervisor = loop.create_task(supervise, name=f"{state.name} supervisor", context=copy_context())
         except BaseException:
             supervise.close()
             raise
-        dispatcher.open(loop)
-        self.state = State.STARTING
-        self._supervisor.add_done_callback(self._supervisor_is_done)
-        dispatcher.supervisor = self._supervisor
-        dispatcher.tell_opened()
-        if dispatcher.has_resource and dispatcher.target_workers:
-            await self._enter_first_resource()
-        elif self.state is not State.STARTING:  # whoever keeps the dead letters has closed the pool
+        parts.open(loop)
+        state.move(Phase.STARTING)
+        state.supervisor = supervisor
+        supervisor.add_done_callback(self._supervisor_is_done)
+        if parts.dead_letters is not None:  # the sink can do anything, even close the pool
+            parts.dead_letters.opened()
+        if parts.workers.has_resource:
+            await self._open_first_resource()
+        elif not state.is_starting:
             await self.wait_closed()
-            raise PoolClosed(f"pool {dispatcher.name!r} was closed while it started")
-        dispatcher.resize(Decision(dispatcher.target_workers), None)
-        self.state = State.OPEN
-        _log.debug("pool %r: started with %d workers", dispatcher.name, dispatcher.target_workers)
-        if dispatcher.observers.any:
-            dispatcher.observers.emit(PoolStarted(pool=dispatcher.name, workers=dispatcher.target_workers))
-        if not dispatcher.scaler.is_fixed:
+            raise self._closed_while_starting()
+        parts.workers.resize(Decision(parts.workers.target), None)
+        state.move(Phase.OPEN)
+        log.debug("pool %r: started with %d workers", state.name, parts.workers.target)
+        if parts.observers.any:
+            parts.observers.emit(PoolStarted(pool=state.name, workers=parts.workers.target))
+        if not parts.scaler.is_fixed:
             try:
-                dispatcher.scaler.look()
+                parts.scaler.evaluate()
             except BaseException:  # a KeyboardInterrupt
                 self.cancel()
                 await self.wait_closed()
                 raise
 
-    async def _enter_first_resource(self) -> None:
-        keeper = self._dispatcher.add_worker(must_enter=True).keeper
-        assert keeper is not None
-        assert keeper.entered is not None
+    async def _open_first_resource(self) -> None:
         try:
-            await keeper.entered
-            if self.state is not State.STARTING:
-                raise PoolClosed(f"pool {self._dispatcher.name!r} was closed while it started")
+            await self._parts.tasks.wait_open()  # for the group that resource tasks run in; which can be over by then
+            if self._state.is_starting and self._parts.workers.target:
+                entered = self._parts.workers.add_first().entered
+                assert entered is not None
+                await entered
+            if not self._state.is_starting:
+                raise self._closed_while_starting()
         except BaseException:
             self.cancel()
             await self.wait_closed()
             raise
 
+    def _closed_while_starting(self) -> PoolClosed:
+        return PoolClosed(f"pool {self._state.name!r} was closed while it started")
+
     # -- Requests: synchronous, from anybody, any number of times ----------------------------------------------------
 
     def stop(self, *, drain_timeout: float | None, grace: float) -> None:
         """Ask for the end; a later request can only bring it forward."""
-        if self.state is State.NEW:
-            self.state = State.CLOSED
+        state = self._state
+        if state.phase is Phase.NEW:
+            state.move(Phase.CLOSED)
             self.report = ShutdownReport()
-            self._dispatcher.is_ended = True
-        if self.state is State.CLOSED:
+        if state.phase is Phase.CLOSED:
             return
-        now = self._dispatcher.loop.time()
+        now = state.loop.time()
         if drain_timeout is not None:
             self._drain_until = min(self._drain_until, now + drain_timeout)
         self._grace = min(self._grace, grace)
-        if self.state is State.STOPPING:
+        if state.phase is Phase.STOPPING:
             self._grace_until = min(self._grace_until, now + grace)
-        elif self.state is State.STARTING:
+        elif state.phase is Phase.STARTING:
             self._drain_until = now  # nothing runs yet that could be drained
-        if self.state in (State.STARTING, State.OPEN):
+        if state.phase in (Phase.STARTING, Phase.OPEN):
             self._stop_intake(drains=self._drain_until > now)
-        self.look()
+        self._parts.wakeups.notify()
 
     def cancel(self) -> None:
         """Ask for step 3, at once."""
@@ -151,148 +134,115 @@ class Life:
         self.stop(drain_timeout=0.0, grace=0.0)
 
     def _stop_intake(self, *, drains: bool) -> None:
-        dispatcher = self._dispatcher
-        self.state = State.DRAINING
-        self._stop_is_asked.set()
-        dispatcher.is_open = False
-        dispatcher.line.close(dispatcher.closed_error)
-        for guest in list(dispatcher.guests):
-            guest.stop(dispatcher.closed_error())
-        if dispatcher.pauses.is_by_user:
-            dispatcher.resume()
-        if dispatcher.observers.any:
-            dispatcher.observers.emit(PoolStopping(pool=dispatcher.name, drains=drains))
+        parts, state = self._parts, self._state
+        state.move(Phase.DRAINING)
+        self._stop_is_requested.set()
+        parts.queue.line.close(state.closed_error)
+        for producer in parts.producers:
+            producer.stop(state.closed_error())
+        parts.pauses.resume()
+        if parts.observers.any:
+            parts.observers.emit(PoolStopping(pool=state.name, drains=drains))
 
     # -- The ladder --------------------------------------------------------------------------------------------------
 
     async def _supervise(self) -> None:
         """Take the pool to its end. The numbers are those of `WorkerPool.close` and docs/semantics.md."""
-        dispatcher = self._dispatcher
-        await self._until_asked_to_stop()
-        # 1. The intake is stopped and a pause lifted, by whoever asked for the end.
-        # 2. Let queued, delayed and running jobs finish.
-        await self._until(self.is_drained, lambda: self._drain_until)
-        # 3. Hand back what is queued or delayed, then cancel what runs: in this order, so that a freed worker takes
-        # nothing.
-        self.state = State.STOPPING
-        self._grace_until = dispatcher.loop.time() + self._grace
-        dispatcher.cancel_where(lambda job: True, CancelReason.SHUTDOWN)
-        dispatcher.retire_all()
-        await self._until(self._is_empty, lambda: self._grace_until, turns=_LAST_TURNS)
-        # 4. Abandon and name what ignores its cancellation.
-        dispatcher.abandon_running()
-        await self._until(self._is_empty, lambda: -math.inf, turns=_LAST_TURNS)
-        leftover = self._cancel_tasks()
-        await self._until(lambda: all(task.done() for task in leftover), lambda: -math.inf, turns=_LAST_TURNS)
-        self._close([task for task in leftover if not task.done()])
+        parts = self._parts
+        async with asyncio.TaskGroup() as group:
+            parts.tasks.open(group)  # from here on, resource tasks and feeders run in it
+            await self._until_asked_to_stop()
+            # 1. The intake is stopped and a pause lifted, by whoever asked for the end.
+            # 2. Let queued, delayed and running jobs finish.
+            await self._until(lambda: parts.ledger.is_drained, lambda: self._drain_until)
+            # 3. Hand back what is queued or delayed, then cancel what runs: in this order, so that a worker that
+            # becomes free takes nothing.
+            self._state.move(Phase.STOPPING)
+            self._grace_until = self._state.loop.time() + self._grace
+            self._cancel_jobs()
+            await self._until(self._is_empty, lambda: self._grace_until, turns=_LAST_TURNS)
+            # 4. Abandon and name what ignores its cancellation.
+            parts.workers.abandon()
+            await self._until(self._is_empty, lambda: -math.inf, turns=_LAST_TURNS)
+            leftover = parts.tasks.cancel_all()
+            await self._until(lambda: all(task.done() for task in leftover), lambda: -math.inf, turns=_LAST_TURNS)
+            # Inside the block, so that close() can return now. Leaving it waits for tasks that ignore their
+            # cancellation: only the supervisor waits for those (test_a_task_that_ignores_the_end_holds_the_supervisor).
+            self._close([task for task in leftover if not task.done()])
 
     async def _until_asked_to_stop(self) -> None:
-        while not self._stop_is_asked.is_set():
+        while not self._stop_is_requested.is_set():
             try:
-                await self._stop_is_asked.wait()
+                await self._stop_is_requested.wait()
             except asyncio.CancelledError:
                 self.cancel()
 
-    def is_drained(self) -> bool:
-        """Whether nothing is queued, delayed or running."""
-        dispatcher = self._dispatcher
-        return not dispatcher.queue.size and not dispatcher.running and not dispatcher.delayed
+    def _cancel_jobs(self) -> None:
+        self._parts.cancellation.cancel_where(lambda job: True, CancelReason.SHUTDOWN)
+        self._parts.scaler.end()
+        self._parts.workers.retire_all()
 
     def _is_empty(self) -> bool:
-        return not self._dispatcher.workers and not self._feeders()
-
-    def _feeders(self) -> list[asyncio.Task[None]]:
-        return [guest.feeder for guest in self._dispatcher.guests if guest.feeder is not None]
-
-    def _cancel_tasks(self) -> list[asyncio.Task[None]]:
-        """Cancel what holds resources and closes sources, and return it."""
-        keepers = [worker.keeper for worker in self._dispatcher.workers.values() if worker.keeper is not None]
-        tasks = [keeper.task for keeper in keepers if keeper.task is not None] + self._feeders()
-        for task in tasks:
-            task.cancel()
-        return tasks
+        return not self._parts.workers.by_number and self._parts.tasks.is_empty
 
     def _close(self, abandoned_tasks: list[asyncio.Task[None]]) -> None:
-        dispatcher = self._dispatcher
+        parts, name = self._parts, self._state.name
         for task in abandoned_tasks:
-            dispatcher.resource_errors.append(TimeoutError(f"task {task.get_name()!r} ignores its cancellation"))
-        self.report = ShutdownReport(
-            unfinished=_in_order(dispatcher.unfinished),
-            abandoned=_in_order(dispatcher.abandoned),
-            errors=tuple(dispatcher.resource_errors),
+            parts.ledger.resource_errors.append(TimeoutError(f"task {task.get_name()!r} ignores its cancellation"))
+        self.report = report = ShutdownReport(
+            unfinished=_in_order(parts.ledger.unfinished),
+            abandoned=_in_order(parts.ledger.abandoned),
+            errors=tuple(parts.ledger.resource_errors),
         )
-        self.state = State.CLOSED
-        dispatcher.is_ended = True
-        dispatcher.silence()
-        for worker in dispatcher.workers.values():  # abandoned, perhaps while start() waits for the first resource
-            if worker.keeper is not None:
-                worker.keeper.give_up_entering()
-        for guest in list(dispatcher.guests):
-            guest.give_up_feeder()
-        name, report = dispatcher.name, self.report
+        self._state.move(Phase.CLOSED)
+        parts.close()
+        parts.workers.fail_start()  # of those abandoned, perhaps while start() waits for the first resource
+        for producer in parts.producers:
+            producer.stop_waiting_for_feeder()
         for entry in report.abandoned:
-            _log.error("pool %r: abandoned a job that ignores its cancellation: %r", name, entry.job)
+            log.error("pool %r: abandoned a job that ignores its cancellation: %r", name, entry.job)
         for task in abandoned_tasks:
-            _log.error("pool %r: abandoned %s, which ignores its cancellation", name, task.get_name())
-        if dispatcher.counters.unread_failures:
-            _log.error("pool %r: %d failed jobs were read by nobody", name, dispatcher.counters.unread_failures)
+            log.error("pool %r: abandoned %s, which ignores its cancellation", name, task.get_name())
+        if parts.ledger.unread_failures:
+            count = parts.ledger.unread_failures
+            log.error("pool %r: %d failure%s never retrieved", name, count, " was" if count == 1 else "s were")
         if report.unfinished and not self.is_report_awaited:
-            _log.warning(
-                "pool %r: closed with %d unfinished jobs, which pool.report has; the first is %r",
+            log.warning(
+                "pool %r: closed with %d unfinished jobs, listed in pool.report; the first is %r",
                 name,
                 len(report.unfinished),
                 report.unfinished[0].job,
             )
-        _log.debug("pool %r: closed; %d unfinished jobs", name, len(report.unfinished))
-        if dispatcher.observers.any:
-            dispatcher.observers.emit(PoolEnded(pool=name, report=report))
-        self.look()
+        log.debug("pool %r: closed; %d unfinished jobs", name, len(report.unfinished))
+        if parts.observers.any:
+            parts.observers.emit(PoolEnded(pool=name, report=report))
+        parts.wakeups.notify()
 
     def _supervisor_is_done(self, supervisor: asyncio.Task[None]) -> None:
-        """Close what a supervisor leaves open that was cancelled before its first step."""
-        if self.state is not State.CLOSED:
-            if self.state is not State.DRAINING:
+        """Close what a supervisor leaves open that was cancelled before its first step, and log what it raised."""
+        parts, state = self._parts, self._state
+        parts.tasks.give_up_opening()
+        if state.phase is not Phase.CLOSED:
+            if state.phase in (Phase.STARTING, Phase.OPEN):
                 self._stop_intake(drains=False)
-            self.state = State.STOPPING
-            self._dispatcher.cancel_where(lambda job: True, CancelReason.SHUTDOWN)
-            self._dispatcher.retire_all()
-            self._dispatcher.abandon_running()
-            self._close([task for task in self._cancel_tasks() if not task.done()])
+            if state.phase is Phase.DRAINING:
+                state.move(Phase.STOPPING)
+            self._cancel_jobs()
+            parts.workers.abandon()
+            self._close([task for task in parts.tasks.cancel_all() if not task.done()])
+        if not supervisor.cancelled() and (error := supervisor.exception()) is not None:
+            log.error("pool %r: a task of the pool has failed, which ended the pool", state.name, exc_info=error)
 
     # -- Waiting -----------------------------------------------------------------------------------------------------
-
-    def look(self) -> None:
-        """Wake whoever waits for what is the case now."""
-        for future, holds in list(self._watchers.items()):
-            if holds():
-                _resolve(future)
-
-    async def watch(self, holds: Callable[[], bool], *, until: float = math.inf) -> None:
-        """Wait until something holds, for one moment at least, or until a loop time."""
-        if holds():
-            return
-        loop = self._dispatcher.loop
-        future: asyncio.Future[None] = loop.create_future()
-        self._watchers[future] = holds
-        self._dispatcher.call_when_less(self.look)
-        timer = None if until == math.inf else loop.call_at(until, _resolve, future)
-        try:
-            await future
-        finally:
-            if timer is not None:
-                timer.cancel()
-            del self._watchers[future]
-            if not self._watchers:
-                self._dispatcher.call_when_less(None)
 
     async def _until(
         self, holds: Callable[[], bool], deadline: Callable[[], float] = lambda: math.inf, *, turns: int = 0
     ) -> None:
-        """Let the supervisor wait until something holds or a deadline, which may be brought forward, is over.
+        """Let the supervisor wait until something holds or a deadline, which can be brought forward, is over.
 
         Whoever cancels the supervisor (asyncio.run does at its end, with every task) asks for the next step.
         """
-        loop = self._dispatcher.loop
+        loop = self._state.loop
         while not holds() and (turns or loop.time() < deadline()):
             try:
                 if turns:
@@ -301,23 +251,23 @@ class Life:
                 else:
                     await self._watch_until(holds, deadline)
             except asyncio.CancelledError:
-                if self.state is State.STOPPING:
+                if self._state.phase is Phase.STOPPING:
                     self.abandon()
                 else:
                     self.cancel()
 
     async def _watch_until(self, holds: Callable[[], bool], deadline: Callable[[], float]) -> None:
         until = deadline()
-        await self.watch(lambda: holds() or deadline() < until, until=until)
+        await self._parts.wakeups.wait_until(lambda: holds() or deadline() < until, until=until)
 
     async def wait_closed(self) -> ShutdownReport[Any]:
         """Wait for the end. Cancelled once, it asks for step 3; a second time, for step 4; and waits on each time."""
         cancelled: asyncio.CancelledError | None = None
         while self.report is None:
             try:
-                # Shielded from the second on: a cancelled anyio scope cancels again at each turn, and that is one.
+                # Shielded from the second on: a cancelled anyio scope cancels again in each iteration, and counts once.
                 with anyio.CancelScope(shield=cancelled is not None):
-                    await self.watch(lambda: self.report is not None)
+                    await self._parts.wakeups.wait_until(lambda: self.report is not None)
             except asyncio.CancelledError as error:
                 if cancelled is None:
                     self.cancel()

@@ -1,12 +1,15 @@
-"""Why workers take no jobs for now, and until when."""
+"""Why workers are not taking jobs, and until when."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from contextvars import Context
 from enum import Enum
 
+from asyncpool._core.state import State
+from asyncpool._core.wakeups import Wakeups
+from asyncpool._logs import log
+from asyncpool.events import Observers, PoolPaused, PoolResumed
 from asyncpool.rate import RateLimit
 
 __all__ = ["Pauses"]
@@ -19,23 +22,39 @@ class _Reason(Enum):
 
 
 class Pauses:
-    """The reasons for which no worker takes jobs: `on_change(is_paused)` is called when there is one more or less."""
+    """The reasons for which no worker takes jobs.
 
-    __slots__ = ("_context", "_has_taken", "_is_in_line", "_loop", "_on_change", "_reasons", "_timers", "_until")
+    Invariant: `is_paused` is true while there is a reason. It is a field, because the hot path reads it.
+    """
 
-    def __init__(self, on_change: Callable[[bool], None]) -> None:
-        self._on_change = on_change
+    __slots__ = (
+        "_context",
+        "_has_taken",
+        "_is_in_line",
+        "_observers",
+        "_reasons",
+        "_state",
+        "_timers",
+        "_until",
+        "_wakeups",
+        "is_paused",
+    )
+
+    def __init__(self, state: State, observers: Observers, wakeups: Wakeups) -> None:
+        self._state = state
+        self._observers = observers
+        self._wakeups = wakeups
+        self.is_paused = False
         self._reasons: set[_Reason] = set()
         self._timers: dict[_Reason, asyncio.Handle] = {}
         self._until = 0.0  # when the pause that a job has asked for is over
-        # Of the rate limit of all jobs: whether we have got a start since it was last closed; and whether it was closed
-        # since we last got one, so that we count among those who wait for it.
+        # Of the rate limit of all jobs: whether we got a start since it was last closed; and whether it was closed
+        # since we last got one, so that we count among those that wait for it.
         self._has_taken = False
         self._is_in_line = False
 
-    def open(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
-        """Bind to the running loop."""
-        self._loop = loop
+    def open(self, context: Context) -> None:
+        """Start timers in this context from now on."""
         self._context = context
 
     @property
@@ -44,25 +63,30 @@ class Pauses:
         return _Reason.USER in self._reasons
 
     @property
-    def is_told(self) -> bool:
-        """Whether there is a reason that observers are told: the rate limit opens and closes too often for that."""
+    def is_reported(self) -> bool:
+        """Whether there is a reason that observers hear of: the rate limit opens and closes too often for that."""
         return bool(self._reasons - {_Reason.RATE})
 
-    def by_user(self) -> None:
-        """Pause until `lift_by_user`."""
-        self._begin(_Reason.USER)
+    def pause(self) -> None:
+        """Take no more jobs from the queue, until `resume`."""
+        if not self.is_by_user:
+            self._begin(_Reason.USER)
+            self._report(None)
 
-    def lift_by_user(self) -> None:
-        """End the user's pause. Another one goes on."""
-        self._end(_Reason.USER)
+    def resume(self) -> None:
+        """End the user's pause. A pause for another reason goes on."""
+        if self.is_by_user:
+            self._end(_Reason.USER)
 
-    def until(self, when: float) -> bool:
-        """Pause until a loop time, as a job has asked; the latest that was asked for counts. Return whether this is."""
+    def pause_for(self, seconds: float, now: float) -> None:
+        """Take no more jobs for a time, as a job has asked. The latest end that was asked for counts."""
+        when = now + seconds
         if _Reason.ADVICE in self._reasons and self._until >= when:
-            return False
+            return
         self._until = when
         self._begin(_Reason.ADVICE, when)
-        return True
+        log.info("pool %r: a job asked for a pause of %g s", self._state.name, seconds)
+        self._report(seconds)
 
     def take_start(self, limit: RateLimit, now: float) -> bool:
         """Take a start of the limit of all jobs, and return True; if there is none, pause until there may be one."""
@@ -96,11 +120,20 @@ class Pauses:
         if until is not None:
             if reason in self._timers:
                 self._timers[reason].cancel()
-            self._timers[reason] = self._loop.call_at(until, self._end, reason, context=self._context)
+            self._timers[reason] = self._state.loop.call_at(until, self._end, reason, context=self._context)
         self._reasons.add(reason)
-        self._on_change(True)
+        self.is_paused = True
+        self._wakeups.pause_changed(is_lifted=False)
 
     def _end(self, reason: _Reason) -> None:
+        was_reported = self.is_reported
         self._timers.pop(reason, None)
         self._reasons.discard(reason)
-        self._on_change(bool(self._reasons))
+        self.is_paused = bool(self._reasons)
+        self._wakeups.pause_changed(is_lifted=not self.is_paused)
+        if was_reported and not self.is_reported and self._observers.any:
+            self._observers.emit(PoolResumed(pool=self._state.name))
+
+    def _report(self, seconds: float | None) -> None:
+        if self._observers.any:
+            self._observers.emit(PoolPaused(pool=self._state.name, seconds=seconds))

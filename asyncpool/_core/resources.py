@@ -1,29 +1,26 @@
-"""A worker: the slot that one job at a time may hold, and the keeper of the slot's resource.
+"""The task that opens, holds and closes one worker's resource.
 
-A worker without a resource is no more than an entry in the list of idle ones; starting and ending its jobs is
-`_dispatch.py`. One with a resource has a task of its own, the keeper, which enters the resource, offers the worker,
-and leaves the resource again when the worker retires or its resource has to be replaced.
+What becomes of the worker meanwhile is `workers.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context
 from typing import Any, Protocol
 
-from asyncpool._core.job import Job, JobOwner
+from asyncpool._core.job import Worker
+from asyncpool._core.line import wake
+from asyncpool._core.tasks import Tasks
 from asyncpool.errors import PoolClosed, ResourceDied, is_safe_to_raise
 
-__all__ = ["Keeper", "Worker", "WorkerHost"]
-
-_log = logging.getLogger("asyncpool")
+__all__ = ["ResourceHost", "ResourceTask"]
 
 # The pause before a resource that could not be entered is tried again: doubled each time, with half of it random, so
-# that the workers of a pool do not all knock at a database in the moment it is back.
+# that the workers of a pool do not all connect to a database in the moment in which it is back.
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
 
@@ -36,117 +33,102 @@ def _safe(error: BaseException | None) -> BaseException:
     return died
 
 
-class Worker:
-    """A slot for one job at a time."""
+class ResourceHost(Protocol):
+    """What a resource task reports to."""
 
-    __slots__ = ("job", "keeper", "leaving", "number", "owner", "resource", "stale")
-
-    def __init__(self, number: int, owner: JobOwner) -> None:
-        self.number = number
-        self.owner = owner
-        self.job: Job | None = None
-        self.resource: Any = None
-        self.keeper: Keeper | None = None
-        self.leaving = False  # takes no more jobs, and goes when its job has ended
-        self.stale = False  # takes no more jobs until its resource is replaced
-
-    def __repr__(self) -> str:
-        return f"<Worker {self.number}{' leaving' if self.leaving else ''}{' stale' if self.stale else ''}>"
-
-
-class WorkerHost(Protocol):
-    """What a keeper needs of the pool."""
-
-    @property
-    def name(self) -> str: ...
-    def is_torn_down(self) -> bool: ...
-    def offer(self, worker: Worker, /) -> None: ...
-    def withdraw(self, worker: Worker, /) -> BaseException | None: ...
-    def dismiss(self, worker: Worker, /) -> None: ...
+    def worker_ready(self, worker: Worker, /) -> None: ...
+    def resource_lost(self, worker: Worker, /) -> BaseException | None: ...
     def resource_failed(self, worker: Worker, error: BaseException, retry_in: float | None, /) -> None: ...
+    def remove(self, worker: Worker, /) -> None: ...
 
 
-class Keeper:
-    """The task that holds one worker's resource, and in which it is entered and left."""
+class ResourceTask:
+    """Holds one worker's resource, which is entered and left in this one task.
+
+    Invariant: the task ends only when the worker retires, so that a stray cancellation costs no worker
+    (test_a_stray_cancellation_of_a_keeper_costs_no_worker).
+    """
 
     def __init__(
         self,
         worker: Worker,
-        host: WorkerHost,
+        host: ResourceHost,
         enter: Callable[[], AbstractAsyncContextManager[Any]],
-        context: Context,
         *,
         must_enter: bool,
     ) -> None:
         self._worker = worker
+        self._state = worker.pool
         self._host = host
         self._enter = enter
-        self._random = random.Random(f"{host.name} {worker.number}")
-        self._loop = asyncio.get_running_loop()
-        self._bell: asyncio.Future[None] | None = None
-        # Of the worker that start() waits for: resolved at the first entry; if that fails, its error, and the end.
+        self._random = random.Random(f"{self._state.name} {worker.number}")
+        self._loop = self._state.loop
+        self._changed: asyncio.Future[None] | None = None
+        # Of the worker that start() waits for: resolved at the first entry; if that fails, with its error.
         self.entered: asyncio.Future[None] | None = self._loop.create_future() if must_enter else None
         self._is_entering = False
-        self.task: asyncio.Task[None] | None = None
-        self.task = self._loop.create_task(
-            self._keep(), name=f"{host.name} worker {worker.number} resource", context=context
-        )
-        self.task.add_done_callback(self._is_done)
+        self._task: asyncio.Task[None] | None = None
 
-    def ring(self) -> None:
-        """Say that the worker's flags, or its job, have changed."""
-        if self._bell is not None and not self._bell.done():
-            self._bell.set_result(None)
+    def start(self, tasks: Tasks, context: Context) -> None:
+        """Begin to open the resource."""
+        name = f"{self._state.name} worker {self._worker.number} resource"
+        self._task = tasks.spawn(self._hold, name=name, context=context)
+        self._task.add_done_callback(self._is_done)
+
+    def notify(self) -> None:
+        """Note that the worker's flags, or its job, have changed."""
+        if self._changed is not None:
+            wake(self._changed)
 
     def leave(self) -> None:
-        """Say that the worker is leaving: what is still being entered is given up, what is held is left in peace."""
-        if self._is_entering and self.task is not None:
-            self._is_entering = False  # once: what it does to give up may take its time
-            self.task.cancel()
-        self.ring()
+        """Note that the worker retires: give up what is still being entered, and leave what is held."""
+        if self._is_entering and self._task is not None:
+            self._is_entering = False  # once: what it does to give up can take its time
+            self._task.cancel()
+        self.notify()
 
-    def give_up_entering(self) -> None:
-        """Wake whoever waits for the first entry, which will not be."""
+    def fail_start(self) -> None:
+        """Wake whoever waits for the first entry, which will not happen."""
         if self.entered is not None and not self.entered.done():
-            self.entered.set_exception(PoolClosed(f"pool {self._host.name!r} was closed while it started"))
+            self.entered.set_exception(PoolClosed(f"pool {self._state.name!r} was closed while it started"))
 
     def _is_done(self, task: asyncio.Task[None]) -> None:
         """The end, also of a task that was cancelled before its first step."""
         worker = self._worker
-        worker.leaving = True
-        self.give_up_entering()
+        worker.retiring = True
+        self.fail_start()
         if worker.job is None:
-            self._host.dismiss(worker)
+            self._host.remove(worker)
         else:
-            worker.keeper = None  # it goes when its job has ended, as a worker without a resource does
+            worker.resource_task = None  # it goes when its job has ended, as a worker without a resource does
 
-    async def _keep(self) -> None:
-        if self.task is None:
+    async def _hold(self) -> None:
+        if self._task is None:
             await asyncio.sleep(0)  # an eager task factory runs us while the task is made
         worker = self._worker
-        failures = 0  # since the resource was last let go in peace
-        while not worker.leaving:
+        failures = 0  # since the resource was last left without one
+        while not worker.retiring:
             held, lost, error = await self._enter_and_hold()
             failures = 0 if held and lost is None and error is None else failures + 1
             if lost is not None:
                 lost.__cause__ = error
             if isinstance(error, asyncio.CancelledError) and self._is_ending():
-                return  # given up, as leave() asked or whoever cancels every task
+                return  # given up, because of leave() or because somebody cancels every task
             if not held and self.entered is not None and not self.entered.done():
                 self.entered.set_exception(_safe(error))
                 return
             pause = self._pause(failures) if failures else 0.0
             if error is not None:
-                self._host.resource_failed(worker, error, None if worker.leaving else pause)
-            # A job whose resource died under it may not have ended yet: it holds the worker until it does.
-            await self._surely(lambda: worker.job is None)
+                self._host.resource_failed(worker, error, None if worker.retiring else pause)
+            # A job whose resource has died may not have ended yet: it holds the worker until it does.
+            await self._wait_uncancelled(lambda: worker.job is None)
             if pause:
                 await self._wait(pause)
 
     async def _enter_and_hold(self) -> tuple[bool, BaseException | None, BaseException | None]:
-        """Enter the resource and hold it until it is let go. Never raises but KeyboardInterrupt.
+        """Enter the resource and hold it until it is to be left. Raises nothing but KeyboardInterrupt.
 
-        Returns whether it was held, the failure of the job that it died under, and what it raised.
+        Returns whether it was held, the failure of the job that ran when it died, and what it raised.
         """
         worker = self._worker
         held = False
@@ -159,17 +141,17 @@ class Keeper:
             async with manager as worker.resource:
                 self._is_entering = False
                 held = True
-                worker.stale = False
+                worker.needs_recycle = False
                 if self.entered is not None and not self.entered.done():
                     self.entered.set_result(None)
-                self._host.offer(worker)
+                self._host.worker_ready(worker)
                 try:
-                    await self._until(self._is_let_go)
+                    await self._until(self._is_to_be_left)
                 except BaseException:
                     if self._loop.is_closed():
                         raise  # we are being collected
                     # Not by us: the resource's own scope cancelled us, or somebody cancels every task.
-                    lost = self._host.withdraw(worker)
+                    lost = self._host.resource_lost(worker)
                     raise
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) or self._loop.is_closed():
@@ -183,33 +165,33 @@ class Keeper:
         return held, lost, None
 
     def _is_ending(self) -> bool:
-        if self._host.is_torn_down():
-            self._worker.leaving = True
-        return self._worker.leaving
+        if self._state.is_loop_shutting_down():
+            self._worker.retiring = True
+        return self._worker.retiring
 
-    def _is_let_go(self) -> bool:
-        return self._worker.job is None and (self._worker.leaving or self._worker.stale)
+    def _is_to_be_left(self) -> bool:
+        return self._worker.job is None and (self._worker.retiring or self._worker.needs_recycle)
 
     def _pause(self, failures: int) -> float:
         return min(_FIRST_PAUSE * 2.0 ** (failures - 1), _LONGEST_PAUSE) * self._random.uniform(0.5, 1.0)
 
     async def _wait(self, seconds: float) -> None:
-        """Wait for some seconds, or until the worker shall leave."""
+        """Wait for some seconds, or until the worker retires."""
         is_over = False
 
-        def end() -> None:  # the timer says so, and the clock is not asked: on some loops a timer comes a little early
+        def end() -> None:  # a flag and not the clock: on some loops a timer fires a little early
             nonlocal is_over
             is_over = True
-            self.ring()
+            self.notify()
 
         timer = self._loop.call_later(seconds, end)
         try:
-            await self._surely(lambda: is_over or self._worker.leaving)
+            await self._wait_uncancelled(lambda: is_over or self._worker.retiring)
         finally:
             timer.cancel()
 
-    async def _surely(self, holds: Callable[[], bool]) -> None:
-        """Wait until something holds, whoever cancels us meanwhile: a stray cancel costs no worker."""
+    async def _wait_uncancelled(self, holds: Callable[[], bool]) -> None:
+        """Wait until a condition holds, whoever cancels us meanwhile."""
         while not holds():
             try:
                 await self._until(holds)
@@ -220,15 +202,14 @@ class Keeper:
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         while not holds():
-            self._bell = self._loop.create_future()
+            self._changed = self._loop.create_future()
             try:
-                await self._bell
+                await self._changed
             finally:
-                self._bell = None
+                self._changed = None
 
     def _forget_cancellation(self) -> None:
-        # The keeper ends by worker.leaving alone, so that a stray cancel costs no worker. What was delivered is taken
-        # back, or the timeouts of the next resource to enter would take it for theirs.
-        task = self.task
+        # Taken back, because the timeouts of the next resource to enter would take it for theirs.
+        task = self._task
         while task is not None and task.cancelling():
             task.uncancel()

@@ -1,95 +1,217 @@
-"""Whether and when a job of a pool that failed is tried again, and until when it may run at all.
+"""What follows from a failed attempt: whether and when the job runs again, and where it waits until then.
 
-The policy is `retry.py`. Where a job waits between two attempts is `_dispatch.py`.
+The policy is `asyncpool/retry.py`.
 """
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import math
 import random
+from contextvars import Context
 from random import Random
+from typing import Any
 
-from asyncpool._core.job import Job
-from asyncpool.errors import JobExpired, RetryAdvice
+from asyncpool._checks import check_seconds
+from asyncpool._core.job import Job, PriorAttempts, Worker
+from asyncpool._core.ledger import Ledger
+from asyncpool._core.load import Load
+from asyncpool._core.pauses import Pauses
+from asyncpool._core.queue import JobQueue
+from asyncpool._core.scaler import Scaler
+from asyncpool._core.state import State
+from asyncpool._core.timers import TimerHeap
+from asyncpool._core.wakeups import Wakeups
+from asyncpool._logs import is_logged, log
+from asyncpool.errors import ErrorFilter, JobExpired, RetryAdvice, RetryAfter, matches
+from asyncpool.events import JobRetrying, Observers
 from asyncpool.outcomes import CancelReason, Failed
-from asyncpool.retry import Retry
-from asyncpool.stats import Counters
+from asyncpool.retry import Retry, RetryTally
 
 __all__ = ["Retries"]
 
-_log = logging.getLogger("asyncpool")
-
 
 class Retries:
-    """One pool's use of a policy: the random numbers, and how much of the budget is used."""
+    """One pool's use of a retry policy: its random numbers, its budget, and the jobs that wait for their next attempt.
 
-    __slots__ = ("_counters", "_name", "_policy", "_random", "tally")
+    Without a policy nothing is retried, but a failed attempt can still recycle a resource or pause the pool.
+    """
 
-    def __init__(self, policy: Retry, name: str, counters: Counters) -> None:
+    __slots__ = (
+        "_budget",
+        "_ledger",
+        "_load",
+        "_observers",
+        "_pauses",
+        "_policy",
+        "_queue",
+        "_random",
+        "_recycle_on",
+        "_scaler",
+        "_state",
+        "_wakeups",
+        "backing_off",
+    )
+
+    def __init__(
+        self,
+        policy: Retry | None,
+        budget: RetryTally | None,
+        *,
+        recycle_on: ErrorFilter,
+        state: State,
+        ledger: Ledger,
+        observers: Observers,
+        wakeups: Wakeups,
+        queue: JobQueue,
+        pauses: Pauses,
+        load: Load,
+        scaler: Scaler,
+        backing_off: TimerHeap[Job],
+    ) -> None:
         self._policy = policy
-        self._name = name
-        self._counters = counters
-        # By way of the random numbers of the process: so processes with pools of the same name do not move in step,
-        # and a program that seeds them can be repeated.
+        self._budget = budget
+        self._recycle_on = recycle_on
+        self._state = state
+        self._ledger = ledger
+        self._observers = observers
+        self._wakeups = wakeups
+        self._queue = queue
+        self._pauses = pauses
+        self._load = load
+        self._scaler = scaler
+        self.backing_off = backing_off
+        # Seeded by the random numbers of the process: so processes with pools of the same name do not move in step, and
+        # a program that seeds them can be repeated.
         self._random = Random(random.getrandbits(64))
-        self.tally = None if policy.budget is None else policy.budget.start()
+
+    def open(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
+        """Bind to the running loop."""
+        self.backing_off.open(loop, context)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether a job may run again."""
+        return self._policy is not None
 
     @property
     def has_deadline(self) -> bool:
         """Whether jobs have a time in which they have to be done."""
-        return self._policy.max_elapsed is not None
+        return self._policy is not None and self._policy.max_elapsed is not None
 
-    def backoff(self, job: Job, failed: Failed[object], raised: BaseException, now: float) -> float | None:
-        """Return the seconds until the next attempt of a job whose attempt has just failed; None if there is none.
+    # -- After a failure ---------------------------------------------------------------------------------------------
 
-        Raises what a predicate of the user raised; he may also have cancelled the job.
+    def after_failure(
+        self, job: Job, worker: Worker, failed: Failed[Any], raised: BaseException, now: float
+    ) -> float | None:
+        """Ask the user's functions what follows from a failure; return the backoff before the next attempt, if any.
+
+        The job still counts as running meanwhile: they can look at the pool, cancel this very job, or close the pool.
         """
+        if self._load.take_error(raised, failed.error):
+            self._scaler.wake_now()
+        if worker.resource_task is not None and not worker.needs_recycle and job.started_at is not None:
+            worker.needs_recycle = self._spoils_resource(failed)
+        try:
+            if isinstance(raised, RetryAfter) and raised.pause:
+                self._pauses.pause_for(check_seconds("seconds", raised.seconds), now)
+            return None if self._policy is None else self._backoff(self._policy, job, failed, raised, now)
+        except BaseException as error:
+            self._log_hook("the predicate `on` of the retry, or the advice of the handler,", error)
+            return None
+
+    def _backoff(self, policy: Retry, job: Job, failed: Failed[Any], raised: BaseException, now: float) -> float | None:
         advice = raised if isinstance(raised, RetryAdvice) else failed.error
-        backoff = self._policy.delay(job.attempt, advice, self._random)
-        # Its end was asked for, or its time is over (by a timer, and some come a little early).
-        if backoff is None or isinstance(job.doom, (CancelReason, JobExpired)):
+        backoff = policy.delay(job.attempt, advice, self._random)
+        # Its end was requested, or its time is over (by a timer, and some fire a little early).
+        if backoff is None or isinstance(job.cancel_reason, (CancelReason, JobExpired)):
             return None
-        if self._policy.max_elapsed is not None and now + backoff >= self._deadline(job):
-            elapsed = self._policy.max_elapsed
-            _add_note(failed.error, f"not tried again: that would be later than max_elapsed={elapsed:g} s")
+        if policy.max_elapsed is not None and now + backoff >= job.accepted_at + policy.max_elapsed:
+            _add_note(failed.error, f"not tried again: that would be later than max_elapsed={policy.max_elapsed:g} s")
             return None
-        if self.tally is not None and not self.tally.withdraw(now):
-            _add_note(failed.error, f"not tried again: the budget is spent, {self._policy.budget!r}")
-            self._tell_rejected(job)
+        if self._budget is not None and not self._budget.withdraw(now):
+            _add_note(failed.error, f"not tried again: the budget is spent, {policy.budget!r}")
+            self._report_rejected(job)
             return None
         return backoff
 
-    def seconds_left(self, job: Job, now: float) -> float:
-        """Return how long a job may still take: 0 or less if its time is over, infinity if it has no end."""
-        return math.inf if self._policy.max_elapsed is None else self._deadline(job) - now
+    def _spoils_resource(self, failed: Failed[Any]) -> bool:
+        try:
+            return matches(self._recycle_on, failed.error)
+        except BaseException as error:
+            self._log_hook("recycle_on, so that the resource is replaced to be safe,", error)
+            return True
 
-    def expired(self, job: Job) -> JobExpired:
-        """Make the error of a job whose time is over."""
-        assert self._policy.max_elapsed is not None
-        error = JobExpired(self._policy.max_elapsed)
-        if job.past is not None:
-            error.__cause__ = job.past.failed.error
-        return error
-
-    def _deadline(self, job: Job) -> float:
-        assert self._policy.max_elapsed is not None
-        return job.accepted_at + self._policy.max_elapsed
-
-    def _tell_rejected(self, job: Job) -> None:
-        self._counters.retries_rejected += 1
-        count = self._counters.retries_rejected
-        if count & (count - 1) == 0:
-            _log.warning(
-                "pool %r: the retry budget is spent, so a failed job is not tried again (number %d of such): %r",
-                self._name,
-                count,
+    def _report_rejected(self, job: Job) -> None:
+        self._ledger.retries_rejected += 1
+        if is_logged(self._ledger.retries_rejected):
+            log.warning(
+                "pool %r: the retry budget is spent, so a failed job is not retried (occurrence %d): %r",
+                self._state.name,
+                self._ledger.retries_rejected,
                 job.input,
             )
 
+    def _log_hook(self, what: str, error: BaseException) -> None:
+        """Log what the user's code raises at the end of a job. It changes nothing else: the job must be settled."""
+        log.error("pool %r: %s raised", self._state.name, what, exc_info=error)
+        if isinstance(error, KeyboardInterrupt):
+            self._state.raise_later(error)
+
+    # -- Between two attempts ----------------------------------------------------------------------------------------
+
+    def put_off(self, job: Job, failed: Failed[Any], backoff: float, now: float) -> None:
+        """Let a job that has left its worker wait for its next attempt. It has no task and no timer of its own then."""
+        job.prior = PriorAttempts(failed, job.accepted_at, job.has_started)
+        job.worker = job.started_at = job.cancel_reason = None
+        job.attempt += 1
+        self._ledger.retries += 1
+        self.backing_off.schedule(now + backoff, job)
+        self._ledger.delay(job)
+        if self._observers.any:
+            self._observers.emit(
+                JobRetrying(
+                    pool=self._state.name,
+                    id=job.number,
+                    job=job.input,
+                    attempt=failed.attempts,
+                    error=failed.error,
+                    seconds=backoff,
+                )
+            )
+
+    def come_back(self, job: Job) -> None:
+        """Queue a job whose backoff is over."""
+        assert job.prior is not None
+        job.prior.is_backing_off = False
+        job.ready_at = self._state.loop.time()
+        self._queue.put_back(job)
+        self._wakeups.job_came_back()
+
+    def close(self) -> None:
+        """Drop the timer. All jobs are settled."""
+        self.backing_off.clear()
+
+    # -- Deadlines ---------------------------------------------------------------------------------------------------
+
+    def seconds_left(self, job: Job, now: float) -> float:
+        """Return how long a job can still take: 0 or less if its time is over, infinity if it has no end."""
+        if self._policy is None or self._policy.max_elapsed is None:
+            return math.inf
+        return job.accepted_at + self._policy.max_elapsed - now
+
+    def expired(self, job: Job) -> JobExpired:
+        """Make the error of a job whose time is over."""
+        assert self._policy is not None
+        assert self._policy.max_elapsed is not None
+        error = JobExpired(self._policy.max_elapsed)
+        if job.prior is not None:
+            error.__cause__ = job.prior.last_failure.error
+        return error
+
 
 def _add_note(error: BaseException, note: str) -> None:
-    """Say something at an error, once: it may be one object that is raised again and again."""
+    """Add a note to an error, once: it may be one object that is raised again and again."""
     try:
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)

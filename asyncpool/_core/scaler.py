@@ -1,35 +1,38 @@
-"""Asks a pool's policy how many workers there should be, when there may be something new to say, and does as it says.
+"""Asks a pool's policy how many workers there should be, when there may be something new, and applies its answer.
 
-What a policy answers is its own matter; what becomes of the workers is `_dispatch.py`'s.
+What a policy answers is `asyncpool/scaling`; what becomes of the workers is `workers.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import math
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from asyncpool._checks import check_count, check_function, check_seconds
-from asyncpool.scaling.policy import Decide, Decision, FixedSize, PoolLoad, ScalingPolicy, Workers
+from asyncpool._core.load import Load
+from asyncpool._core.queue import JobQueue
+from asyncpool._core.state import Phase, State
+from asyncpool._core.wakeups import Wakeups
+from asyncpool._core.workers import Workers
+from asyncpool._logs import is_logged, log
+from asyncpool.scaling.policy import Decide, Decision, FixedSize, PoolLoad, ScalingPolicy
+from asyncpool.scaling.policy import Workers as WorkersArgument
 
-__all__ = ["Scaler", "ScalerHost", "as_policy"]
-
-_log = logging.getLogger("asyncpool")
+__all__ = ["Scaler", "as_policy"]
 
 # Seconds from one question to the next for functions, which do not say; and the least for all.
 _INTERVAL = 0.1
 _SHORTEST = 0.001
-# While jobs wait and nothing changes, a policy is asked so many times more before it is left in peace: it may want to
-# see that it stays so.
-_PATIENCE = 50
+# While jobs wait and nothing changes, a policy is asked this many times before it is left alone: it may want to see
+# that nothing changes.
+_MAX_UNCHANGED = 50
 
 
-def as_policy(workers: Workers) -> ScalingPolicy:
+def as_policy(workers: WorkersArgument) -> ScalingPolicy:
     """Return what a pool got as its number of workers as a policy.
 
     Raises:
@@ -38,10 +41,10 @@ def as_policy(workers: Workers) -> ScalingPolicy:
     if isinstance(workers, int) and not isinstance(workers, bool):
         return FixedSize(workers)
     if isinstance(workers, ScalingPolicy) and not isinstance(workers, type):
-        initial = check_count("initial_workers of the scaling policy", workers.initial_workers, least=0)
+        first = check_count("initial_workers of the scaling policy", workers.initial_workers, least=0)
         most = check_count("max_workers of the scaling policy", workers.max_workers, least=1)
-        if initial > most:
-            raise ValueError(f"initial_workers of the scaling policy must be <= max_workers, got {initial} > {most}")
+        if first > most:
+            raise ValueError(f"initial_workers of the scaling policy must be <= max_workers, got {first} > {most}")
         check_seconds("interval of the scaling policy", workers.interval, positive=True)
         return workers
     if callable(workers) and not isinstance(workers, type):
@@ -81,102 +84,99 @@ class _Function:
         return lambda load: Decision(self.function(load), what)
 
 
-class ScalerHost(Protocol):
-    """What the scaler needs of the pool."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def target_workers(self) -> int: ...
-    def take_load(self) -> PoolLoad: ...
-    def forget_recent(self) -> None: ...
-    @property
-    def has_backlog(self) -> bool: ...
-    def seconds_until_open(self) -> float: ...
-    def resize(self, decision: Decision, load: PoolLoad | None, /) -> None: ...
-    def rouse_at_change(self) -> None: ...
-    def rouse_after_failures(self, failures: int | None, /) -> None: ...
-
-
 class Scaler:
     """Applies a policy to a pool, by a timer that runs only while something happens in the pool.
 
-    Awake, it asks once an interval. When nothing changes any more from one question to the next, it dozes: it has the
-    host rouse it at the next change, and asks before that only when the policy has said so. So an idle pool costs
-    nothing, and on virtual time a pool that can never go on is found out
-    (test_a_deadlock_in_a_pool_that_scales_is_reported).
+    Awake, it asks once an interval. When nothing changes any more from one question to the next, it sleeps until a job
+    arrives or ends, and asks before that only when the policy has said so. So an idle pool costs nothing, and on
+    virtual time a pool that can never go on is detected (test_a_deadlock_in_a_pool_that_scales_is_reported).
     """
 
     __slots__ = (
-        "_alike",
         "_context",
         "_decide",
         "_failures",
-        "_host",
-        "_loop",
-        "_most",
+        "_load",
         "_policy",
+        "_queue",
         "_seen",
+        "_state",
         "_timer",
-        "is_dozing",
+        "_unchanged",
+        "_wakeups",
+        "_workers",
         "is_fixed",
         "is_function",
+        "is_sleeping",
     )
 
-    def __init__(self, host: ScalerHost, policy: ScalingPolicy) -> None:
-        self._host = host
+    def __init__(
+        self, state: State, policy: ScalingPolicy, *, load: Load, workers: Workers, queue: JobQueue, wakeups: Wakeups
+    ) -> None:
+        self._state = state
+        self._load = load
+        self._workers = workers
+        self._queue = queue
+        self._wakeups = wakeups
         self._decide: Decide | None = _started(policy)  # None: the pool has ended
         self._adopt(policy)
         self._timer: asyncio.Handle | None = None
         self._seen: tuple[object, ...] = ()  # what was the case when the policy was asked last
-        self._alike = 0  # how many times in a row it was the same
+        self._unchanged = 0  # how many times in a row it was the same
         self._failures = 0
-        self.is_dozing = False  # whether the host is to rouse us
+        # Until the next job arrives or ends. Invariant: then `queue.append` and the housekeeping wake us.
+        self.is_sleeping = False
 
-    @property
-    def most(self) -> int:
-        """How many workers there may be. Of a function that is not known: then it is what it answered last."""
-        return self._most or max(1, self._host.target_workers)
-
-    def open(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
-        """Bind to the running loop."""
-        self._loop = loop
+    def open(self, context: Context) -> None:
+        """Start timers in this context from now on."""
         self._context = context
 
-    def swap(self, policy: ScalingPolicy) -> None:
-        """Apply another policy from now on. Its first answer is asked for by `look()`."""
+    def replace(self, policy: ScalingPolicy) -> None:
+        """Apply another policy, now."""
         decide = _started(policy)
         self._adopt(policy)
         self._decide = decide
         self._seen = ()
         self._failures = 0
-        self._host.forget_recent()
+        self._load.forget()
+        if self._state.phase is Phase.OPEN:
+            self.evaluate()
+            self._wakeups.size_changed()  # the maximum can be another, even if the number is the same
+        else:
+            self._workers.retarget(policy.initial_workers, "replaced before the pool was open")
 
     def _adopt(self, policy: ScalingPolicy) -> None:
         self._policy = policy
-        # Told apart once, because the most workers there may be are asked for at each job.
         self.is_fixed = isinstance(policy, FixedSize)  # always answers the same
         self.is_function = isinstance(policy, _Function)  # nobody knows how many workers it may want
-        self._most = 0 if self.is_function else policy.max_workers
+        self._workers.set_limit(None if self.is_function else policy.max_workers)
 
     def end(self) -> None:
         """Ask no more."""
         self._decide = None
-        self._rest()
+        self._stop_timer()
 
-    def rouse(self, *, at_once: bool) -> None:
-        """Something has happened while we dozed: ask in an interval, or in a moment."""
+    def wake(self) -> None:
+        """If asleep, ask in an interval, because something has happened; in a moment if there are no workers."""
+        if self.is_sleeping:
+            self._wake(at_once=not self._workers.target)
+
+    def wake_now(self) -> None:
+        """Ask in a moment: something has happened that cannot wait."""
+        self._wake(at_once=True)
+
+    def _wake(self, *, at_once: bool) -> None:
         if self._decide is not None and not self.is_fixed:
-            self._rest()
-            self._set(0.0 if at_once else max(self._policy.interval, _SHORTEST))
+            self._stop_timer()
+            self._set_timer(0.0 if at_once else max(self._policy.interval, _SHORTEST))
 
-    def look(self) -> None:
+    def evaluate(self) -> None:
         """Ask the policy, and do as it says."""
         decide = self._decide
         if decide is None:
             return
-        self._rest()
-        load = self._host.take_load()
+        self._stop_timer()
+        load = self._load.sample(goes_on=not self.is_fixed)
         decision: Decision | None = None
         try:
             decision = self._checked(decide(load))
@@ -201,10 +201,10 @@ class Scaler:
             decision = Decision(1, "jobs wait, and there is no worker")
         # A worker whose job waits for this pool is no capacity (test_jobs_that_wait_for_their_own_pool_make_it_grow).
         # But what a function answers is all that we know of its bound.
-        if not self.is_function and load.blocked and decision.workers <= load.blocked < self.most:
+        if not self.is_function and load.blocked and decision.workers <= load.blocked < self._workers.max_workers:
             decision = Decision(load.blocked + 1, f"{load.blocked} running jobs wait for this same pool")
         if decision.workers != load.workers:
-            self._host.resize(decision, load)
+            self._workers.resize(decision, load)
 
     def _checked(self, decision: object) -> Decision:
         if not isinstance(decision, Decision):
@@ -219,18 +219,18 @@ class Scaler:
     def _count(self, error: BaseException) -> None:
         """A policy that fails leaves the number of workers as it is; the 1st, 2nd, 4th ... time is logged."""
         self._failures += 1
-        if self._failures & (self._failures - 1) == 0:
-            _log.error(
-                "pool %r: the scaling policy has failed (number %d of such); there are %d workers as before",
-                self._host.name,
+        if is_logged(self._failures):
+            log.error(
+                "pool %r: the scaling policy has failed (occurrence %d); there are %d workers as before",
+                self._state.name,
                 self._failures,
-                self._host.target_workers,
+                self._workers.target,
                 exc_info=error,
             )
 
     def _go_on(self, load: PoolLoad, decision: Decision | None) -> None:
-        self._host.rouse_after_failures(None if decision is None else decision.ask_again_after_failures)
-        workers = self._host.target_workers
+        self._load.wake_after_failures(None if decision is None else decision.ask_again_after_failures)
+        workers = self._workers.target
         seen = (
             load.running,
             load.queued,
@@ -243,29 +243,32 @@ class Scaler:
         )
         is_same = seen == self._seen and not (load.succeeded or load.failed or load.rejected)
         self._seen = seen
-        self._alike = self._alike + 1 if is_same else 0
-        if workers and self._alike < (_PATIENCE if load.backlog else 1):
-            self._set(max(self._policy.interval, _SHORTEST))
+        self._unchanged = self._unchanged + 1 if is_same else 0
+        if workers and self._unchanged < (_MAX_UNCHANGED if load.backlog else 1):
+            self._set_timer(max(self._policy.interval, _SHORTEST))
             return
-        if not workers and self._host.has_backlog:  # it has come while the policy, or an observer, was told
-            self._set(0.0)
+        if not workers and self._load.has_backlog:  # it has come while the policy, or an observer, was told
+            self._set_timer(0.0)
             return
-        self.is_dozing = True
-        self._host.rouse_at_change()
-        seconds = self._host.seconds_until_open() if load.backlog else math.inf
+        self.is_sleeping = True
+        self._queue.notify_next(self.wake)
+        self._wakeups.housekeep_next()
+        seconds = self._load.seconds_until_open() if load.backlog else math.inf
         if decision is not None and decision.ask_again_in is not None:
             seconds = min(seconds, decision.ask_again_in)
         if seconds < math.inf:
-            self._set(max(seconds, _SHORTEST))
+            self._set_timer(max(seconds, _SHORTEST))
 
-    def _set(self, seconds: float) -> None:
+    def _set_timer(self, seconds: float) -> None:
         if seconds:
-            self._timer = self._loop.call_later(seconds, self.look, context=self._context)
+            self._timer = self._state.loop.call_later(seconds, self.evaluate, context=self._context)
         else:
-            self._timer = self._loop.call_soon(self.look, context=self._context)
+            self._timer = self._state.loop.call_soon(self.evaluate, context=self._context)
 
-    def _rest(self) -> None:
-        self.is_dozing = False
+    def _stop_timer(self) -> None:
+        if self.is_sleeping:
+            self.is_sleeping = False
+            self._queue.ignore_next()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

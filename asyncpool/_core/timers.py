@@ -1,6 +1,6 @@
-"""What is due at a time: one heap and one timer of the loop, however much waits.
+"""Items that are due at a time: one heap and one timer of the loop, however many wait.
 
-What happens then is whoever's who set the alarm.
+What happens when an item is due is decided by the owner of the heap.
 """
 
 from __future__ import annotations
@@ -11,31 +11,32 @@ from collections.abc import Callable, Iterator
 from contextvars import Context
 from typing import Generic, TypeVar
 
-__all__ = ["Alarms"]
+__all__ = ["TimerHeap"]
 
 ItemT = TypeVar("ItemT")
 
-# So many go off in one turn of the loop: a hundred thousand that are due at the same moment shall not stop it.
+# At most this many per loop iteration, so that 100,000 due at once do not block the loop.
 _BATCH = 500
 
 
-class Alarms(Generic[ItemT]):
-    """Calls `ring(item)` when an item's time has come, in the order of the times, then of their setting.
+class TimerHeap(Generic[ItemT]):
+    """Calls `on_due(item)` when an item is due, in the order of the times, then in the order of scheduling.
 
-    An item that is dead by then (`is_live` says so) is passed over: removing from the middle of a heap would cost a
-    walk. They are swept before they outnumber the living. `ring` must not raise, and may set alarms.
+    An item that is no longer live by then (`is_live` decides) is skipped: removing from the middle of a heap would
+    cost a walk. Such tombstones are swept before they outnumber the live items. `on_due` must not raise, and can
+    schedule items. Guarded by tests/test_timers.py.
     """
 
-    __slots__ = ("_context", "_dead", "_due", "_heap", "_is_live", "_loop", "_numbers", "_ring", "_timer")
+    __slots__ = ("_context", "_due", "_heap", "_is_live", "_loop", "_numbers", "_on_due", "_timer", "_tombstones")
 
-    def __init__(self, ring: Callable[[ItemT], None], is_live: Callable[[ItemT], bool]) -> None:
-        self._ring = ring
+    def __init__(self, on_due: Callable[[ItemT], None], is_live: Callable[[ItemT], bool]) -> None:
+        self._on_due = on_due
         self._is_live = is_live
         self._heap: list[tuple[float, int, ItemT]] = []
-        self._dead = 0
+        self._tombstones = 0
         self._numbers = 0
         self._timer: asyncio.Handle | None = None
-        self._due = 0.0  # of the timer; not asked of it, because uvloop's need not know
+        self._due = 0.0  # of the timer; a handle of uvloop cannot be asked for it
 
     def open(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
         """Bind to the running loop."""
@@ -44,33 +45,33 @@ class Alarms(Generic[ItemT]):
 
     @property
     def size(self) -> int:
-        """How many living items wait."""
-        return len(self._heap) - self._dead
+        """How many live items wait."""
+        return len(self._heap) - self._tombstones
 
     def __iter__(self) -> Iterator[ItemT]:
-        """The living, in no order."""
+        """The live items, in no order."""
         return (item for _, _, item in self._heap if self._is_live(item))
 
-    def set(self, when: float, item: ItemT) -> None:
-        """Ring for `item` at loop time `when`, in a turn of its own, even if that is over."""
+    def schedule(self, when: float, item: ItemT) -> None:
+        """Call `on_due(item)` at loop time `when`, in a later loop iteration even if `when` is past."""
         self._numbers += 1
         heapq.heappush(self._heap, (when, self._numbers, item))
         self._arm()
 
-    def forget(self, item: ItemT, /) -> None:
-        """Say that an item that waits here is dead now."""
-        self._dead += 1
-        if self._dead > len(self._heap) // 2 + 32:
+    def discard(self, item: ItemT, /) -> None:
+        """Note that an item that waits here is no longer live."""
+        self._tombstones += 1
+        if self._tombstones > len(self._heap) // 2 + 32:
             self._heap = [entry for entry in self._heap if self._is_live(entry[2])]
             heapq.heapify(self._heap)
-            self._dead = 0
+            self._tombstones = 0
         if not self.size:
-            self.clear()  # nobody shall be woken for the dead alone
+            self.clear()  # no timer for tombstones alone
 
     def clear(self) -> None:
-        """Forget all."""
+        """Forget all items."""
         self._heap.clear()
-        self._dead = 0
+        self._tombstones = 0
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -84,9 +85,9 @@ class Alarms(Generic[ItemT]):
                 return
             self._timer.cancel()
         self._due = when
-        self._timer = self._loop.call_at(when, self._go_off, context=self._context)
+        self._timer = self._loop.call_at(when, self._fire, context=self._context)
 
-    def _go_off(self) -> None:
+    def _fire(self) -> None:
         self._timer = None
         now = self._loop.time()
         try:
@@ -95,8 +96,8 @@ class Alarms(Generic[ItemT]):
                     break
                 _, _, item = heapq.heappop(self._heap)
                 if self._is_live(item):
-                    self._ring(item)
+                    self._on_due(item)
                 else:
-                    self._dead -= 1
+                    self._tombstones -= 1
         finally:
             self._arm()

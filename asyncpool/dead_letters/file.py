@@ -129,7 +129,7 @@ class DeadLetterFile(DeadLetterStore[JobT]):
             self._as_text += 1
             if self._as_text & (self._as_text - 1) == 0:
                 _log.error(
-                    "dead letters: a job cannot be written to %s, so it cannot be replayed (number %d of such): %.200s",
+                    "dead letters: a job cannot be written to %s, so it cannot be replayed (occurrence %d): %.200s",
                     self.path,
                     self._as_text,
                     safe_text(repr, letter.job),
@@ -230,7 +230,7 @@ class DeadLetterFile(DeadLetterStore[JobT]):
             self.skipped += 1
             if self.skipped & (self.skipped - 1) == 0:
                 _log.error(
-                    "dead letters: %s:%d cannot be read and is skipped (number %d of such): %.200s",
+                    "dead letters: %s:%d cannot be read and is skipped (occurrence %d): %.200s",
                     self.path,
                     number,
                     self.skipped,

@@ -73,7 +73,7 @@ class DeadLetters(DeadLetterStore[JobT]):
             self.dropped += 1
             if self.dropped & (self.dropped - 1) == 0:
                 _log.error(
-                    "the store of %d dead letters is full, and its oldest is dropped (number %d of such): %.200s",
+                    "the store of %d dead letters is full, and its oldest is dropped (occurrence %d): %.200s",
                     self._max_size,
                     self.dropped,
                     safe_text(repr, oldest),

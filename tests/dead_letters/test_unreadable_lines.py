@@ -148,7 +148,7 @@ def test_a_job_that_cannot_be_written_is_kept_as_text(
     [kept] = read(path).unreplayable()
     assert kept.job.startswith(text)
     assert kept.error == "no"
-    assert "cannot be replayed (number 1 of such)" in caplog.text
+    assert "cannot be replayed (occurrence 1)" in caplog.text
     assert file.skipped == 0
 
 

@@ -90,9 +90,9 @@ SHOWN = {
         integer division or modulo by zero; 2 done, 1 failed, the others cancelled
     """,
     "Errors: those that nobody reads": """
-        ERROR in the log: pool 'forgotten': a job failed and nobody read its outcome (number 1 of such): 0
+        ERROR in the log: pool 'forgotten': a job's failure was never retrieved (occurrence 1): 0
         2 done, 1 failed, of which unread: 1
-        ERROR in the log: pool 'forgotten': 1 failed jobs were read by nobody
+        ERROR in the log: pool 'forgotten': 1 failure was never retrieved
     """,
 }
 

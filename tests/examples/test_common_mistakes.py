@@ -76,7 +76,7 @@ def test_a_late_producer_is_told_and_what_was_accepted_is_delivered(capsys: pyte
         "Succeeded(2, 4)",
         "4 is refused: the group of pool 'pool' takes no more jobs",
         "5 is refused: the group of pool 'pool' takes no more jobs",
-        "6 is refused: pool 'pool' is closing or closed, and takes no more jobs",
+        "6 is refused: pool 'pool' is closed (or closing) and no longer accepts jobs",
     ]
 
 
@@ -85,7 +85,7 @@ def test_a_block_around_all_producers_closes_the_group_after_the_last(capsys: py
 
 
 def test_a_producer_that_the_block_does_not_know_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    told = "PoolClosed: pool 'pool' is closing or closed, and takes no more jobs"
+    told = "PoolClosed: pool 'pool' is closed (or closing) and no longer accepts jobs"
     assert printed_by(mistakes.told_that_it_is_late, capsys) == [told]
 
 

@@ -700,7 +700,7 @@ class Witness:
                 callback = callback.func
             module = getattr(callback, "__module__", None) or ""
             is_ours = module.startswith("asyncpool.") and module != "asyncpool.testing"
-            is_of_an_abandoned_job = self.may_abandon and module == "asyncpool._core.failures"
+            is_of_an_abandoned_job = self.may_abandon and module == "asyncpool._core.dispatch"
             assert timer.cancelled() or not is_ours or is_of_an_abandoned_job, f"a timer is left: {timer}"
 
     def _check_letters(self, failures: list[Failed[Any]]) -> None:

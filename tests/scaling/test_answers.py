@@ -113,7 +113,7 @@ async def test_a_garbage_answer_keeps_the_number_and_is_logged(garbage: Any, err
         assert pool.stats.workers == 3
         await pool.map([0.1] * 30)
         assert pool.stats.workers == pool.stats.peak_running == 3
-    assert errors()[0].startswith("pool 'pool': the scaling policy has failed (number 1 of such)")
+    assert errors()[0].startswith("pool 'pool': the scaling policy has failed (occurrence 1)")
     assert "3 workers as before" in errors()[0]
 
 
@@ -164,7 +164,7 @@ async def test_failures_of_a_policy_are_logged_at_the_first_second_fourth_eighth
     async with WorkerPool(sleeper, workers=policy) as pool:
         await pool.map([0.01] * 200)
     assert len(policy.loads) > 16
-    assert [int(text.split("(number ")[1].split(" ")[0]) for text in errors()] == [1, 2, 4, 8, 16]
+    assert [int(text.split("(occurrence ")[1].split(")")[0]) for text in errors()] == [1, 2, 4, 8, 16]
 
 
 @virtual
@@ -187,7 +187,7 @@ async def test_the_first_failure_of_a_policy_that_replaced_another_is_logged(err
         logged = len(errors())
         pool.resize(Own(lambda load: None))
         assert len(errors()) == logged + 1
-        assert "number 1 of such" in errors()[-1]
+        assert "occurrence 1" in errors()[-1]
 
 
 @fuzzed

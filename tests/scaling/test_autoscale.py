@@ -716,9 +716,9 @@ async def test_the_queue_holds_ten_times_the_most_workers() -> None:
         pool.pause()
         for _ in range(100):
             pool.submit_nowait(0)
-        with pytest.raises(QueueFull, match="queue_size is 100"):
+        with pytest.raises(QueueFull, match="100 of 100 queued"):
             pool.submit_nowait(0)
-        assert pool.group().window == 110
+        assert pool.group()._channel.window == 110
 
 
 # -- Sleep, and waking -------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from asyncpool import Failed, JobTimeout, Permanent, PoolLoad, QueueFull, RateLimit, Retry, RetryAfter, WorkerPool
-from asyncpool._core.load import Recent
+from asyncpool._core.load import LoadWindow
 from asyncpool.testing import settle
 from tests.helpers import echo, sleeper, virtual
 from tests.scaling.tools import SOON, Call, Connections, Own, fails, use
@@ -366,7 +366,7 @@ async def test_of_many_running_times_an_even_sample_is_told_and_all_are_counted(
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 7, 64, 1000, 5000])
 def test_the_sample_takes_each_nth_whatever_the_batches(batch: int) -> None:
-    recent = Recent(0.0, 0)
+    recent = LoadWindow(0.0, 0)
     times = [float(number) for number in range(20_000)]
     for start in range(0, len(times), batch):
         recent.take_seconds(times[start : start + batch])

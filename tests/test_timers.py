@@ -1,4 +1,4 @@
-"""Alarms by themselves: one timer, in order, and nothing left of the dead."""
+"""The timer heap by itself: one timer, in order, and nothing left of what is no longer live."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from contextvars import copy_context
 from typing import Any
 
-from asyncpool._core.timers import Alarms
+from asyncpool._core.timers import TimerHeap
 from tests.helpers import now, virtual
 
 
@@ -17,11 +17,11 @@ class Thing:
 
 
 class Clock:
-    """Alarms for things, and what rang when."""
+    """A heap of things, and what rang when."""
 
     def __init__(self) -> None:
         self.rung: list[tuple[float, str]] = []
-        self.alarms: Alarms[Thing] = Alarms(self.ring, lambda thing: thing.is_live)
+        self.alarms: TimerHeap[Thing] = TimerHeap(self.ring, lambda thing: thing.is_live)
         self.loop: Any = asyncio.get_running_loop()
         self.alarms.open(self.loop, copy_context())
 
@@ -30,12 +30,12 @@ class Clock:
 
     def set(self, when: float, name: str) -> Thing:
         thing = Thing(name)
-        self.alarms.set(when, thing)
+        self.alarms.schedule(when, thing)
         return thing
 
     def kill(self, thing: Thing) -> None:
         thing.is_live = False
-        self.alarms.forget(thing)
+        self.alarms.discard(thing)
 
     @property
     def timers(self) -> int:
@@ -108,9 +108,9 @@ async def test_ringing_may_set_alarms() -> None:
     def ring(thing: Thing) -> None:
         clock.rung.append((now(), thing.name))
         if len(clock.rung) < 4:
-            clock.alarms.set(now() + 1.0, Thing(thing.name))
+            clock.alarms.schedule(now() + 1.0, Thing(thing.name))
 
-    clock.alarms._ring = ring
+    clock.alarms._on_due = ring
     clock.set(1.0, "again")
     await asyncio.sleep(10)
     assert [when for when, _ in clock.rung] == [1.0, 2.0, 3.0, 4.0]

@@ -1,0 +1,92 @@
+"""The completion of one submitted job: who waits for its outcome, and whether anybody has read it.
+
+What submitters hold is a `JobHandle` (`asyncpool/jobs.py`) around it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from asyncpool._core.job import CURRENT_JOB, NULL_SINK, Job
+from asyncpool._core.line import wake
+from asyncpool._core.parts import Parts
+from asyncpool.errors import PoolDeadlock
+from asyncpool.outcomes import CancelReason, Failed, Outcome
+
+__all__ = ["Completion"]
+
+
+class Completion:
+    """The sink of a job that was submitted by itself, and not by a stream or group.
+
+    A failure that nobody has read when this is dropped is counted and logged.
+    """
+
+    __slots__ = ("__weakref__", "_is_read", "_parts", "_waiters", "job")
+
+    def __init__(self, job: Job, parts: Parts) -> None:
+        self.job = job
+        self._parts = parts
+        self._is_read = False
+        # A dict, because thousands may be cancelled at once. Whether one waits only for the end of a cancelled job.
+        self._waiters: dict[asyncio.Future[None], bool] = {}
+        if job.outcome is None:  # otherwise an observer has closed the pool just now
+            job.sink = self  # in time: accepting runs no job
+
+    def cancel(self) -> bool:
+        """Request the job's cancellation; return False if it is done already."""
+        if self.job.outcome is not None:
+            return False
+        self._parts.state.check_loop()
+        return self._parts.cancellation.cancel(self.job, CancelReason.HANDLE)
+
+    async def outcome(self) -> Outcome[Any, Any]:
+        """Wait until the job is done, and read its outcome. Cancel-safe."""
+        if self.job.outcome is None:
+            await self.wait()
+        self._is_read = True
+        outcome = self.job.outcome
+        assert outcome is not None
+        return outcome
+
+    async def wait(self, *, is_cancelled: bool = False) -> None:
+        """Wait until the job is done, without reading its outcome. Cancel-safe.
+
+        With `is_cancelled`, the wait cannot deadlock, because the job has been cancelled; if the job ignores that, the
+        wait ends when it is reported as stuck.
+        """
+        job, parts = self.job, self._parts
+        if job.outcome is not None or (is_cancelled and parts.cancellation.is_stuck(job)):
+            return
+        parts.state.check_loop()
+        if CURRENT_JOB.get(None) is job:
+            raise PoolDeadlock(f"job {job.number} of pool {parts.state.name!r} waits for itself")
+        future: asyncio.Future[None] = parts.state.loop.create_future()
+        self._waiters[future] = is_cancelled
+        try:
+            await (future if is_cancelled else parts.deadlock.wait(future))
+        finally:
+            self._waiters.pop(future, None)
+
+    def deliver(self, job: Job, outcome: Outcome[Any, Any], /) -> None:
+        """Wake all waiters."""
+        job.sink = NULL_SINK  # we refer to the job: kept, it would be a cycle
+        waiters, self._waiters = self._waiters, {}
+        for future in waiters:
+            wake(future)
+
+    def on_delayed(self, change: int, /) -> None:
+        """Nothing to do."""
+
+    def on_stuck(self, job: Job, /) -> None:
+        """Wake those that wait only for the end of the cancelled job."""
+        for future, is_cancelled in self._waiters.items():
+            if is_cancelled:
+                wake(future)
+
+    def __del__(self) -> None:
+        # Can run in any thread, whenever the collector likes. So it only schedules.
+        job = self.job
+        if not self._is_read and isinstance(job.outcome, Failed):
+            self._parts.ledger.note_unread(job.outcome)

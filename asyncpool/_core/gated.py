@@ -1,0 +1,102 @@
+"""The dispatcher of pools with rate limits, or with a deadline for each job: it checks each job before it starts it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asyncpool._core.dispatch import MAX_PUMP_JOBS, PUMP_JOBS, PUMP_SECONDS, Dispatcher, TaskStart
+from asyncpool._core.failures import release_frames
+from asyncpool._core.job import Job, Worker
+from asyncpool._core.lanes import RateLanes
+from asyncpool.rate import RateLimit
+
+__all__ = ["GatedDispatcher"]
+
+
+class GatedDispatcher(Dispatcher):
+    """A dispatcher whose pump asks for each job whether it can start now."""
+
+    __slots__ = ("_lanes", "_rate_limit")
+
+    _without_eager_tasks = TaskStart.BY_LOOP  # from the pump: jobs are asked for there only
+
+    _rate_limit: RateLimit | None
+    _lanes: RateLanes | None
+
+    def gate(self, rate_limit: RateLimit | None, lanes: RateLanes | None) -> None:
+        """Set what is asked: the limit of all jobs, or the lanes of those that do not share one."""
+        self._rate_limit = rate_limit
+        self._lanes = lanes
+
+    def _pump(self) -> None:
+        idle, queue, lanes, rate_limit = self._idle, self._queue, self._lanes, self._rate_limit
+        now = self._time()
+        stop_at = now + PUMP_SECONDS
+        try:
+            for _ in range(min(PUMP_JOBS * len(self._workers.by_number), MAX_PUMP_JOBS)):
+                if not idle or queue.order.peek() is None or self._pauses.is_paused or now >= stop_at:
+                    break
+                if self._settle_first_if_expired(now):  # it must use up no start, no worker and no resource
+                    continue
+                if lanes is not None:
+                    self._ask_for_first(lanes, now)
+                elif rate_limit is not None and not self._pauses.take_start(rate_limit, now):
+                    break  # all wait in the queue, in its order: nobody could go past
+                else:
+                    job = queue.order.pop()
+                    assert job is not None
+                    self._start(job, idle.pop())
+                    del job  # see `_start_in_pump`
+                now = self._time()
+        finally:
+            self._is_pumping = False
+            self.wake()
+            if self._waiting:
+                queue.line.wake_next()  # what was parked has left the queue
+
+    def _settle_first_if_expired(self, now: float) -> bool:
+        """Settle the first job of the queue if it is too late to start it."""
+        job = self._queue.order.peek() if self._retries.has_deadline else None
+        if job is None or self._retries.seconds_left(job, now) > 0.0:
+            return False
+        self._fail_first(job, self._retries.expired(job), now)
+        return True
+
+    def _ask_for_first(self, lanes: RateLanes, now: float) -> None:
+        """Start the first job of the queue, if its limit lets it, or park it."""
+        order = self._queue.order
+        job = order.peek()
+        if job is None:
+            return
+        # The user's function is called while the job is still in the queue: it can look at the pool, and change it.
+        try:
+            limiter = lanes.limiter_of(job)
+        except BaseException as error:  # then the job has no limit, and cannot run
+            if order.peek() is job:
+                self._fail_first(job, error, self._time())
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            return
+        if order.peek() is not job or not self._idle or self._pauses.is_paused:
+            return  # it has changed it
+        order.popleft()
+        if lanes.admit_or_park(job, limiter, now):
+            try:
+                self._start(job, self._idle.pop())
+            finally:  # also when it raised KeyboardInterrupt in its first step
+                del job  # see `_start_in_pump`
+                lanes.started()
+
+    def _fail_first(self, job: Job, error: BaseException, now: float) -> None:
+        """Settle the first job of the queue as failed."""
+        self._queue.order.popleft()
+        release_frames(error)
+        self._ledger.settle(job, self._ledger.failed_outcome(job, error, now), now)
+        if self._lanes is not None:
+            self._lanes.discard(job)
+        self._wakeups.job_left()
+
+    def _fail_unstarted(self, job: Job, worker: Worker, attempt: Any, context: Any, error: BaseException) -> None:
+        if self._lanes is not None:
+            self._lanes.manager_of(job)  # nobody else will ask for it
+        super()._fail_unstarted(job, worker, attempt, context, error)

@@ -1,0 +1,153 @@
+"""Calls the handler inside whatever surrounds the call: limiter, deadline scope, resource.
+
+A pool without any of these calls its handler directly, in `dispatch.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import Any
+
+import anyio
+
+from asyncpool._core.cancellation import Cancellation
+from asyncpool._core.failures import not_awaitable_error
+from asyncpool._core.job import Job, Worker
+from asyncpool._core.lanes import RateLanes
+from asyncpool._core.retries import Retries
+from asyncpool._core.state import State
+from asyncpool._core.wakeups import Wakeups
+from asyncpool.errors import JobTimeout
+
+__all__ = ["Invoke", "call_handler", "call_job"]
+
+
+def call_job(job: Any) -> Any:
+    """Call a job that is a function itself: the handler of pools without a handler."""
+    if not callable(job):
+        raise TypeError(
+            f"a job of a pool without a handler must be an async function without arguments, got {job!r:.80}: "
+            "pass the function itself, or functools.partial(function, ...)"
+        )
+    return job()
+
+
+class Invoke:
+    """The handler's call, and what surrounds it: the limiter outside, so that the wait there is not timed."""
+
+    __slots__ = (
+        "_cancellation",
+        "_handler",
+        "_has_resource",
+        "_lanes",
+        "_limiter",
+        "_retries",
+        "_state",
+        "_timeout",
+        "_wakeups",
+    )
+
+    def __init__(
+        self,
+        handler: Callable[..., Any],
+        *,
+        state: State,
+        wakeups: Wakeups,
+        cancellation: Cancellation,
+        retries: Retries,
+        lanes: RateLanes | None,
+        limiter: AbstractAsyncContextManager[Any] | None,
+        timeout: float | None,
+        has_resource: bool,
+    ) -> None:
+        self._handler = handler
+        self._state = state
+        self._wakeups = wakeups
+        self._cancellation = cancellation
+        self._retries = retries
+        self._lanes = lanes
+        self._limiter = limiter
+        self._timeout = math.inf if timeout is None else timeout
+        self._has_resource = has_resource
+
+    async def __call__(self, job: Job, worker: Worker) -> Any:
+        """Call the handler for a job that has a worker."""
+        limiter = self._limiter if self._lanes is None else self._lanes.manager_of(job)
+        args = (job.input, worker.resource) if self._has_resource else (job.input,)
+        inner = self._timed(job, args)
+        if limiter is None:
+            return await inner
+        try:
+            return await _within_limiter(limiter, inner)
+        finally:
+            inner.close()  # if the limiter never let it begin
+
+    async def _timed(self, job: Job, args: tuple[Any, ...]) -> Any:
+        now = self._state.loop.time()
+        left = self._retries.seconds_left(job, now)
+        if left <= 0.0:  # it has waited for the limiter
+            raise self._retries.expired(job)
+        job.started_at = now
+        if self._limiter is not None or self._lanes is not None:
+            self._wakeups.limiter_entered()
+        if left < self._timeout:
+            return await _within_deadline(left, partial(self._expire, job), self._handler, *args)
+        if self._timeout < math.inf:
+            return await _within_deadline(self._timeout, partial(self._time_out, job), self._handler, *args)
+        return await call_handler(self._handler, *args)
+
+    def _expire(self, job: Job) -> None:
+        self._cancellation.request(job, self._retries.expired(job))
+
+    def _time_out(self, job: Job) -> None:
+        self._cancellation.request(job, JobTimeout(self._timeout))
+
+
+def call_handler(handler: Callable[..., Awaitable[Any]], *args: Any) -> Awaitable[Any]:
+    """Call a handler and return its awaitable, or raise a TypeError that says how to run synchronous functions."""
+    awaitable = handler(*args)
+    if not inspect.isawaitable(awaitable):
+        raise not_awaitable_error(awaitable)
+    return awaitable
+
+
+async def _within_limiter(limiter: AbstractAsyncContextManager[Any], inner: Awaitable[Any]) -> Any:
+    """Await `inner` inside the limiter, which is entered and left in the job's own task."""
+    async with limiter:
+        return await inner
+    raise RuntimeError(f"the limiter {limiter!r} swallowed the job's exception")
+
+
+async def _within_deadline(
+    seconds: float,
+    expire: Callable[[], None],
+    handler: Callable[..., Awaitable[Any]],
+    *args: Any,
+) -> Any:
+    """Call the handler in a cancel scope whose deadline it can see, and call `expire` once when that is over.
+
+    The cancel scope is what a Go callee gets as `ctx`. It only shows the deadline
+    (`anyio.current_effective_deadline()`); the timer here enforces it and disarms the scope. A scope that expired would
+    cancel again in each loop iteration, and a job that swallows that would spin. The timer is due one float before the
+    scope's own, and armed before it, so that it always comes first.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    scope = anyio.CancelScope(deadline=math.nextafter(deadline, math.inf))
+
+    def over() -> None:
+        scope.deadline = math.inf
+        expire()
+
+    timer = loop.call_at(deadline, over)
+    try:
+        with scope:
+            return await call_handler(handler, *args)
+        raise AssertionError("a scope that is never cancelled swallowed an exception")
+    finally:
+        timer.cancel()

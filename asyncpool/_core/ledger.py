@@ -1,0 +1,228 @@
+"""Every count of a pool, and the only way in which a job gets its outcome.
+
+Where jobs are between acceptance and outcome is decided elsewhere; each transition is counted here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from asyncpool._core.dead_letter_writer import DeadLetterWriter
+from asyncpool._core.job import Job, Worker
+from asyncpool._core.recorders import Histogram, Throughput
+from asyncpool._core.state import Phase, State
+from asyncpool._logs import is_logged, log
+from asyncpool.events import JobAccepted, JobEnded, JobStarted, Observers
+from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, Succeeded, Unfinished
+
+__all__ = ["Ledger"]
+
+
+class Ledger:
+    """The counts of a pool. At every moment, with the jobs in the queue,
+
+        submitted == queued + delayed + running + succeeded + failed + cancelled
+
+    which is the first law (`check`; tests/laws checks it after every step). Each number changes on one line per
+    transition: the dispatcher writes `submitted`, `running` and `succeeded` on the hot path, everything else is written
+    here. `running` jobs hold a worker, and there are never more than there may be.
+    """
+
+    __slots__ = (
+        "_observers",
+        "_state",
+        "abandoned",
+        "cancelled",
+        "dead_letters",
+        "delayed",
+        "failed",
+        "past_peak",
+        "peak_running",
+        "rejected",
+        "resource_errors",
+        "retries",
+        "retries_rejected",
+        "running",
+        "seconds_queued",
+        "seconds_running",
+        "submitted",
+        "succeeded",
+        "throughput",
+        "unfinished",
+        "unread_failures",
+    )
+
+    def __init__(self, state: State, observers: Observers, dead_letters: DeadLetterWriter | None) -> None:
+        self._state = state
+        self._observers = observers
+        self.dead_letters = dead_letters
+        self.submitted = 0
+        self.delayed = 0
+        self.running = 0
+        self.succeeded = 0
+        self.failed = 0
+        self.cancelled = 0
+        self.retries = 0
+        self.rejected = 0
+        self.retries_rejected = 0
+        self.unread_failures = 0
+        self.peak_running = 0  # since the policy was asked last; the peak before that is `past_peak`
+        self.past_peak = 0
+        self.seconds_queued = Histogram()
+        self.seconds_running = Histogram()
+        self.throughput = Throughput(0.0)
+        # What the pool hands back when it closes, with the jobs' numbers.
+        self.unfinished: list[tuple[int, Unfinished[Any]]] = []
+        self.abandoned: list[tuple[int, Unfinished[Any]]] = []
+        self.resource_errors: list[BaseException] = []
+
+    # -- The first law -----------------------------------------------------------------------------------------------
+
+    @property
+    def ended(self) -> int:
+        """How many jobs have their outcome."""
+        return self.succeeded + self.failed + self.cancelled
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether nothing is queued, delayed or running."""
+        return self.submitted == self.ended
+
+    def check(self, queued: int) -> None:
+        """Raise AssertionError unless the first law holds."""
+        counted = queued + self.delayed + self.running + self.ended
+        assert self.submitted == counted, f"{self.submitted} submitted, {counted} accounted for"
+
+    # -- Transitions -------------------------------------------------------------------------------------------------
+
+    def tell_accepted(self, job: Job) -> None:
+        """Report a job that was just accepted."""
+        if self._observers.any:
+            self._observers.emit(JobAccepted(pool=self._state.name, id=job.number, job=job.input))
+
+    def tell_started(self, job: Job, worker: Worker) -> None:
+        """Report a job whose attempt starts on a worker."""
+        if self._observers.any:
+            self._observers.emit(
+                JobStarted(
+                    pool=self._state.name, id=job.number, job=job.input, attempt=job.attempt, worker=worker.number
+                )
+            )
+
+    def start(self) -> None:
+        """Count a job that takes a worker."""
+        self.running = running = self.running + 1
+        if running > self.peak_running:
+            self.peak_running = running
+
+    def delay(self, job: Job) -> None:
+        """Count a job that waits for a time, from now on."""
+        self.delayed += 1
+        job.sink.on_delayed(1)
+
+    def undelay(self, job: Job) -> None:
+        """Count a job that waits for a time no more."""
+        self.delayed -= 1
+        job.sink.on_delayed(-1)
+
+    def settle(self, job: Job, outcome: Outcome[Any, Any], now: float) -> None:
+        """Give a job its one outcome, and deliver it. The caller has taken the job out of its place."""
+        self.record(job, outcome, now)
+        self.deliver(job, outcome)
+
+    def record(self, job: Job, outcome: Outcome[Any, Any], now: float) -> None:
+        """Give a job its one outcome, and count it. `deliver` must follow."""
+        job.outcome = outcome
+        job.context = None
+        if isinstance(outcome, Succeeded):
+            self.succeeded += 1
+        elif isinstance(outcome, Failed):
+            self.failed += 1
+            if self.dead_letters is not None:
+                self.dead_letters.write(job, outcome, now)
+        else:
+            self.cancelled += 1
+            if outcome.reason in (CancelReason.SHUTDOWN, CancelReason.ABANDONED):
+                self._hand_back(job, outcome)
+
+    def deliver(self, job: Job, outcome: Outcome[Any, Any]) -> None:
+        """Report a recorded outcome, to observers and to the job's sink."""
+        if self._observers.any:
+            self._observers.emit(JobEnded(pool=self._state.name, id=job.number, outcome=outcome))
+        job.sink.deliver(job, outcome)
+
+    def refuse(self, job: Job, error: BaseException, now: float) -> None:
+        """Count a job that was never queued, because accepting it raised an error: it has failed with that."""
+        self.submitted += 1
+        failed: Failed[Any] = Failed(job.input, error)
+        self.record(job, failed, now)
+        self.tell_accepted(job)
+        self.deliver(job, failed)
+
+    def _hand_back(self, job: Job, outcome: Cancelled[Any]) -> None:
+        """Note for the report that a job was not done."""
+        if self._state.phase is Phase.CLOSED:  # its source ignored the end of the pool, and the report is made
+            log.warning(
+                "pool %r: a job that came after the pool was closed is not done: %r", self._state.name, job.input
+            )
+        entry = (job.number, Unfinished(job=job.input, started=outcome.started))
+        if not isinstance(job.cancel_reason, CancelReason) or job.cancel_reason is CancelReason.SHUTDOWN:
+            self.unfinished.append(entry)  # otherwise its owner has cancelled it, and does not want it back
+        if outcome.reason is CancelReason.ABANDONED:
+            self.abandoned.append(entry)
+
+    # -- Outcomes of jobs that do not end by themselves --------------------------------------------------------------
+
+    def cancelled_outcome(self, job: Job, reason: CancelReason, now: float) -> Cancelled[Any]:
+        """Return the outcome of a job that we settle as cancelled, whatever its task does."""
+        return Cancelled(job.input, reason, job.has_started, job.attempts, *_timings(job, now))
+
+    def failed_outcome(self, job: Job, error: BaseException, now: float) -> Failed[Any]:
+        """Return the outcome of a job that fails while it waits."""
+        return Failed(job.input, error, job.attempts, *_timings(job, now))
+
+    # -- Failures that nobody reads ----------------------------------------------------------------------------------
+
+    def note_unread(self, failed: Failed[Any]) -> None:
+        """Count a failure that was delivered to nobody. From any thread, and while the collector runs."""
+        if self.dead_letters is not None:
+            return  # it is kept there
+        try:
+            self._state.loop.call_soon_threadsafe(self.count_unread, (failed,))
+        except RuntimeError:  # the loop is closed, and so is the pool: nobody is left to race with
+            self.count_unread((failed,))
+
+    def count_unread(self, failures: Sequence[Failed[Any]]) -> None:
+        """Count failures that were delivered to nobody; log the 1st, 2nd, 4th, 8th ... of them."""
+        if self.dead_letters is not None:
+            return  # they are kept there
+        for failed in failures:
+            self.unread_failures += 1
+            if is_logged(self.unread_failures):
+                log.error(
+                    "pool %r: a job's failure was never retrieved (occurrence %d): %r",
+                    self._state.name,
+                    self.unread_failures,
+                    failed.job,
+                    exc_info=failed.error,
+                )
+
+    # -- Measurements ------------------------------------------------------------------------------------------------
+
+    def flush(self, now: float) -> None:
+        """Sort what was measured since the last time. Not needed for each job, but every few milliseconds."""
+        self.seconds_queued.flush()
+        self.seconds_running.flush()
+        if now >= self.throughput.due:
+            self.throughput.mark(now, self.ended)
+
+
+def _timings(job: Job, now: float) -> tuple[int | None, float, float]:
+    """The worker, and the seconds queued and run, of this attempt; between two attempts, of the last."""
+    if job.worker is None and job.prior is not None:
+        last = job.prior.last_failure
+        return last.worker, last.seconds_queued, last.seconds_running
+    started = job.started_at
+    worker = None if job.worker is None else job.worker.number
+    return worker, (now if started is None else started) - job.ready_at, 0.0 if started is None else now - started

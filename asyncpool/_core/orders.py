@@ -1,0 +1,247 @@
+"""The order in which jobs leave the queue: first in first out, retries first, or by priority.
+
+An order holds jobs and never limits how many. The bound is `queue.py`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any, ClassVar
+
+from asyncpool._core.job import Job
+
+__all__ = ["ByPriority", "ComebackFirst", "Fifo", "Order", "ReentryOrder"]
+
+_LONG_AGO = -(2**62)
+
+
+class Order(ABC):
+    """The jobs that are queued, in some order.
+
+    A job that is settled while it is queued stays behind as a tombstone (`outcome` is set), which `pop` skips: removing
+    from the middle would cost a walk. Invariant: `len(entries) - _tombstones` jobs are live, and tombstones are swept
+    before they outnumber them (test_tombstones_are_swept_before_they_outnumber_live_jobs).
+
+    `append` (behind all others) and `popleft` (the first, tombstones too) are the methods of the container itself, for
+    the hot path: there a Python call costs as much as its work.
+    """
+
+    __slots__ = ("_tombstones", "append", "entries", "popleft")
+
+    can_refuse: ClassVar[bool] = False
+    """Whether `append` can raise."""
+
+    entries: Any
+    """Jobs and tombstones: always the same object."""
+    append: Callable[[Job], None]
+    popleft: Callable[[], Job]
+
+    def __init__(self) -> None:
+        self._tombstones = 0
+
+    def __len__(self) -> int:
+        """How many live jobs are queued."""
+        return len(self.entries) - self._tombstones
+
+    def __iter__(self) -> Iterator[Job]:
+        """The live jobs."""
+        return (job for job in self.entries if job.outcome is None)
+
+    def pop(self) -> Job | None:
+        """Take the first live job; None if there is none."""
+        while self.entries:
+            job = self.popleft()
+            if job.outcome is None:
+                return job
+            self.drop_tombstone()
+        return None
+
+    def peek(self) -> Job | None:
+        """Return the first live job, which stays; None if there is none."""
+        while self.entries:
+            job = self._first()
+            if job.outcome is None:
+                return job
+            self.popleft()
+            self.drop_tombstone()
+        return None
+
+    def drop_tombstone(self) -> None:
+        """Note that a tombstone was just taken."""
+        self._tombstones -= 1
+
+    def discard_settled(self) -> None:
+        """Note that one queued job was just settled."""
+        self._tombstones += 1
+        if self._tombstones > len(self.entries) // 2 + 32:
+            self._sweep()
+            self._tombstones = 0
+
+    @abstractmethod
+    def _first(self) -> Job:
+        """Return the first entry."""
+
+    @abstractmethod
+    def _sweep(self) -> None:
+        """Remove all tombstones."""
+
+
+def _sweep_deque(jobs: deque[Job]) -> None:
+    live = [job for job in jobs if job.outcome is None]
+    jobs.clear()
+    jobs.extend(live)
+
+
+class Fifo(Order):
+    """Jobs in the order of their acceptance."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries = deque[Job]()
+        self.append = self.entries.append
+        self.popleft = self.entries.popleft
+
+    def _first(self) -> Job:
+        job: Job = self.entries[0]
+        return job
+
+    def _sweep(self) -> None:
+        _sweep_deque(self.entries)
+
+
+class ReentryOrder(Order):
+    """An order that also takes jobs back: for pools with retries or limits that differ from job to job."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def put_in(self, job: Job) -> None:
+        """Add a job in the order of its age. Never raises."""
+
+    @abstractmethod
+    def put_back(self, job: Job) -> None:
+        """Add a job before all that are fresh. Never raises."""
+
+
+class _TwoDeques:
+    __slots__ = ("back", "fresh")
+
+    def __init__(self) -> None:
+        self.back: deque[Job] = deque()
+        self.fresh: deque[Job] = deque()
+
+    def popleft(self) -> Job:
+        return self.back.popleft() if self.back else self.fresh.popleft()
+
+    def __len__(self) -> int:
+        return len(self.back) + len(self.fresh)
+
+    def __iter__(self) -> Iterator[Job]:
+        return chain(self.back, self.fresh)
+
+
+class ComebackFirst(ReentryOrder):
+    """Jobs in the order of their acceptance; before them those that came back, in the order in which they did."""
+
+    __slots__ = ()
+
+    entries: _TwoDeques
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries = _TwoDeques()
+        self.append = self.entries.fresh.append
+        self.popleft = self.entries.popleft
+
+    def put_in(self, job: Job) -> None:
+        """Add a job behind all others."""
+        self.entries.fresh.append(job)
+
+    def put_back(self, job: Job) -> None:
+        """Add a job before all that are fresh, behind those that came back before it."""
+        self.entries.back.append(job)
+
+    def _first(self) -> Job:
+        return (self.entries.back or self.entries.fresh)[0]
+
+    def _sweep(self) -> None:
+        _sweep_deque(self.entries.back)
+        _sweep_deque(self.entries.fresh)
+
+
+class _Entry:
+    """A job in the heap. Comparing never raises: a heap that fails half way through a sift loses entries."""
+
+    __slots__ = ("job", "place")
+
+    def __init__(self, job: Job, place: int) -> None:
+        self.job = job
+        self.place = place  # among equal keys
+
+    def __lt__(self, other: _Entry) -> bool:
+        key, other_key = self.job.key, other.job.key
+        try:
+            if key < other_key:
+                return True
+            if other_key < key:
+                return False
+        except Exception:
+            pass  # `append` refuses a key that does not compare with the first; others in doubt go by their age
+        return self.place < other.place
+
+
+class ByPriority(ReentryOrder):
+    """Jobs by a key, smaller first; among equals those that came back first, then in the order of their acceptance.
+
+    Strict: while jobs with smaller keys keep coming, the others starve.
+    """
+
+    __slots__ = ("_back", "_key")
+
+    can_refuse: ClassVar[bool] = True
+
+    entries: list[_Entry]
+
+    def __init__(self, key: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self._key = key
+        self._back = _LONG_AGO  # the place of the last that came back: before every fresh job's, which is its number
+        self.entries = []
+        self.append = self._append
+        self.popleft = self._popleft
+
+    def _append(self, job: Job) -> None:
+        """Add a job; raises what the key function raises, or a TypeError if the key does not compare with others."""
+        key = self._key(job.input)
+        bool(key < (self.entries[0].job.key if self.entries else key))
+        job.key = key
+        self.put_in(job)
+
+    def _popleft(self) -> Job:
+        return heapq.heappop(self.entries).job
+
+    def put_in(self, job: Job) -> None:
+        """Add a job by the key that it has."""
+        heapq.heappush(self.entries, _Entry(job, job.number))
+
+    def put_back(self, job: Job) -> None:
+        """Add a job by the key that it has, before the fresh ones of equal key."""
+        self._back += 1
+        heapq.heappush(self.entries, _Entry(job, self._back))
+
+    def _first(self) -> Job:
+        return self.entries[0].job
+
+    def _sweep(self) -> None:
+        self.entries[:] = [entry for entry in self.entries if entry.job.outcome is None]
+        heapq.heapify(self.entries)
+
+    def __iter__(self) -> Iterator[Job]:
+        """The live jobs, in no order."""
+        return (entry.job for entry in self.entries if entry.job.outcome is None)

@@ -1,0 +1,292 @@
+"""Builds the parts of one pool from its options, and wires them together.
+
+What the parts do is in their files; when they begin and end is `life.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from contextvars import copy_context
+from functools import partial
+from typing import Any, cast
+
+from asyncpool._core.cancellation import Cancellation
+from asyncpool._core.dead_letter_writer import DeadLetterWriter
+from asyncpool._core.deadlock import Deadlock
+from asyncpool._core.dispatch import Dispatcher
+from asyncpool._core.gated import GatedDispatcher
+from asyncpool._core.invoke import Invoke, call_job
+from asyncpool._core.job import Job, Worker
+from asyncpool._core.lanes import RateLanes
+from asyncpool._core.ledger import Ledger
+from asyncpool._core.load import Load
+from asyncpool._core.orders import ByPriority, ComebackFirst, Fifo, Order, ReentryOrder
+from asyncpool._core.pauses import Pauses
+from asyncpool._core.queue import JobQueue
+from asyncpool._core.recorders import Throughput
+from asyncpool._core.retries import Retries
+from asyncpool._core.scaler import Scaler
+from asyncpool._core.state import State
+from asyncpool._core.tasks import Producers, Tasks
+from asyncpool._core.timers import TimerHeap
+from asyncpool._core.wakeups import Wakeups
+from asyncpool._core.workers import Workers
+from asyncpool.dead_letters.letter import DeadLetterSink
+from asyncpool.errors import ErrorFilter
+from asyncpool.events import Observers
+from asyncpool.rate import KeyedRateLimit, Limiter, RateLimit, is_manager
+from asyncpool.retry import Retry
+from asyncpool.scaling.policy import ScalingPolicy
+from asyncpool.stats import PoolStats
+
+__all__ = ["Parts"]
+
+
+class Parts:
+    """The parts of a pool. Each owns what it is named for, and nobody else writes it."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        handler: Callable[..., Awaitable[Any]] | None,
+        policy: ScalingPolicy,
+        priority: Callable[[Any], Any] | None,
+        queue_size: int | None,
+        max_delayed: int,
+        timeout: float | None,
+        retry: Retry | None,
+        limiter: Limiter[Any] | None,
+        dead_letters: DeadLetterSink[Any] | None,
+        resource: Callable[[], AbstractAsyncContextManager[Any]] | None,
+        recycle_on: ErrorFilter,
+        observers: Observers,
+    ) -> None:
+        call = call_job if handler is None else handler
+        # A limiter is one of three: a rate limit of all jobs, a context manager, or a function of the job.
+        rate_limit = limiter if isinstance(limiter, RateLimit) else None
+        manager = limiter if is_manager(limiter) else None
+        limiter_of: Any = None if limiter is None or rate_limit is not None or manager is not None else limiter
+        make_order = _order_maker(priority, comes_back=retry is not None or limiter is not None)
+        order = make_order()
+        budget = None if retry is None or retry.budget is None else retry.budget.start()
+        if budget is not None:
+            _count_appended(order, lambda job: budget.deposit(job.ready_at))
+        # Shared by those who only read them; `Workers` writes both.
+        by_number: dict[int, Worker] = {}
+        idle: list[Worker] = []
+        backing_off: TimerHeap[Job] = TimerHeap(self._come_back, lambda job: job.outcome is None)
+
+        self.observers = observers
+        self.state = State(name)
+        self.dead_letters = None if dead_letters is None else DeadLetterWriter(self.state, dead_letters)
+        self.ledger = Ledger(self.state, observers, self.dead_letters)
+        self.producers = Producers()
+        self.wakeups = Wakeups(self.state, self.ledger, self.producers)
+        self.tasks = Tasks(self.state, self.wakeups.notify)
+        self.pauses = Pauses(self.state, observers, self.wakeups)
+        self.queue = JobQueue(
+            order,
+            queue_size=queue_size,
+            max_delayed=max_delayed,
+            idle=idle,
+            ledger=self.ledger,
+            pauses=self.pauses,
+            drained=partial(self.wakeups.wait_until, lambda: self.ledger.is_drained),
+        )
+        self.lanes: RateLanes | None = None
+        if limiter_of is not None:
+            makes = cast("Callable[[], ReentryOrder]", make_order)
+            self.lanes = RateLanes(limiter_of, makes, self.queue, self.ledger, self.wakeups)
+        self.cancellation = Cancellation(
+            self.state,
+            self.ledger,
+            observers,
+            self.wakeups,
+            queue=self.queue,
+            backing_off=backing_off,
+            lanes=self.lanes,
+            workers=by_number,
+        )
+        self.workers = Workers(
+            self.state,
+            self.ledger,
+            observers,
+            self.wakeups,
+            by_number=by_number,
+            idle=idle,
+            queue=self.queue,
+            cancellation=self.cancellation,
+            tasks=self.tasks,
+            enter_resource=resource,
+            target=policy.initial_workers,
+        )
+        self.load = Load(
+            self.state,
+            self.ledger,
+            self.wakeups,
+            queue=self.queue,
+            workers=self.workers,
+            pauses=self.pauses,
+            cancellation=self.cancellation,
+            blocked=lambda: self.deadlock.blocked,
+            rate_limit=rate_limit,
+            has_limiter=manager is not None or self.lanes is not None,
+        )
+        self.scaler = Scaler(
+            self.state, policy, load=self.load, workers=self.workers, queue=self.queue, wakeups=self.wakeups
+        )
+        self.deadlock = Deadlock(
+            self.state,
+            self.ledger,
+            queue=self.queue,
+            workers=self.workers,
+            scaler=self.scaler,
+            time_may_help=lambda: backing_off.size > 0 or (self.lanes is not None and self.lanes.waits_for_a_time),
+        )
+        self.retries = Retries(
+            retry,
+            budget,
+            recycle_on=recycle_on,
+            state=self.state,
+            ledger=self.ledger,
+            observers=observers,
+            wakeups=self.wakeups,
+            queue=self.queue,
+            pauses=self.pauses,
+            load=self.load,
+            scaler=self.scaler,
+            backing_off=backing_off,
+        )
+        invoke = Invoke(
+            call,
+            state=self.state,
+            wakeups=self.wakeups,
+            cancellation=self.cancellation,
+            retries=self.retries,
+            lanes=self.lanes,
+            limiter=manager,
+            timeout=timeout,
+            has_resource=resource is not None,
+        )
+        # A rate limit is asked before a job starts, so nothing of it surrounds the call.
+        is_plain = (
+            timeout is None
+            and resource is None
+            and manager is None
+            and (self.lanes is None or type(limiter) is KeyedRateLimit)
+            and not self.retries.has_deadline
+        )
+        is_gated = rate_limit is not None or self.lanes is not None or self.retries.has_deadline
+        self.dispatcher = (GatedDispatcher if is_gated else Dispatcher)(
+            call,
+            None if is_plain else invoke,
+            state=self.state,
+            ledger=self.ledger,
+            queue=self.queue,
+            workers=self.workers,
+            wakeups=self.wakeups,
+            retries=self.retries,
+            cancellation=self.cancellation,
+            pauses=self.pauses,
+            observers=observers,
+        )
+        if isinstance(self.dispatcher, GatedDispatcher):
+            self.dispatcher.gate(rate_limit, self.lanes)
+        self._rate_limit = rate_limit
+        self.queue.line.wait = self._wait_for_room
+        self.wakeups.connect(
+            line=self.queue.line,
+            start_jobs=self.dispatcher.wake,
+            wake_scaler=self.scaler.wake,
+            check_deadlock=self.deadlock.check,
+            must_leave_fast_path=(
+                lambda: observers.any,
+                lambda: self.workers.has_resource,
+                lambda: self.workers.surplus,
+                lambda: self.cancellation.is_active,
+                lambda: self.pauses.is_paused,
+            ),
+        )
+
+    def _come_back(self, job: Job) -> None:
+        self.retries.come_back(job)  # which does not exist yet when the heap is made
+
+    async def _wait_for_room(self, future: asyncio.Future[None]) -> None:
+        self.wakeups.submitter_waits()
+        await self.deadlock.wait(future)
+
+    def open(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Bind to the running loop."""
+        # Timers and resources run in a copy of the context of `start()`, and not in that of whoever caused them.
+        context = copy_context()
+        self.state.loop = loop
+        self.ledger.throughput = Throughput(loop.time())
+        # In an iteration of its own: the pool's step that called the observers must be finished.
+        self.observers.interrupted = self.state.raise_later
+        self.dispatcher.open(loop, context)
+        self.workers.open(context)
+        self.scaler.open(context)
+        self.deadlock.open(context)
+        self.pauses.open(context)
+        self.retries.open(loop, context)
+        if self.lanes is not None:
+            self.lanes.open(loop, context)
+
+    def close(self) -> None:
+        """Drop all timers: every job is settled, and the pool is closed."""
+        self.scaler.end()
+        self.load.forget()
+        self.deadlock.close()
+        self.retries.close()
+        if self.lanes is not None:
+            self.lanes.close()
+        self.pauses.close(self._rate_limit)
+        if self.dead_letters is not None:
+            self.dead_letters.closed()
+
+    def stats(self) -> PoolStats:
+        """Return a snapshot."""
+        ledger, state = self.ledger, self.state
+        return PoolStats(
+            name=state.name,
+            submitted=ledger.submitted,
+            queued=len(self.queue.order),
+            delayed=ledger.delayed,
+            running=ledger.running,
+            succeeded=ledger.succeeded,
+            failed=ledger.failed,
+            cancelled=ledger.cancelled,
+            workers=len(self.workers.idle) + ledger.running,
+            target_workers=self.workers.target,
+            max_workers=self.workers.max_workers,
+            peak_running=max(ledger.past_peak, ledger.peak_running),
+            stuck=self.cancellation.stuck,
+            unread_failures=ledger.unread_failures,
+            retries=ledger.retries,
+            rejected=ledger.rejected,
+            retries_rejected=ledger.retries_rejected,
+            seconds_queued=ledger.seconds_queued.snapshot(),
+            seconds_running=ledger.seconds_running.snapshot(),
+            throughput=ledger.throughput.rate(state.loop.time(), ledger.ended) if state.is_bound else 0.0,
+        )
+
+
+def _order_maker(priority: Callable[[Any], Any] | None, *, comes_back: bool) -> Callable[[], Order]:
+    """Return what makes the pool's orders: the cheapest that can do what is asked of it."""
+    if priority is not None:
+        return partial(ByPriority, priority)
+    return ComebackFirst if comes_back else Fifo
+
+
+def _count_appended(order: Order, count: Callable[[Job], None]) -> None:
+    """Call `count` for each job that is appended. A pool that counts nothing pays nothing for it."""
+    append = order.append
+
+    def append_and_count(job: Job) -> None:
+        append(job)
+        count(job)
+
+    order.append = append_and_count

@@ -1,0 +1,137 @@
+"""Where in its life a pool is, and what callers can do there.
+
+Who moves it from one phase to the next is `life.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+
+from asyncpool.errors import PoolClosed, PoolNotStarted, WrongLoop
+
+__all__ = ["Phase", "State"]
+
+
+class Phase(Enum):
+    """The phases of a pool's life, in their order."""
+
+    NEW = "new"
+    STARTING = "starting"
+    OPEN = "open"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    CLOSED = "closed"
+
+
+_NEXT = {
+    Phase.NEW: (Phase.STARTING, Phase.CLOSED),
+    Phase.STARTING: (Phase.OPEN, Phase.DRAINING),
+    Phase.OPEN: (Phase.DRAINING,),
+    Phase.DRAINING: (Phase.STOPPING,),
+    Phase.STOPPING: (Phase.CLOSED,),
+    Phase.CLOSED: (),
+}
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+class State:
+    """The one state of a pool. `life.py` writes it; everybody reads it.
+
+    Invariant: `takes_jobs` is true in STARTING and OPEN, and in no other phase (test_states.py walks the table).
+    """
+
+    __slots__ = ("__weakref__", "loop", "name", "phase", "supervisor", "takes_jobs")
+
+    loop: asyncio.AbstractEventLoop
+    """The loop that the pool was started on; unset before, see `is_bound`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.phase = Phase.NEW
+        self.takes_jobs = False  # else accepted jobs are settled as cancelled at once
+        self.supervisor: asyncio.Task[None] | None = None
+
+    def move(self, phase: Phase) -> None:
+        """Enter the next phase."""
+        assert phase in _NEXT[self.phase], f"from {self.phase} to {phase}"
+        self.phase = phase
+        self.takes_jobs = phase is Phase.STARTING or phase is Phase.OPEN
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the pool was ever started."""
+        return hasattr(self, "loop")
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether `start()` goes on."""
+        return self.phase is Phase.STARTING
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the pool has been asked to stop, or is closed."""
+        return self.phase in (Phase.DRAINING, Phase.STOPPING, Phase.CLOSED)
+
+    def is_loop_shutting_down(self) -> bool:
+        """Whether somebody cancels every task, as asyncio.run does at its end.
+
+        The supervisor is cancelled in the same turn as the jobs. So what cancelled them is the shutdown, not a failure
+        of their own, and their inputs are to be handed back.
+        """
+        return self.supervisor is not None and self.supervisor.cancelling() > 0
+
+    def raise_later(self, error: BaseException) -> None:
+        """Raise what is the program's, a KeyboardInterrupt, in a loop iteration of its own.
+
+        Raised where it came, in user code that a step of the pool calls, it would leave that step half done.
+        """
+        self.loop.call_soon(_raise, error)
+
+    # -- What callers get wrong --------------------------------------------------------------------------------------
+
+    def check_started(self) -> None:
+        """Raise unless the pool was started, on the loop that runs here."""
+        if not self.is_bound:
+            if self.phase is Phase.CLOSED:
+                raise self.closed_error()
+            raise PoolNotStarted(
+                f"pool {self.name!r} is not started: use `async with pool:`, or `await pool.start()` first"
+            )
+        self.check_loop()
+
+    def check_loop(self) -> None:
+        """Raise unless the pool's loop runs in this thread."""
+        running = asyncio._get_running_loop()
+        if running is None:
+            raise WrongLoop(
+                f"pool {self.name!r} belongs to another thread: call it with "
+                "asyncio.run_coroutine_threadsafe(pool.run(job), loop).result(), or from a thread of anyio.to_thread "
+                "with anyio.from_thread.run(pool.run, job)"
+            )
+        if running is not self.loop:
+            raise WrongLoop(
+                f"pool {self.name!r} belongs to another event loop: a pool lives in one asyncio.run(), so make one in "
+                "each; from another thread's loop call it with asyncio.run_coroutine_threadsafe(pool.run(job), loop), "
+                "from a thread without one with anyio.from_thread.run(pool.run, job)"
+            )
+
+    def check_open(self) -> None:
+        """Raise unless the pool takes jobs from here now."""
+        self.check_started()
+        if not self.takes_jobs:
+            raise self.closed_error()
+
+    def check_not_closing(self) -> None:
+        """Raise if the pool is closing or closed, or its loop does not run in this thread."""
+        if self.is_closing:
+            raise self.closed_error()
+        if self.is_bound:
+            self.check_loop()
+
+    def closed_error(self) -> PoolClosed:
+        """Return the error for callers that come too late."""
+        return PoolClosed(f"pool {self.name!r} is closed (or closing) and no longer accepts jobs")

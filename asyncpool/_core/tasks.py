@@ -1,0 +1,128 @@
+"""What lives longer than a job: the pool's own tasks, and the producers that feed it.
+
+Tasks are resource tasks and feeders. The tasks of jobs are not here: see docs/architecture.md for the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextvars import Context
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+from asyncpool._core.line import WaitLine
+from asyncpool._core.state import State
+from asyncpool.errors import PoolError
+
+__all__ = ["Producer", "Producers", "Tasks"]
+
+
+class Tasks:
+    """The children of the pool's `asyncio.TaskGroup`, which the supervisor holds open.
+
+    Invariant: while `is_empty`, the group has no child either, so the supervisor leaves the group without a suspension,
+    and is done when `close()` returns (test_nothing_runs_when_close_returns).
+    """
+
+    __slots__ = ("_children", "_group", "_is_open", "_on_done", "_state")
+
+    def __init__(self, state: State, on_done: Callable[[], None]) -> None:
+        self._state = state
+        self._on_done = on_done
+        self._group: asyncio.TaskGroup | None = None
+        self._is_open = asyncio.Event()
+        self._children: set[asyncio.Task[None]] = set()
+
+    def open(self, group: asyncio.TaskGroup) -> None:
+        """Spawn tasks in this group from now on."""
+        self._group = group
+        self._is_open.set()
+
+    async def wait_open(self) -> None:
+        """Wait for the supervisor's first step. The pool may have ended after that: look again."""
+        if not self._is_open.is_set():
+            # An event and no shared future: cancelling one waiter would cancel it for all.
+            await self._is_open.wait()
+
+    def give_up_opening(self) -> None:
+        """Wake those that wait for a supervisor that was cancelled before its first step."""
+        self._is_open.set()
+
+    def spawn(self, function: Callable[[], Awaitable[None]], *, name: str, context: Context) -> asyncio.Task[None]:
+        """Start a task of the pool. A function and no coroutine: a task that is cancelled before its first step then
+        leaves nothing behind that was never awaited.
+        """
+        assert self._group is not None
+        task = self._group.create_task(self._guarded(function), name=name, context=context)
+        if not task.done():  # an eager task factory can run it to its end
+            self._children.add(task)
+            # After the group's own callback: when our set is empty, the group's is too.
+            task.add_done_callback(self._child_is_done)
+        return task
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no task is left."""
+        return not self._children
+
+    def cancel_all(self) -> list[asyncio.Task[None]]:
+        """Cancel every task, once, and return them."""
+        children = list(self._children)
+        for task in children:
+            task.cancel()
+        return children
+
+    async def _guarded(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Keep the program's own exceptions out of the group, which would cancel the siblings and raise them twice."""
+        try:
+            await function()
+        except (KeyboardInterrupt, SystemExit) as error:
+            if self._state.loop.is_closed():
+                raise
+            self._state.raise_later(error)
+
+    def _child_is_done(self, task: asyncio.Task[None]) -> None:
+        self._children.discard(task)
+        self._on_done()
+
+
+class Producer(Protocol):
+    """A stream or group that brings jobs."""
+
+    @property
+    def line(self) -> WaitLine:
+        """Who waits for room in its window, which grows with the pool."""
+        ...
+
+    def stop(self, error: PoolError, /) -> None:
+        """Bring no more jobs, because the pool closes; a reader that reads to the end gets the error."""
+        ...
+
+    def stop_waiting_for_feeder(self) -> None:
+        """Do not wait for the feeder any more: it ignores its cancellation."""
+        ...
+
+
+class Producers:
+    """The streams and groups that can still bring jobs, in the order of their registration. None is kept alive here."""
+
+    __slots__ = ("_producers",)
+
+    def __init__(self) -> None:
+        self._producers: WeakKeyDictionary[Producer, None] = WeakKeyDictionary()
+
+    def add(self, producer: Producer) -> None:
+        """Register a producer."""
+        self._producers[producer] = None
+
+    def discard(self, producer: Producer) -> None:
+        """Forget a producer that brings no more jobs."""
+        self._producers.pop(producer, None)
+
+    def __contains__(self, producer: object) -> bool:
+        return producer in self._producers
+
+    def __iter__(self) -> Iterator[Producer]:
+        """Those registered now; producers can come and go meanwhile."""
+        return iter(list(self._producers))

@@ -1,0 +1,279 @@
+"""Which workers exist, and which are idle, busy or retiring.
+
+A worker without a resource is no more than an entry in the list of idle ones. One with a resource has a task of its own
+(`resources.py`). Which job a worker takes is `dispatch.py`; how many workers there should be is `scaler.py`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from contextvars import Context
+from typing import Any
+
+from asyncpool._core.cancellation import Cancellation
+from asyncpool._core.job import Worker
+from asyncpool._core.ledger import Ledger
+from asyncpool._core.queue import JobQueue
+from asyncpool._core.resources import ResourceTask
+from asyncpool._core.state import State
+from asyncpool._core.tasks import Tasks
+from asyncpool._core.wakeups import Wakeups
+from asyncpool._logs import log
+from asyncpool.errors import ResourceDied
+from asyncpool.events import Observers, PoolResized, ResourceFailed
+from asyncpool.outcomes import CancelReason
+from asyncpool.scaling.policy import Decision, PoolLoad
+
+__all__ = ["Workers"]
+
+
+class Workers:
+    """The workers of a pool.
+
+    Invariant: a worker is in `idle`, or holds a job, or waits for its resource, or is about to go. It holds at most one
+    job. `surplus` busy workers retire after their job, whoever ends first.
+    """
+
+    __slots__ = (
+        "_cancellation",
+        "_context",
+        "_enter_resource",
+        "_free_numbers",
+        "_ledger",
+        "_limit",
+        "_observers",
+        "_queue",
+        "_state",
+        "_tasks",
+        "_wakeups",
+        "by_number",
+        "idle",
+        "surplus",
+        "target",
+    )
+
+    def __init__(
+        self,
+        state: State,
+        ledger: Ledger,
+        observers: Observers,
+        wakeups: Wakeups,
+        *,
+        by_number: dict[int, Worker],
+        idle: list[Worker],
+        queue: JobQueue,
+        cancellation: Cancellation,
+        tasks: Tasks,
+        enter_resource: Callable[[], AbstractAsyncContextManager[Any]] | None,
+        target: int,
+    ) -> None:
+        self._state = state
+        self._ledger = ledger
+        self._observers = observers
+        self._wakeups = wakeups
+        self._queue = queue
+        self._cancellation = cancellation
+        self._tasks = tasks
+        self._enter_resource = enter_resource
+        self.by_number = by_number  # always the same object
+        self.idle = idle  # always the same object; the hot path takes and returns workers here
+        self.surplus = 0
+        self.target = target
+        """How many workers there should be."""
+        self._limit: int | None = None
+        self._free_numbers: list[int] = []
+
+    def open(self, context: Context) -> None:
+        """Make workers whose resources run in a copy of this context from now on."""
+        self._context = context
+
+    @property
+    def has_resource(self) -> bool:
+        """Whether each worker holds a resource."""
+        return self._enter_resource is not None
+
+    @property
+    def max_workers(self) -> int:
+        """How many workers there can be. If nobody knows, because a function decides: what it answered last."""
+        return max(1, self.target) if self._limit is None else self._limit
+
+    @property
+    def starting(self) -> int:
+        """How many workers have no resource yet, or not again."""
+        if self._enter_resource is None:
+            return 0
+        free = sum(worker.job is None and not worker.retiring for worker in self.by_number.values())
+        return free - len(self.idle)
+
+    # -- How many ----------------------------------------------------------------------------------------------------
+
+    def set_limit(self, limit: int | None) -> None:
+        """Set how many workers there can be."""
+        self._limit = limit
+        self._queue.set_bounds(self.target, self.max_workers)
+
+    def retarget(self, target: int, reason: str) -> None:
+        """Set how many workers there should be, before the pool is open."""
+        old, self.target = self.target, target
+        self._queue.set_bounds(target, self.max_workers)
+        if old != target and self._observers.any:
+            self._observers.emit(
+                PoolResized(pool=self._state.name, old=old, new=target, reason=reason, figures={}, load=None)
+            )
+
+    def resize(self, decision: Decision, load: PoolLoad | None) -> None:
+        """Change how many workers there should be, and report it."""
+        old = self.target
+        self._resize(decision.workers)
+        if old != decision.workers and self._observers.any:
+            self._observers.emit(
+                PoolResized(
+                    pool=self._state.name,
+                    old=old,
+                    new=decision.workers,
+                    reason=decision.reason,
+                    figures=decision.figures,
+                    load=load,
+                )
+            )
+        # After the event, so that an observer hears of this step before what it leads to.
+        self._wakeups.size_changed()
+
+    def _resize(self, target: int) -> None:
+        """Make new workers, or retire surplus ones: at once those without a job, then those whose job ends first."""
+        self.target = target
+        self._queue.set_bounds(target, self.max_workers)
+        staying = [worker for worker in self.by_number.values() if not worker.retiring]
+        for _ in range(target - len(staying)):
+            self.add()
+        excess = max(0, len(staying) - target)
+        # Of those without a job first those without a resource, the youngest first; then those that were idle longest.
+        idle = {worker: place for place, worker in enumerate(self.idle)}
+        free = [worker for worker in staying if worker.job is None]
+        free.sort(key=lambda worker: (idle.get(worker, -1), -worker.number))
+        for worker in free[:excess]:
+            worker.retiring = True
+        self.idle[:] = [worker for worker in self.idle if not worker.retiring]
+        for worker in free[:excess]:
+            self.release(worker)
+        self.surplus = max(0, excess - len(free))
+        self._wakeups.leave_fast_path()
+
+    # -- One worker --------------------------------------------------------------------------------------------------
+
+    def add(self) -> Worker:
+        """Make a worker. One with a resource takes jobs once that is entered."""
+        worker = self._new()
+        if self._enter_resource is None:
+            self.idle.append(worker)
+        else:
+            self._hold_resource(worker, self._enter_resource, must_enter=False)
+        return worker
+
+    def add_first(self) -> ResourceTask:
+        """Make the worker that `start()` waits for: if its resource cannot be entered, the pool does not open."""
+        assert self._enter_resource is not None
+        return self._hold_resource(self._new(), self._enter_resource, must_enter=True)
+
+    def _new(self) -> Worker:
+        number = heapq.heappop(self._free_numbers) if self._free_numbers else len(self.by_number) + 1
+        worker = self.by_number[number] = Worker(number, self._state)
+        return worker
+
+    def _hold_resource(
+        self, worker: Worker, enter: Callable[[], AbstractAsyncContextManager[Any]], *, must_enter: bool
+    ) -> ResourceTask:
+        context = self._context.copy()  # not that of the caller that resizes
+        task = worker.resource_task = ResourceTask(worker, self, enter, must_enter=must_enter)
+        task.start(self._tasks, context)
+        return task
+
+    def job_ended(self, worker: Worker) -> bool:
+        """Decide what a worker does whose job has just ended; return whether it can take the next one."""
+        if self.surplus and not worker.retiring:
+            self.surplus -= 1
+            worker.retiring = True
+        if worker.retiring or worker.needs_recycle:
+            self.release(worker)
+            return False
+        return True
+
+    def release(self, worker: Worker) -> None:
+        """Let go of a worker that has no job and is not idle: its resource task, if it has one, does the rest."""
+        if worker.resource_task is not None:
+            if worker.retiring:
+                worker.resource_task.leave()
+            else:
+                worker.resource_task.notify()
+        elif worker.retiring:
+            self.remove(worker)
+
+    def remove(self, worker: Worker) -> None:
+        """Forget a worker that has left."""
+        if self.by_number.get(worker.number) is worker:  # otherwise its number belongs to another worker by now
+            del self.by_number[worker.number]
+            heapq.heappush(self._free_numbers, worker.number)
+        self._wakeups.worker_gone()
+
+    def retire_all(self) -> None:
+        """Let every worker go: at once, or when its job has ended."""
+        self.surplus = 0
+        self.idle.clear()
+        for worker in list(self.by_number.values()):
+            worker.retiring = True
+            if worker.job is None:
+                self.release(worker)
+
+    def abandon(self) -> None:
+        """Settle what still runs, whatever its tasks do, and let its workers go."""
+        for worker in self._cancellation.abandon_running():
+            worker.retiring = True
+            self.release(worker)
+
+    def fail_start(self) -> None:
+        """Wake whoever waits for a first resource that will not be entered."""
+        for worker in self.by_number.values():
+            if worker.resource_task is not None:
+                worker.resource_task.fail_start()
+
+    # -- What the resource tasks report ------------------------------------------------------------------------------
+
+    def worker_ready(self, worker: Worker) -> None:
+        """A worker's resource is entered: it takes jobs."""
+        if not worker.retiring:
+            self.idle.append(worker)
+            self._wakeups.worker_ready()
+
+    def resource_lost(self, worker: Worker) -> BaseException | None:
+        """A worker's resource ends by itself: fail the job that runs on it, and return the failure to be."""
+        worker.needs_recycle = True
+        if worker in self.idle:
+            self.idle.remove(worker)
+        if worker.job is None or worker.job.cancel_reason is not None:
+            return None
+        if self._state.is_loop_shutting_down():
+            self._cancellation.request(worker.job, CancelReason.SHUTDOWN)
+            return None
+        died = ResourceDied(
+            f"the resource of worker {worker.number} of pool {self._state.name!r} ended while the job ran"
+        )
+        self._cancellation.request(worker.job, died)
+        return died
+
+    def resource_failed(self, worker: Worker, error: BaseException, retry_in: float | None) -> None:
+        """A worker's resource could not be entered or left, or has died."""
+        if retry_in is None:
+            self._ledger.resource_errors.append(error)
+        log.error(
+            "pool %r: the resource of worker %d failed%s",
+            self._state.name,
+            worker.number,
+            "" if not retry_in else f", next try in {retry_in:.2g} s",
+            exc_info=error,
+        )
+        if self._observers.any:
+            self._observers.emit(
+                ResourceFailed(pool=self._state.name, worker=worker.number, error=error, retry_in=retry_in)
+            )

@@ -1,0 +1,205 @@
+"""`Group`: a results channel that anybody can submit to, while one reader iterates the outcomes.
+
+Groups are made by `pool.group()`. To run the jobs of one iterable, see `streams.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import copy_context
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from asyncpool._core.channel import Channel, Readable, Reading
+from asyncpool._core.job import Job
+from asyncpool._core.parts import Parts
+from asyncpool.errors import PoolDeadlock, PoolError, StreamClosed
+from asyncpool.outcomes import Outcome
+
+__all__ = ["Group"]
+
+JobT = TypeVar("JobT")
+ValueT_co = TypeVar("ValueT_co", covariant=True)
+
+
+class _GroupChannel(Channel[Any]):
+    """The channel of a group, and those that submit to it."""
+
+    def __init__(self, parts: Parts, *, ordered: bool, window: int | None) -> None:
+        super().__init__(parts, ordered=ordered, raises=False, window=window, what="the group")
+        self._entering = 0  # how many have their place in the window, and wait for the pool's room
+        self._at_the_pool: set[asyncio.Future[None]] = set()  # who waits for the pool's room
+        self.line.wait = self._wait_for_window
+        self._maker = asyncio.current_task()
+        self._makers_wait: asyncio.Future[None] | None = None
+        self._reading_task: asyncio.Task[Any] | None = None
+        parts.producers.add(self)
+
+    @property
+    def unread(self) -> int:
+        """How many jobs are accepted and not read, or have their place in the window."""
+        return super().unread + self._entering
+
+    async def submit(self, input: Any) -> None:
+        """Wait for a place in the window, then for the pool's room, and have an input accepted. Cancel-safe."""
+        parts = self.parts
+        parts.state.check_started()
+        await self.line.wait_turn()
+        # The place in the window is taken before the wait for the pool's room: there others can come before us.
+        self._entering += 1
+        try:
+            await parts.queue.line.wait_turn(self._at_the_pool)
+            if not self.intake_is_open:
+                raise self._intake_error()
+            self._accept(input)
+        except BaseException:
+            # Both places go to the next; a reader may have waited for this job only.
+            self._entering -= 1
+            self.line.wake_next()
+            parts.queue.line.wake_next()
+            self._wake_reader()
+            raise
+        self._entering -= 1
+
+    def _accept(self, input: Any) -> None:
+        self.live += 1
+        try:
+            job = self.parts.dispatcher.accept(input, self, copy_context())
+        except BaseException:
+            self.live -= 1
+            raise
+        self.expect(job)
+
+    def close_intake(self) -> None:
+        """Take no more jobs, because no more come."""
+        self.end_intake()
+        self.parts.producers.discard(self)
+
+    def end_intake(self) -> None:
+        """Take no more jobs, and turn away those that wait to submit one."""
+        super().end_intake()
+        self.line.close(self._intake_error)
+        for future in self._at_the_pool:
+            if not future.done():
+                future.set_exception(self._intake_error())
+
+    def stop(self, error: PoolError, /) -> None:
+        """Take no more jobs, because the pool closes."""
+        if self.intake_is_open:
+            self._end = error
+        self.close_intake()
+
+    def stop_waiting_for_feeder(self) -> None:
+        """There is no feeder."""
+
+    def cancel(self) -> None:
+        """End the group at once."""
+        super().cancel()
+        self.parts.producers.discard(self)
+
+    async def begin(self) -> None:
+        """Note which task reads."""
+        self._reading_task = asyncio.current_task()
+
+    def deliver(self, job: Job, outcome: Outcome[Any, Any], /) -> None:
+        """Take a job's outcome in."""
+        super().deliver(job, outcome)
+        self._check_makers_wait()
+
+    # -- Waits of those that should read -----------------------------------------------------------------------------
+
+    async def _wait_for_window(self, future: asyncio.Future[None]) -> None:
+        task = asyncio.current_task()
+        if task is self._reading_task:
+            raise self._deadlock()
+        if task is not self._maker or self.reading is not Reading.NEW:
+            await self._wait_for_reader(future)
+            return
+        # The maker may have started a task that reads, which has not had its turn. The others that wait cannot know
+        # whether the maker will read later: they wait on.
+        self._makers_wait = future
+        try:
+            self._check_makers_wait()
+            await self._wait_for_reader(future)
+        finally:
+            self._makers_wait = None
+
+    async def _wait_for_reader(self, future: asyncio.Future[None]) -> None:
+        # With an outcome to read, the room comes from the reader; with none, from a worker first.
+        await (future if self.ready else self.parts.deadlock.wait(future))
+
+    def _check_makers_wait(self) -> None:
+        waiting = self._makers_wait
+        if waiting is not None and not waiting.done() and not self.live and self.reading is Reading.NEW:
+            waiting.set_exception(self._deadlock())
+
+    def _deadlock(self) -> PoolDeadlock:
+        return PoolDeadlock(
+            f"{self.name}: {self.unread} outcomes are unread, which is its window, and this task is the reader, so it "
+            "would wait for itself: read in another task, or pass a larger window"
+        )
+
+    def _intake_error(self) -> BaseException:
+        if self._end is not None:
+            return self.parts.state.closed_error()
+        return self.cancelled_error() if self.is_cancelled else StreamClosed(f"{self.name} takes no more jobs")
+
+
+class Group(Readable[Outcome[JobT, ValueT_co]], Generic[JobT, ValueT_co]):
+    """A results channel: submit from anywhere, and one reader iterates the outcomes. Made by `pool.group()`.
+
+        async def produce():
+            async with group:
+                for job in jobs:
+                    await group.submit(job)
+
+        group = pool.group()
+        producer = asyncio.create_task(produce())   # or many; submitting waits while the window is full of unread
+        async for outcome in group:
+            ...
+
+    The iteration ends when the intake is closed and every outcome is read. Leaving the loop early cancels the group, as
+    does leaving the block by an exception.
+    """
+
+    __slots__ = ()
+
+    _channel: _GroupChannel
+
+    def __init__(self, parts: Parts, *, ordered: bool, window: int | None) -> None:
+        self._channel = _GroupChannel(parts, ordered=ordered, window=window)
+
+    async def submit(self, job: JobT) -> None:
+        """Submit a job whose outcome the group's reader gets.
+
+        Waits while `window` outcomes are unread, then, as `pool.submit` does, while the pool is full; first come first
+        served in both. Cancel-safe: cancelled while waiting, the job was not submitted.
+
+        Raises:
+            PoolDeadlock: The window is full, and the caller is the task that reads; or it is the task that made the
+                group, and all jobs have ended while nobody has begun to read. It would wait for itself.
+            PoolClosed: The pool is closing.
+            StreamClosed: The group was cancelled, or its intake is closed.
+        """
+        await self._channel.submit(job)
+
+    def close_intake(self) -> None:
+        """Close the intake, because no more jobs come: the iteration ends after those that were submitted.
+
+        Callers that wait in `submit` get `StreamClosed`. Leaving the `async with` block without an exception does this.
+        """
+        self._channel.close_intake()
+
+    async def __aenter__(self) -> Group[JobT, ValueT_co]:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close_intake()
+        else:
+            await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"<Group: {self._channel!r}>"

@@ -1,0 +1,128 @@
+"""`PoolOptions`: the options of a pool, as a type for functions that pass them on; and the checks of their values.
+
+What the options mean is in the docstring of `WorkerPool`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Generic, TypedDict, TypeVar
+
+from asyncpool._checks import check_count, check_filter, check_function, check_seconds
+from asyncpool._core.parts import Parts
+from asyncpool._core.scaler import as_policy
+from asyncpool.dead_letters.letter import DeadLetterSink
+from asyncpool.errors import ErrorFilter
+from asyncpool.events import Observer, Observers
+from asyncpool.rate import Limiter, RateLimit, is_manager
+from asyncpool.retry import Retry
+from asyncpool.scaling.policy import Workers
+
+__all__ = ["PoolOptions", "build_parts"]
+
+JobT = TypeVar("JobT")
+
+
+class PoolOptions(TypedDict, Generic[JobT], total=False):
+    """The options that every pool takes, whatever its handler: those of `WorkerPool`, without `workers` and `resource`.
+
+    For functions that pass them on: `def crawl(urls, **options: Unpack[PoolOptions[str]])`.
+    """
+
+    queue_size: int | None
+    max_delayed: int
+    timeout: float | None
+    retry: Retry | None
+    limiter: Limiter[JobT] | None
+    priority: Callable[[JobT], Any] | None
+    dead_letters: DeadLetterSink[JobT] | None
+    observers: Sequence[Observer]
+    name: str
+
+
+def build_parts(
+    handler: Callable[..., Awaitable[Any]] | None,
+    *,
+    workers: Workers,
+    queue_size: int | None = None,
+    max_delayed: int = 10_000,
+    timeout: float | None = None,
+    retry: Retry | None = None,
+    limiter: Limiter[Any] | None = None,
+    resource: Callable[[], AbstractAsyncContextManager[Any]] | None = None,
+    recycle_on: ErrorFilter = OSError,
+    priority: Callable[[Any], Any] | None = None,
+    dead_letters: DeadLetterSink[Any] | None = None,
+    observers: Sequence[Observer] = (),
+    name: str = "pool",
+) -> Parts:
+    """Check the options of a pool and build its parts from them.
+
+    Raises:
+        TypeError: An argument is not of its type.
+        ValueError: A number is out of range.
+    """
+    _check_handler(handler)
+    if resource is not None:
+        _check_callable("resource", resource)
+        if handler is None:
+            raise TypeError(
+                "resource= needs a handler(job, resource); a pool without a handler cannot pass one to its jobs"
+            )
+    if priority is not None:
+        check_function("priority", priority)
+    if retry is not None and not isinstance(retry, Retry):
+        raise TypeError(f"retry must be a Retry, got {retry!r}: write retry=Retry(attempts=3)")
+    _check_limiter(limiter)
+    if dead_letters is not None:
+        if isinstance(dead_letters, type) or not isinstance(dead_letters, DeadLetterSink):
+            raise TypeError(f"dead_letters must have a method record(letter), got {dead_letters!r}")
+        check_function("record(letter) of dead_letters", dead_letters.record)
+    check_filter("recycle_on", recycle_on)
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, got {name!r}")
+    return Parts(
+        name=name,
+        handler=handler,
+        policy=as_policy(workers),
+        priority=priority,
+        queue_size=None if queue_size is None else check_count("queue_size", queue_size, least=0),
+        max_delayed=check_count("max_delayed", max_delayed, least=1),
+        timeout=None if timeout is None else check_seconds("timeout", timeout, positive=True),
+        retry=retry,
+        limiter=limiter,
+        dead_letters=dead_letters,
+        resource=resource,
+        recycle_on=recycle_on,
+        observers=Observers(observers),
+    )
+
+
+def _check_callable(name: str, value: object) -> None:
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, got {value!r}")
+
+
+def _check_handler(handler: object) -> None:
+    if handler is None:
+        return
+    if not callable(handler):
+        hint = " (a coroutine: pass the function, do not call it)" if inspect.iscoroutine(handler) else ""
+        raise TypeError(f"handler must be callable, got {handler!r}{hint}")
+    call = handler if inspect.isroutine(handler) else getattr(type(handler), "__call__", handler)  # noqa: B004 -- to look at it
+    for function in (handler, call):
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(f"handler must return one awaitable, got the generator function {handler!r}")
+
+
+def _check_limiter(limiter: object) -> None:
+    if limiter is None or isinstance(limiter, RateLimit) or is_manager(limiter):
+        return
+    if isinstance(limiter, type) or not callable(limiter):
+        raise TypeError(
+            "limiter must be a RateLimit, a function of the job that returns one, or an async context manager, "
+            f"got {limiter!r}"
+        )
+    check_function("limiter", limiter)
