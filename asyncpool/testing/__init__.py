@@ -1,7 +1,7 @@
-"""Tests on virtual time: no waiting, deadlocks reported, schedules fuzzed by seed, and leaks fail the test.
+"""Test asyncio code on virtual time: no waiting, deadlocks reported, schedules fuzzed by seed, leaks fail the test.
 
-It knows nothing of pools, and leaves to others: collecting tests (pytest), inventing inputs (Hypothesis),
-blocking calls (blockbuster), and tasks that are busy for ever (pytest-timeout).
+The package knows nothing about pools. It leaves to other tools: collecting tests (pytest), generating inputs
+(Hypothesis), detecting blocking calls (blockbuster), and stopping tasks that run indefinitely (pytest-timeout).
 """
 
 from asyncpool.testing.cancellation import CancelSweepResult, cancel_at

@@ -1,4 +1,7 @@
-"""A coroutine that sees every step of the one inside."""
+"""A coroutine that wraps another one and sees each of its steps.
+
+What to do with the steps is decided in `fuzzing.py` and `cancellation.py`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ T = TypeVar("T")
 
 
 class Driven(Coroutine[Any, Any, T]):
-    """A coroutine around another one, which sees every step that the task takes in it."""
+    """Passes each step of its task on to the wrapped coroutine. Subclasses override `send` and `throw`."""
 
     def __init__(self, coro: Coroutine[Any, Any, T]) -> None:
         self._coro = coro
@@ -28,5 +31,7 @@ class Driven(Coroutine[Any, Any, T]):
     def __await__(self) -> Generator[Any, Any, T]:
         return self._coro.__await__()
 
-    def __getattr__(self, name: str) -> Any:  # names and frames, for reprs and stacks
+    def __getattr__(self, name: str) -> Any:
+        # Names and frames of the wrapped coroutine, so that reprs and stacks of the task look as usual
+        # (test_a_task_of_the_fuzzing_factory_has_name_context_and_stack_as_any_other).
         return getattr(self._coro, name)

@@ -1,4 +1,7 @@
-"""Where tasks wait, as text."""
+"""Describe in text where tasks wait.
+
+When such a report is needed is decided in `virtual_time.py` (deadlocks, `settle`) and `runner.py` (leaks).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ __all__ = ["task_report"]
 
 
 def task_report(tasks: set[asyncio.Task[Any]]) -> str:
-    """One paragraph per task: its name, and the lines it waits at, outermost first."""
+    """Return one paragraph per task, sorted by name: the name and the lines at which it waits, outermost first."""
     lines: list[str] = []
     for task in sorted(tasks, key=lambda task: task.get_name()):
         lines.append(f"  task {task.get_name()!r} waits at")

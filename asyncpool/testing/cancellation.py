@@ -1,4 +1,7 @@
-"""Cancel a call at each point where it waits."""
+"""Cancel a call at each of its suspensions, one after the other.
+
+What must hold after a cancellation is for the test to check.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelSweepResult(Generic[T]):
-    """How a call ended that `cancel_at` was to cancel.
+    """How a call finished that `cancel_at` ran.
 
     Attributes:
-        completed: it ended before the cancellation was due, which was not sent: the sweep is over.
-        cancelled: it ended with `CancelledError`.
-        value: what it returned; None if it was cancelled.
+        completed: Whether the call finished before its cancellation was due. Nothing was cancelled: the sweep
+            is complete.
+        cancelled: Whether the call finished with `CancelledError`.
+        value: What the call returned, or None if it was cancelled.
     """
 
     completed: bool
@@ -30,16 +34,21 @@ class CancelSweepResult(Generic[T]):
 
 
 class _CancelledAt(Driven[T]):
+    """Cancels its own task once: at suspension number `step` or, if `late`, when the task is about to resume there."""
+
     def __init__(self, coro: Coroutine[Any, Any, T], step: int, late: bool) -> None:
         super().__init__(coro)
         self._suspensions = 0
         self._step = step
         self._late = late
         self.sent = False
+        """Whether the cancellation was requested."""
 
     def send(self, value: Any, /) -> Any:
         if self._late and self._suspensions == self._step and not self.sent:
-            return self._cancel(None)  # gives the turn back: the next one brings the CancelledError
+            # Yields without resuming `main`: what it waited for is there, and its next step raises CancelledError
+            # (test_a_late_cancellation_finds_the_item_taken_but_not_yet_received).
+            return self._cancel(None)
         return self._suspended(super().send(value))
 
     def throw(self, *error: Any) -> Any:
@@ -56,27 +65,28 @@ class _CancelledAt(Driven[T]):
 
 
 async def cancel_at(step: int, main: Callable[[], Awaitable[T]], *, late: bool = False) -> CancelSweepResult[T]:
-    """Run `main` in a task of its own and cancel it once, at its `step`-th suspension. Works on any loop.
+    """Run `main` in a task of its own, cancel it once at its `step`-th suspension, and wait until it finishes.
 
-    A sweep cancels at every point where a cancellation can arrive:
+    Works on any loop. A sweep cancels at every point where a cancellation can arrive:
 
         for step in itertools.count(1):
             result = await cancel_at(step, main)
-            ...                                 # nothing lost, nothing leaked?
+            ...                                 # check that nothing is lost or leaked
             if result.completed:
                 break
 
-    Args:
-        step: which suspension, from 1 on. Those of `main` count, not those of tasks that it starts.
-        main: a zero-argument async callable.
-        late: cancel only when what `main` waits for there has come, but before `main` goes on with it. That
-            is where items and wake-ups get lost: sweep both.
+    Cancel-safe: if `cancel_at` is cancelled, it cancels `main` and waits until `main` has finished.
 
-    Cancel-safe: if it is cancelled itself, it cancels `main` and waits for that.
+    Args:
+        step: The number of the suspension, counted from 1. Only suspensions of `main` itself count, not those
+            of tasks that it starts.
+        main: An async callable without arguments.
+        late: Cancel only after the event that `main` waits for has happened, just before `main` resumes. Items
+            and wake-ups get lost there, so sweep both.
 
     Raises:
         ValueError: `step` is less than 1.
-        BaseException: whatever `main` raised, except for `CancelledError`.
+        BaseException: Whatever `main` raised, except `CancelledError`.
     """
     if step < 1:
         raise ValueError(f"step must be >= 1, got {step}")

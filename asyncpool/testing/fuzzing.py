@@ -1,4 +1,7 @@
-"""Schedules fuzzed by seed, on any loop."""
+"""Fuzz the schedule by seed, on any event loop.
+
+The fuzzing that `VirtualTimeLoop` does itself is in `virtual_time.py`.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +18,30 @@ T = TypeVar("T")
 
 
 class _Hesitant(Driven[T]):
+    """Loses turns at random: the step yields at once, and the task runs it again in the next loop iteration.
+
+    Only `send` is overridden: a cancellation, which arrives by `throw`, never loses its turn.
+    """
+
     def __init__(self, coro: Coroutine[Any, Any, T], random: Random, lose_turn: float) -> None:
         super().__init__(coro)
         self._random = random
         self._lose_turn = lose_turn
 
     def send(self, value: Any, /) -> Any:
+        # The lost turn loses no value: asyncio only ever sends None.
         return None if self._random.random() < self._lose_turn else super().send(value)
 
 
 def fuzzing_task_factory(seed: int, *, lose_turn: float = 0.25) -> Callable[..., asyncio.Task[Any]]:
-    """Make a factory for `loop.set_task_factory`, whose tasks lose their turn at random, on any loop.
+    """Create a factory for `loop.set_task_factory` whose tasks lose their turn at random. Works on any loop.
 
-    On a `VirtualTimeLoop` use its seed: a factory does not see tasks made before, nor those made without it
-    (`asyncio.Task(..., eager_start=True)`).
+    On a `VirtualTimeLoop`, use its `seed` instead: a factory does not affect tasks that were created before it
+    was set, nor tasks created without it (`asyncio.Task(..., eager_start=True)`).
 
     Args:
-        seed: the same seed gives the same schedule, as far as the program has no other source of chance.
-        lose_turn: how likely a task is to lose its turn, each time it has one, 0 <= lose_turn < 1.
+        seed: The same seed gives the same schedule, unless the program has another source of randomness.
+        lose_turn: The probability that a task loses its turn each time it is about to run, 0 <= lose_turn < 1.
 
     Raises:
         ValueError: `lose_turn` is out of range.
@@ -47,5 +56,6 @@ def fuzzing_task_factory(seed: int, *, lose_turn: float = 0.25) -> Callable[...,
 
 
 def check_lose_turn(lose_turn: float) -> None:
+    """Raise `ValueError` unless 0 <= lose_turn < 1. With 1, no task would ever run."""
     if not 0 <= lose_turn < 1:
         raise ValueError(f"lose_turn must be >= 0 and < 1, got {lose_turn}")

@@ -1,4 +1,7 @@
-"""A handler that the test opens by hand."""
+"""A handler whose calls finish when the test says so.
+
+Waiting until jobs have reached the handler is `settle` in `settling.py`, or `ManualHandler.wait_started`.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,15 @@ ValueT = TypeVar("ValueT")
 
 
 class ManualHandler(Generic[JobT, ValueT]):
-    """A handler whose calls wait until the test lets them end: `handler(job)` or `handler(job, resource)`.
+    """A handler whose calls wait until the test finishes them: `handler(job)` or `handler(job, resource)`.
 
-    Of calls with equal jobs, the one that began first ends first. A call runs until its task goes on, so for
-    a moment after `finish` too.
+    If several running calls have equal jobs, `finish` and `fail` apply to the one that started first. A call
+    counts as running until its task resumes, that is, still for a moment after `finish` or `fail`.
 
     Attributes:
-        started: the jobs of all calls, in the order they began.
-        cancelled: the jobs whose calls were cancelled, in that order.
-        peak_running: the most calls that ever ran at once.
+        started: The jobs of all calls, in the order in which the calls started.
+        cancelled: The jobs of the cancelled calls, in the order in which they were cancelled.
+        peak_running: The highest number of calls that were running at the same time.
     """
 
     def __init__(self) -> None:
@@ -34,14 +37,16 @@ class ManualHandler(Generic[JobT, ValueT]):
 
     @property
     def running(self) -> list[JobT]:
-        """The jobs of the calls that run now, in the order they began."""
+        """The jobs of the calls that are running now, in the order in which the calls started."""
         return [call.job for call in self._calls]
 
     async def __call__(self, job: JobT, resource: object = None, /) -> ValueT:
-        """Wait until the test ends this call. Cancel-safe: the call is recorded in `cancelled`.
+        """Wait until the test finishes this call, and return the value passed to `finish` or `finish_all`.
+
+        Cancel-safe: a cancelled call is recorded in `cancelled`.
 
         Raises:
-            BaseException: what the test gave to `fail`.
+            BaseException: The error passed to `fail`.
         """
         loop = asyncio.get_running_loop()
         call = _Call[JobT, ValueT](job, loop.create_future())
@@ -62,18 +67,18 @@ class ManualHandler(Generic[JobT, ValueT]):
         return end()
 
     def finish(self, job: JobT, value: ValueT | None = None) -> None:
-        """Let the oldest running call with this job return `value`.
+        """Make the oldest running call with this job return `value`.
 
         Raises:
-            LookupError: no such call is running, or all were told to end already.
+            LookupError: No call with this job is running, or each one has been finished already.
         """
         self._open(job).end.set_result(lambda: cast(ValueT, value))
 
     def fail(self, job: JobT, error: BaseException) -> None:
-        """Let the oldest running call with this job raise `error`.
+        """Make the oldest running call with this job raise `error`.
 
         Raises:
-            LookupError: as of `finish`.
+            LookupError: No call with this job is running, or each one has been finished already.
         """
 
         def end() -> ValueT:
@@ -82,13 +87,16 @@ class ManualHandler(Generic[JobT, ValueT]):
         self._open(job).end.set_result(end)
 
     def finish_all(self, value: ValueT | None = None) -> None:
-        """Let all calls return `value` that run now and were not told to end."""
+        """Make all running calls return `value`, except those that have been finished already."""
         for call in self._calls:
             if not call.end.done():
                 call.end.set_result(lambda: cast(ValueT, value))
 
     async def wait_started(self, n: int) -> None:
-        """Wait until at least `n` calls have begun, since the handler was made. Cancel-safe."""
+        """Wait until at least `n` calls have started since the handler was created, finished ones included.
+
+        Cancel-safe.
+        """
         while len(self.started) < n:
             waiter = asyncio.get_running_loop().create_future()
             self._begun.append(waiter)
@@ -98,10 +106,17 @@ class ManualHandler(Generic[JobT, ValueT]):
         for call in self._calls:
             if call.job == job and not call.end.done():
                 return call
-        raise LookupError(f"no call with job {job!r} waits; running: {self.running!r}")
+        raise LookupError(f"no call with job {job!r} is waiting; running: {self.running!r}")
 
 
 @dataclass(slots=True, eq=False)
 class _Call(Generic[JobT, ValueT]):
+    """A running call."""
+
     job: JobT
     end: asyncio.Future[Callable[[], ValueT]]
+    """Its result is a function that returns the value or raises the error of the call.
+
+    The error is not set on the future itself: there, a `CancelledError` would look as if the call had been cancelled
+    (test_a_call_told_to_raise_cancelled_error_does_not_count_as_cancelled).
+    """

@@ -1,4 +1,7 @@
-"""Run a test on virtual time: what it leaves behind fails it."""
+"""Run a test on virtual time, and fail it if it leaves anything behind.
+
+The event loop is in `virtual_time.py`.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ T = TypeVar("T")
 
 
 class LeakError(AssertionError):
-    """`main` returned, but left something behind: a task, an unseen error, a coroutine never awaited."""
+    """`main` returned but left something behind: a task, an error never retrieved, a coroutine never awaited."""
 
 
 def run(
@@ -33,29 +36,34 @@ def run(
     debug: bool | None = None,
     collect: bool = False,
 ) -> T:
-    """Run `main` on a fresh `VirtualTimeLoop` and return its value; fail if it leaves anything behind.
+    """Run `main` on a new `VirtualTimeLoop` and return its value. Fail if it leaves anything behind:
 
-    Left behind is: a task that is not done when `main` ends (it is cancelled then); what the loop's exception
-    handler was called for, as for an exception nobody retrieved; a coroutine that was never awaited.
+    * a task that is not done when `main` finishes (it is then cancelled and waited for),
+    * anything reported to the loop's exception handler, such as an exception that was never retrieved,
+    * a coroutine that was never awaited.
 
     Args:
-        main: a zero-argument async callable, or a coroutine.
-        seed: as of `VirtualTimeLoop`.
-        lose_turn: as of `VirtualTimeLoop`.
-        patience: seconds of real time, as of `VirtualTimeLoop`.
-        debug: asyncio's debug mode; None leaves it as it is.
-        collect: run the garbage collector at the end, to find what only a reference cycle keeps alive, too.
-            It costs milliseconds, many times as much as all the rest.
+        main: An async callable without arguments, or a coroutine.
+        seed: As in `VirtualTimeLoop`.
+        lose_turn: As in `VirtualTimeLoop`.
+        patience: As in `VirtualTimeLoop`, in seconds of real time.
+        debug: Whether asyncio's debug mode is on. None: asyncio's default.
+        collect: Run the garbage collector at the end, to also find leaks that a reference cycle keeps alive.
+            This takes milliseconds, many times longer than everything else `run` does.
 
     Raises:
-        LeakError: something was left behind. If `main` raised, its error is raised, with that as a note.
-        DeadlockError: `main` cannot end.
-        RuntimeError: called where a loop is running.
+        LeakError: `main` returned but left something behind. If `main` raised, `run` raises that error instead,
+            and a note on it describes each leak.
+        DeadlockError: `main` can never finish.
+        RuntimeError: An event loop is already running in this thread.
+        ValueError: `lose_turn` or `patience` is out of range.
     """
     if asyncio._get_running_loop() is not None:
         if inspect.iscoroutine(main):
             main.close()
-        raise RuntimeError("run() makes a loop of its own, and one runs here: let this test run on VirtualTimeLoop")
+        raise RuntimeError(
+            "run() creates its own event loop, but one is already running: run this test on VirtualTimeLoop"
+        )
 
     async def body(problems: _Problems) -> T:
         asyncio.get_running_loop().set_exception_handler(problems.handle)
@@ -72,7 +80,8 @@ def run(
         try:
             return runner.run(body(problems))
         finally:
-            # Closing cancels the tasks left; the error of `main` is worth more than one of closing.
+            # Closing cancels the remaining tasks. If that deadlocks, the error is only added to the problems: an
+            # error of `main` is more useful (test_run_fails_if_a_task_left_behind_cannot_even_be_cancelled).
             problems.closing = True
             try:
                 runner.close()
@@ -81,14 +90,18 @@ def run(
 
 
 class _Problems:
-    """What went wrong besides `main`."""
+    """Everything that went wrong, except an error that `main` raised."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
         self.cause: BaseException | None = None
+        """The first exception that the loop reported."""
         self.closing = False
+        """Whether the runner is closing. If it still has to cancel `main`, because that deadlocked, the other tasks
+        are part of the deadlock, not leaks (test_a_deadlock_is_not_reported_as_a_leak_too)."""
 
     def handle(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Record a problem, as the exception handler of the loop."""
         self.cause = self.cause or context.get("exception")
         details = ", ".join(f"{key}={value!r}" for key, value in context.items() if key != "message")
         self.texts.append(f"{context['message']}: {details}")
@@ -96,11 +109,13 @@ class _Problems:
 
 @contextmanager
 def _no_problems(collect: bool) -> Generator[_Problems]:
-    """Raise what is in the yielded `_Problems` at the end, or note it on the error on its way."""
+    """Raise the yielded problems as `LeakError` at the end or, if the block raised, add them to its error as notes."""
     problems = _Problems()
     never_awaited = r"coroutine .* was never awaited"
     with warnings.catch_warnings():
-        # A hook, because under "error" such a warning could only be printed; all others go their usual way.
+        # A hook and not the filter "error": these warnings come from a destructor, where an error is only printed
+        # (test_run_fails_if_a_coroutine_was_never_awaited). All other warnings are handled as before
+        # (test_run_leaves_other_warnings_to_others, test_run_leaves_the_filters_of_warnings_as_they_were).
         warnings.filterwarnings("always", never_awaited, RuntimeWarning)
         show = warnings.showwarning
 

@@ -1,4 +1,7 @@
-"""Wait until nobody has anything to do, without waiting."""
+"""Wait until every other task waits, instead of sleeping for a guessed time.
+
+How a `VirtualTimeLoop` knows that is in `virtual_time.py`.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,18 @@ __all__ = ["settle"]
 
 
 async def settle(turns: int = 10_000) -> None:
-    """Wait until every other task waits for something that is not there yet. Takes no virtual time.
+    """Wait until every other task waits for something that has not happened yet. Takes no virtual time.
 
-    Exact on a `VirtualTimeLoop`: nothing is ready, due or readable any more, and no step delayed by a seed.
-    Several tasks may settle at once; threads at work are not waited for. On other loops it only lets
-    min(turns, 100) turns of the loop go by, which is enough for short chains of tasks. Cancel-safe.
+    Exact on a `VirtualTimeLoop`: when `settle` returns, no callback is ready, no timer is due, no I/O is ready,
+    and no step is still delayed by a seed. Several tasks can settle at the same time. `settle` does not wait for
+    threads. On other loops it only lets min(turns, 100) loop iterations pass, which is enough for short chains
+    of tasks. Cancel-safe.
+
+    Args:
+        turns: The maximum number of loop iterations.
 
     Raises:
-        RuntimeError: some task was still busy after that many turns of a `VirtualTimeLoop`.
+        RuntimeError: A task was still busy after `turns` iterations of a `VirtualTimeLoop`.
     """
     loop = asyncio.get_running_loop()
     if isinstance(loop, VirtualTimeLoop):

@@ -97,7 +97,7 @@ def test_ending_a_call_that_does_not_wait_is_an_error(begun: bool) -> None:
                 group.create_task(handler("job"))
                 await settle()
                 handler.finish("job")
-            with pytest.raises(LookupError, match="no call with job 'job' waits"):
+            with pytest.raises(LookupError, match="no call with job 'job' is waiting"):
                 handler.finish("job")
 
     run(main)

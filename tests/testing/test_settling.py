@@ -110,7 +110,7 @@ def test_settle_gives_up_on_a_task_that_is_always_busy() -> None:
             task.cancel()
             await asyncio.wait([task])
 
-    with pytest.raises(RuntimeError, match=r"(?s)not settled after 50 turns.*'busy'"):
+    with pytest.raises(RuntimeError, match=r"(?s)not settled after 50 loop iterations.*'busy'"):
         run(main)
 
 
