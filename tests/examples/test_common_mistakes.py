@@ -139,7 +139,7 @@ def test_the_report_shows_where_each_task_waits_in_the_example(capsys: pytest.Ca
 
     report = capsys.readouterr().out.partition("It hangs: ")[2].partition("\n\n")[0]
     assert re.sub(r":\d+", "", report).splitlines() == [
-        "nothing can happen any more, and these tasks wait:",
+        "deadlock: nothing is ready to run and no timer is set. Waiting tasks:",
         "  task 'main' waits at",
         "    common_mistakes.py in results_unread: await jobs.put(number)",
         "  task 'worker 1' waits at",

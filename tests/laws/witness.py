@@ -699,8 +699,8 @@ class Witness:
             while isinstance(callback, partial):
                 callback = callback.func
             module = getattr(callback, "__module__", None) or ""
-            is_ours = module.startswith("asyncpool.") and module != "asyncpool.testing"
-            is_of_an_abandoned_job = self.may_abandon and module == "asyncpool._core.dispatch"
+            is_ours = module.startswith("asyncpool.") and not module.startswith("asyncpool.testing.")
+            is_of_an_abandoned_job = self.may_abandon and module == "asyncpool._core.invoke"
             assert timer.cancelled() or not is_ours or is_of_an_abandoned_job, f"a timer is left: {timer}"
 
     def _check_letters(self, failures: list[Failed[Any]]) -> None:
