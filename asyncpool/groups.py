@@ -16,13 +16,13 @@ from asyncpool._core.parts import Parts
 from asyncpool.errors import PoolDeadlock, PoolError, StreamClosed
 from asyncpool.outcomes import Outcome
 
-__all__ = ["Group"]
+__all__ = ["Group", "GroupChannel"]
 
 JobT = TypeVar("JobT")
 ValueT_co = TypeVar("ValueT_co", covariant=True)
 
 
-class _GroupChannel(Channel[Any]):
+class GroupChannel(Channel[Any]):
     """The channel of a group, and those that submit to it."""
 
     def __init__(self, parts: Parts, *, ordered: bool, window: int | None) -> None:
@@ -145,7 +145,7 @@ class _GroupChannel(Channel[Any]):
         return self.cancelled_error() if self.is_cancelled else StreamClosed(f"{self.name} takes no more jobs")
 
 
-class Group(Readable[Outcome[JobT, ValueT_co]], Generic[JobT, ValueT_co]):
+class Group(Readable[Outcome[JobT, ValueT_co], GroupChannel], Generic[JobT, ValueT_co]):
     """A results channel: submit from anywhere, and one reader iterates the outcomes. Made by `pool.group()`.
 
         async def produce():
@@ -163,11 +163,6 @@ class Group(Readable[Outcome[JobT, ValueT_co]], Generic[JobT, ValueT_co]):
     """
 
     __slots__ = ()
-
-    _channel: _GroupChannel
-
-    def __init__(self, parts: Parts, *, ordered: bool, window: int | None) -> None:
-        self._channel = _GroupChannel(parts, ordered=ordered, window=window)
 
     async def submit(self, job: JobT) -> None:
         """Submit a job whose outcome the group's reader gets.

@@ -34,7 +34,7 @@ from asyncpool._core.state import Phase
 from asyncpool.dead_letters.letter import DeadLetterSink
 from asyncpool.errors import ErrorFilter, PoolClosed, PoolDeadlock, QueueFull
 from asyncpool.events import Observer
-from asyncpool.groups import Group
+from asyncpool.groups import Group, GroupChannel
 from asyncpool.jobs import JobHandle
 from asyncpool.options import PoolOptions, build_parts
 from asyncpool.outcomes import Outcome, ShutdownReport
@@ -297,7 +297,11 @@ class WorkerPool(Generic[JobT, ValueT]):
             PoolDeadlock: All workers run jobs that wait for this pool, and this wait was the newest.
             Exception: What `priority` raised; then the job was not submitted.
         """
-        return JobHandle(await self._submit(job))
+        parts = self._parts
+        parts.state.check_open()
+        if parts.queue.full():
+            await parts.queue.line.wait_turn()
+        return JobHandle(self._accept(job))
 
     def submit_nowait(self, job: JobT) -> JobHandle[JobT, ValueT]:
         """Hand a job to the pool if there is room now and nobody has been waiting for it, and return its handle.
@@ -307,7 +311,10 @@ class WorkerPool(Generic[JobT, ValueT]):
             PoolNotStarted, PoolClosed, WrongLoop: The pool takes no jobs from here, or not now.
             Exception: What `priority` raised; then the job was not submitted.
         """
-        return JobHandle(self._submit_nowait(job))
+        self._parts.state.check_open()
+        if self._parts.queue.full():
+            raise self._full_error()
+        return JobHandle(self._accept(job))
 
     async def run(self, job: JobT, *, if_full: Literal["wait", "raise"] = "wait") -> ValueT:
         """Submit a job, wait for it and return its value, or raise its error.
@@ -325,7 +332,13 @@ class WorkerPool(Generic[JobT, ValueT]):
         """
         if if_full not in ("wait", "raise"):
             raise ValueError(f'if_full must be "wait" or "raise", got {if_full!r}')
-        completion = await self._submit(job) if if_full == "wait" else self._submit_nowait(job)
+        parts = self._parts
+        parts.state.check_open()
+        if parts.queue.full():
+            if if_full == "raise":
+                raise self._full_error()
+            await parts.queue.line.wait_turn()
+        completion = self._accept(job)
         try:
             outcome: Outcome[JobT, ValueT] = await completion.outcome()
         except asyncio.CancelledError:  # of the caller: this never raises one for the job
@@ -376,27 +389,18 @@ class WorkerPool(Generic[JobT, ValueT]):
         self._parts.state.check_open()
         if window is not None:
             check_count("window", window, least=1)
-        return Group(self._parts, ordered=ordered, window=window)
+        return Group(GroupChannel(self._parts, ordered=ordered, window=window))
 
-    async def _submit(self, job: JobT) -> Completion:
+    def _full_error(self) -> QueueFull:
+        """Count a submission that is rejected, and return the error for it."""
         parts = self._parts
-        parts.state.check_open()
-        if parts.queue.full():
-            await parts.queue.line.wait_turn()
-        return self._accept(job)
-
-    def _submit_nowait(self, job: JobT) -> Completion:
-        parts = self._parts
-        parts.state.check_open()
-        if parts.queue.full():
-            parts.load.reject()
-            queue, ledger = parts.queue, parts.ledger
-            waiting = len(queue.line.waiting)
-            raise QueueFull(
-                f"pool {self.name!r} is full: {queue.qsize()} of {queue.maxsize} queued, {ledger.running} running, "
-                f"{ledger.delayed} delayed, {waiting} submitter{'' if waiting == 1 else 's'} waiting"
-            )
-        return self._accept(job)
+        parts.load.reject()
+        waiting = len(parts.queue.line.waiting)
+        return QueueFull(
+            f"pool {self.name!r} is full: {parts.queue.qsize()} of {parts.queue.maxsize} queued, "
+            f"{parts.ledger.running} running, {parts.ledger.delayed} delayed, "
+            f"{waiting} submitter{'' if waiting == 1 else 's'} waiting"
+        )
 
     def _accept(self, job: JobT) -> Completion:
         parts = self._parts

@@ -17,7 +17,7 @@ __all__ = ["Stream"]
 ItemT_co = TypeVar("ItemT_co", covariant=True)
 
 
-class Stream(Readable[ItemT_co]):
+class Stream(Readable[ItemT_co, FedChannel[Any]]):
     """The values or outcomes of the jobs that an iterable gives. Made by `pool.map()` and `pool.outcomes()`.
 
     Iterate it (`async for`), await it for a list, or use `async with` where you may leave the loop early and want
@@ -25,11 +25,6 @@ class Stream(Readable[ItemT_co]):
     """
 
     __slots__ = ()
-
-    _channel: FedChannel[ItemT_co]
-
-    def __init__(self, channel: FedChannel[ItemT_co]) -> None:
-        self._channel = channel
 
     def __await__(self) -> Generator[Any, None, list[ItemT_co]]:
         """Read the whole stream into a list.

@@ -21,6 +21,7 @@ from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, Succeed
 __all__ = ["Channel", "Cursor", "Readable", "Reading"]
 
 ItemT_co = TypeVar("ItemT_co", covariant=True)
+ChannelT = TypeVar("ChannelT", bound="Channel[Any]")
 
 
 class Reading(Enum):
@@ -261,15 +262,17 @@ class Channel(Generic[ItemT_co]):
             self.parts.ledger.note_unread(failed)
 
 
-class Readable(Generic[ItemT_co]):
+class Readable(Generic[ItemT_co, ChannelT]):
     """What public objects around a channel have in common: one reader iterates, and anybody can end it."""
 
     __slots__ = ("__weakref__", "_channel")
 
-    _channel: Channel[ItemT_co]
+    def __init__(self, channel: ChannelT) -> None:
+        self._channel = channel
 
     def __aiter__(self) -> AsyncIterator[ItemT_co]:
-        return self._channel.open_cursor()
+        cursor: Cursor[ItemT_co] = self._channel.open_cursor()
+        return cursor
 
     def cancel(self) -> None:
         """Cancel what is queued or runs, at once and without waiting for it; `aclose()` also waits. Safe to repeat."""

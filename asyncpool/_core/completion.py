@@ -23,14 +23,14 @@ class Completion:
     A failure that nobody has read when this is dropped is counted and logged.
     """
 
-    __slots__ = ("__weakref__", "_is_read", "_parts", "_waiters", "job")
+    __slots__ = ("_is_read", "_parts", "_waiters", "job")
 
     def __init__(self, job: Job, parts: Parts) -> None:
         self.job = job
         self._parts = parts
         self._is_read = False
         # A dict, because thousands may be cancelled at once. Whether one waits only for the end of a cancelled job.
-        self._waiters: dict[asyncio.Future[None], bool] = {}
+        self._waiters: dict[asyncio.Future[None], bool] | None = None
         if job.outcome is None:  # otherwise an observer has closed the pool just now
             job.sink = self  # in time: accepting runs no job
 
@@ -63,25 +63,29 @@ class Completion:
         if CURRENT_JOB.get(None) is job:
             raise PoolDeadlock(f"job {job.number} of pool {parts.state.name!r} waits for itself")
         future: asyncio.Future[None] = parts.state.loop.create_future()
-        self._waiters[future] = is_cancelled
+        waiters = self._waiters
+        if waiters is None:
+            waiters = self._waiters = {}
+        waiters[future] = is_cancelled
         try:
             await (future if is_cancelled else parts.deadlock.wait(future))
         finally:
-            self._waiters.pop(future, None)
+            waiters.pop(future, None)
 
     def deliver(self, job: Job, outcome: Outcome[Any, Any], /) -> None:
         """Wake all waiters."""
         job.sink = NULL_SINK  # we refer to the job: kept, it would be a cycle
-        waiters, self._waiters = self._waiters, {}
-        for future in waiters:
-            wake(future)
+        waiters, self._waiters = self._waiters, None
+        if waiters is not None:
+            for future in waiters:
+                wake(future)
 
     def on_delayed(self, change: int, /) -> None:
         """Nothing to do."""
 
     def on_stuck(self, job: Job, /) -> None:
         """Wake those that wait only for the end of the cancelled job."""
-        for future, is_cancelled in self._waiters.items():
+        for future, is_cancelled in (self._waiters or {}).items():
             if is_cancelled:
                 wake(future)
 

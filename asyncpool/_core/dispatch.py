@@ -39,8 +39,8 @@ from asyncpool.outcomes import CancelReason, Failed, Outcome, Succeeded
 
 __all__ = ["Dispatcher", "TaskStart"]
 
-# The pump gives the loop its turn after this many seconds, this many jobs for each worker, or this many in all: eager jobs
-# that never suspend would keep it busy.
+# The pump gives the loop its turn after this many seconds, this many jobs for each worker, or this many in all: eager
+# jobs that never suspend would keep it busy.
 PUMP_SECONDS = 0.005
 PUMP_JOBS = 64
 MAX_PUMP_JOBS = 256
@@ -214,7 +214,7 @@ class Dispatcher:
             self._state.loop.call_soon(self._pump, context=self._context)
 
     def _pump(self) -> None:
-        """Start jobs on idle workers, in a loop iteration of the pool's own: the only place where an eager job begins."""
+        """Start jobs on idle workers, in a loop iteration of its own: the only place where an eager job begins."""
         idle, entries, ledger, pauses = self._idle, self._entries, self._ledger, self._pauses
         order, loop, name = self._queue.order, self._state.loop, self._task_name
         popleft = order.popleft

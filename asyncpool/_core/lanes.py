@@ -1,8 +1,8 @@
 """One FIFO per rate limit, for jobs that do not share the pool's limit.
 
-The limit of a job is checked when a worker would start it (`gated.py`). A job that must wait is parked in the lane of its
-limit, so that jobs with other limits go past it. When the limit opens, the first of the lane goes back to the queue,
-before all that are fresh there.
+The limit of a job is checked when a worker would start it (`gated.py`). A job that must wait is parked in the lane of
+its limit, so that jobs with other limits go past it. When the limit opens, the first of the lane goes back to the
+queue, before all that are fresh there.
 """
 
 from __future__ import annotations

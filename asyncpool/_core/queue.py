@@ -109,7 +109,7 @@ class JobQueue(asyncio.Queue[Job]):
 
     def room(self) -> int:
         """How many jobs can be accepted now: what the queue can hold, and what idle workers will take from it."""
-        if self.has_too_many_delayed:
+        if self._ledger.delayed >= self._max_delayed:
             return 0
         idle = 0 if self._pauses.is_paused else len(self._idle)
         # In a pool that sleeps without workers, the first job brings one.

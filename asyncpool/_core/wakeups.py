@@ -63,8 +63,8 @@ class Wakeups:
         self._producers = producers
         # Who waits for what: checked whenever a job has ended, a worker is gone, or a state or deadline changed.
         self._watchers: dict[asyncio.Future[None], Callable[[], bool]] = {}
-        # Until this loop time jobs end by the fast path; then `housekeep` finds out whether they go on to. Invariant: it is
-        # -inf while one of `_must_leave_fast_path` is true. Code that makes one true calls `leave_fast_path`.
+        # Until this loop time jobs end by the fast path; then `housekeep` finds out whether they go on to.
+        # Invariant: -inf while one of `_must_leave_fast_path` is true; code that makes it true calls `leave_fast_path`.
         self.fast_until = -math.inf
         self._housekeep_at = -math.inf
 
