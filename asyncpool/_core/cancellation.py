@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from itertools import chain
+from typing import Any
 
 from asyncpool._core.job import Job, Sink, Worker
 from asyncpool._core.lanes import RateLanes
@@ -19,7 +20,7 @@ from asyncpool._core.wakeups import Wakeups
 from asyncpool._logs import log
 from asyncpool.errors import PoolError
 from asyncpool.events import JobStuck, Observers
-from asyncpool.outcomes import CancelReason
+from asyncpool.outcomes import CancelReason, Outcome
 
 __all__ = ["STUCK_AFTER", "Cancellation"]
 
@@ -148,6 +149,11 @@ class Cancellation:
             self._observers.emit(
                 JobStuck(pool=self._state.name, id=job.number, job=job.input, worker=worker.number, seconds=STUCK_AFTER)
             )
+
+    def report_abandoned(self, job: Job, outcome: Outcome[Any, Any]) -> None:
+        """Log that a job has ended after all, which was settled without waiting for that."""
+        name = self._state.name
+        log.warning("pool %r: job %d, abandoned when the pool closed, has ended: %r", name, job.number, outcome)
 
     # -- Many jobs ---------------------------------------------------------------------------------------------------
 

@@ -110,12 +110,6 @@ class Ledger:
                 )
             )
 
-    def start(self) -> None:
-        """Count a job that takes a worker."""
-        self.running = running = self.running + 1
-        if running > self.peak_running:
-            self.peak_running = running
-
     def delay(self, job: Job) -> None:
         """Count a job that waits for a time, from now on."""
         self.delayed += 1
