@@ -59,12 +59,14 @@ class Cancellation:
         self._ledger = ledger
         self._observers = observers
         self._wakeups = wakeups
-        # A waiting job is in one of these three places.
+        # Invariant: a waiting job is in one of these three places (tests/laws: delayed_jobs_are_cancelled).
         self._queue = queue
         self._backing_off = backing_off
         self._lanes = lanes
         self._workers = workers
-        # Running jobs that were cancelled, with the timer until they are reported as stuck; then None.
+        # Running jobs that were cancelled, with the timer until they are reported as stuck; then None. Invariant: a job
+        # leaves it with its attempt, however that ends (test_a_job_is_named_once_when_it_is_stuck,
+        # test_a_cancelled_job_that_returns_at_once_is_not_called_stuck_later).
         self._cancelling: dict[Job, asyncio.TimerHandle | None] = {}
 
     # -- One job -----------------------------------------------------------------------------------------------------

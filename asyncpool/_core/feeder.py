@@ -52,6 +52,8 @@ class FedChannel(Channel[ItemT_co]):
         # Of the call that made the stream, for its jobs and its source: sources read context variables too.
         self.context = copy_context()
         self._feeder: asyncio.Task[None] | None = None
+        # Once true, nothing more is pulled, but what was pulled is still accepted: no input is ever in nobody's hands
+        # (tests/laws: a_source_stops_what_it_feeds, sources_and_first_steps_do_as_they_like).
         self.is_stopped = False
         self._interrupt = _Interrupt.IMPOSSIBLE
         self._is_abandoned = False  # the feeder: nobody waits for it any more
