@@ -210,7 +210,7 @@ class Dispatcher:
     def _pump(self) -> None:
         """Start jobs on idle workers, in a loop iteration of its own: the only place where an eager job begins."""
         idle, entries, ledger, pauses = self._idle, self._entries, self._ledger, self._pauses
-        popleft, loop, name = self._order.popleft, self._state.loop, self._task_name
+        popleft, loop, name = self._queue.popleft, self._state.loop, self._task_name
         is_plain = self._task_start is _EAGER and not self._observers.any
         stop_at = self._time() + PUMP_SECONDS
         try:

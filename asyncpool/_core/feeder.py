@@ -139,6 +139,7 @@ class FedChannel(Channel[ItemT_co]):
             self._end_feeding(asyncio.CancelledError())
 
     def _end_feeding(self, error: BaseException | None) -> None:
+        self.parts.producers.discard(self)
         if error is not None:
             if self.is_cancelled or self.failed_at is not None or self._end is not None:
                 log.error("%s: its source raised, and its reader has another end already", self.name, exc_info=error)
@@ -146,7 +147,6 @@ class FedChannel(Channel[ItemT_co]):
                 self._end = error if is_safe_to_raise(error) else SourceCrashed(error)
         super().end_intake()
         self._drop_source()
-        self.parts.producers.discard(self)
         self.parts.wakeups.notify()
 
     def _drop_source(self) -> None:
