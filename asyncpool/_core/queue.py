@@ -87,7 +87,11 @@ class JobQueue(asyncio.Queue[Job]):
     async def put(self, item: Job) -> None:
         """Wait for room, first come first served, and put a job in. Cancel-safe."""
         await self.line.wait_turn()
-        self._put(item)
+        try:
+            self._put(item)
+        except BaseException:  # the order refuses it: the place goes to the next
+            self.line.wake_next()
+            raise
 
     async def join(self) -> None:
         """Wait until every accepted job has its outcome, for one moment. Cancel-safe."""
