@@ -244,7 +244,7 @@ class FedChannel(Channel[ItemT_co]):
         try:
             job = parts.dispatcher.accept(input, self, self.context.copy())
         except BaseException as error:  # of the priority function, or of comparing its keys
-            now = parts.state.loop.time()
+            now = parts.state.time()
             job = new_job(input, parts.ledger.submitted + 1, self, self.context, now)
             parts.ledger.refuse(job, error, now)
             parts.queue.line.wake_next()  # its place goes to the next

@@ -20,7 +20,7 @@ __all__ = ["PoolTaskGroup", "Producer", "Producers", "Tasks"]
 
 
 class PoolTaskGroup(asyncio.TaskGroup):
-    """A task group that a coroutine leaves at once when it is collected: its loop is closed, so nothing can be awaited."""
+    """A task group that a coroutine leaves at once when it is collected: its loop is closed, nothing can be awaited."""
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
