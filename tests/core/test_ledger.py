@@ -1,4 +1,4 @@
-"""The ledger by itself: each transition of a job, and the first law after it."""
+"""The ledger without a pool: each transition of a job, and the first law after it."""
 
 from __future__ import annotations
 
@@ -371,7 +371,7 @@ def test_the_outcome_of_a_job_between_two_attempts_has_the_figures_of_the_last()
     assert (outcome.worker, outcome.seconds_queued, outcome.seconds_running) == (3, 0.5, 1.5)
 
 
-# -- Failures that nobody reads
+# -- Failures that are never retrieved
 
 
 def test_unread_failures_are_counted_and_logged_at_the_1st_2nd_4th_8th(caplog: pytest.LogCaptureFixture) -> None:

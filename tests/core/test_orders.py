@@ -1,4 +1,4 @@
-"""The orders by themselves: who leaves first, and what becomes of jobs that are settled while they are queued."""
+"""The orders without a pool: which job leaves first, and what happens to jobs that are settled while they are queued."""
 
 from __future__ import annotations
 
@@ -277,7 +277,7 @@ def test_a_job_is_put_back_and_in_by_the_key_that_it_has() -> None:
 
 
 class Unsure:
-    """A key that compares with others as long as it is told to."""
+    """A key whose comparisons raise once `comparisons_left` are used up."""
 
     comparisons_left = math.inf
 

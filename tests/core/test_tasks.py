@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 import pytest
@@ -44,7 +45,7 @@ def others() -> set[asyncio.Task[Any]]:
     return asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[return-value]
 
 
-# -- The set of children, by itself
+# -- The set of children, without a pool
 
 
 class StateThatRecords(State):
@@ -88,14 +89,15 @@ async def test_a_child_is_counted_until_it_is_done() -> None:
 
 
 @fuzzed
-async def test_the_group_has_no_child_when_the_last_one_is_reported_gone() -> None:
-    left_in_group: list[int] = []
+async def test_the_group_has_no_child_either_when_the_last_one_is_reported_gone() -> None:
+    seen: list[tuple[bool, int]] = []
     async with asyncio.TaskGroup() as group:
-        tasks = Tasks(StateThatRecords(), lambda: left_in_group.append(len(group._tasks)))  # type: ignore[attr-defined]
+        in_group: set[Any] = group._tasks  # type: ignore[attr-defined]
+        tasks = Tasks(StateThatRecords(), lambda: seen.append((tasks.is_empty, len(in_group))))
         tasks.open(group)
         for seconds in (1.0, 2.0):
-            tasks.spawn(lambda seconds=seconds: sleeper(seconds), name="child", context=copy_context())  # type: ignore[misc]
-    assert left_in_group == [1, 0]
+            tasks.spawn(partial(sleeper, seconds), name="child", context=copy_context())
+    assert seen == [(False, 1), (True, 0)]
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager task factories are new in 3.12")
@@ -411,7 +413,7 @@ def test_a_system_exit_ends_no_other_child_and_not_the_pool(origin: str, caplog:
 
 
 class Planted:
-    """A bug in a child: it raises when it is told to."""
+    """A bug in a child: it raises once `raises` is set."""
 
     def __init__(self) -> None:
         self.raises = asyncio.Event()
@@ -568,7 +570,7 @@ async def test_two_readers_of_a_stream_that_wait_for_the_supervisor_start_one_fe
         assert not has_begun(pool)
         read = await asyncio.gather(anext(cursor), anext(cursor), return_exceptions=True)
         rest = [value async for value in cursor]
-    # A stream has one reader: the second is turned away, unless the first has its value by then.
+    # A stream has one reader: the second gets an error, unless the first has its value by then.
     assert sorted([value for value in read if not isinstance(value, StreamClosed)] + rest) == [1, 2]
     assert source.begun == 1
 
@@ -576,7 +578,7 @@ async def test_two_readers_of_a_stream_that_wait_for_the_supervisor_start_one_fe
 @pytest.mark.parametrize("is_begun", [False, True], ids=["before its first step", "after its first step"])
 @pytest.mark.parametrize("end", ["cancel", "drain"])
 @fuzzed
-async def test_a_stream_whose_pool_is_closed_while_it_waits_for_the_supervisor_is_told(
+async def test_a_stream_whose_pool_is_closed_while_it_waits_for_the_supervisor_raises_pool_closed(
     is_begun: bool, end: str
 ) -> None:
     source = Source([1, 2])
@@ -609,7 +611,7 @@ async def test_a_supervisor_cancelled_before_its_first_step_closes_the_pool() ->
 
 
 @fuzzed
-async def test_a_stream_that_waits_for_a_supervisor_cancelled_before_its_first_step_is_told() -> None:
+async def test_a_stream_that_waits_for_a_supervisor_cancelled_before_its_first_step_raises_pool_closed() -> None:
     pool = WorkerPool(echo, workers=1)
     asyncio.get_running_loop().call_soon(lambda: supervisor_of(pool).cancel())
     await pool.start()
@@ -620,7 +622,7 @@ async def test_a_stream_that_waits_for_a_supervisor_cancelled_before_its_first_s
 
 
 @fuzzed
-async def test_a_start_that_waits_for_a_supervisor_cancelled_before_its_first_step_is_told() -> None:
+async def test_a_start_that_waits_for_a_supervisor_cancelled_before_its_first_step_raises_pool_closed() -> None:
     def enter() -> AbstractAsyncContextManager[None]:
         raise AssertionError("nobody needs it")
 

@@ -94,7 +94,7 @@ class Bells:
 
 # -- The table
 
-# What each method rings, by itself. `size_changed` lets submitters in to the windows of streams and groups too.
+# What each method rings. `size_changed` also lets submitters into the windows of streams and groups.
 ROWS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("job_accepted", {}, (SCALER,)),
     ("job_came_back", {}, (START, SCALER, LINE, DEADLOCK)),

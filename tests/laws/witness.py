@@ -1,7 +1,7 @@
 """A witness who sees a pool from outside, and compares what it did with the laws.
 
-He gives the pool its handler and its sources, counts every call and every input pulled, and uses public names only, save
-in `check_parts`, for what no public name can show.
+He gives the pool its handler and its sources, counts every call and every input pulled, and uses public names only,
+except in `check_parts`, which checks what no public name shows.
 """
 
 from __future__ import annotations
@@ -694,7 +694,7 @@ class Witness:
         return report
 
     def check_parts(self) -> None:
-        """Check the ledger's own law, and that nobody waits in the queue's `get()`, which jobs of a pool do not wake."""
+        """Check the ledger's own law, and that no task waits in the queue's `get()`, which no job of a pool wakes."""
         parts = self.pool._parts
         parts.ledger.check(len(parts.queue.order))
         getters = parts.queue._getters  # type: ignore[attr-defined]
