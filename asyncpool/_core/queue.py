@@ -30,7 +30,7 @@ class JobQueue(asyncio.Queue[Job]):
     each job. `append` may be called only for a job that was granted room, or past the bound for a job that comes from
     a source; `popleft` only by the dispatcher.
 
-    What differs from the contract of `asyncio.Queue` (each line is a test in tests/test_queue.py):
+    What differs from the contract of `asyncio.Queue` (each line is a test in tests/core/test_queue.py):
 
     * `full()` is also true while others wait for room, and `put()` is fair.
     * `maxsize` is the bound on queued jobs; 0 means that none may wait, and never "infinite".

@@ -99,29 +99,6 @@ def test_an_accepted_job_is_queued() -> None:
     assert not books.ledger.is_drained
 
 
-def test_a_job_that_starts_is_running() -> None:
-    books = Books()
-    books.accept()
-    books.take()
-    books.ledger.start()
-    books.check()
-    assert books.ledger.running == 1
-
-
-def test_the_peak_is_the_most_that_ran_at_the_same_time() -> None:
-    books = Books()
-    for change in (1, 1, -1, 1, -1, -1, 1):
-        if change > 0:
-            books.accept()
-            books.take()
-            books.ledger.start()
-        else:
-            books.ledger.running -= 1
-            books.ledger.succeeded += 1
-        books.check()
-    assert (books.ledger.running, books.ledger.peak_running) == (1, 2)
-
-
 def test_a_delayed_job_is_counted_and_its_sink_hears_of_it() -> None:
     books = Books()
     job = books.accept()
