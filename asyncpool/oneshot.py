@@ -13,7 +13,7 @@ from asyncpool._core.feeder import FedChannel
 from asyncpool._core.life import Life
 from asyncpool._core.parts import Parts
 from asyncpool.errors import ErrorFilter
-from asyncpool.options import PoolOptions, build_parts
+from asyncpool.options import PoolOptions, build_parts, check_names
 from asyncpool.outcomes import Outcome
 from asyncpool.scaling.policy import Workers
 from asyncpool.streams import Stream
@@ -97,6 +97,7 @@ def map(
     handler: Callable[..., Awaitable[Any]],
     jobs: Iterable[Any] | AsyncIterable[Any],
     *,
+    workers: Workers,
     ordered: bool = True,
     name: str = "map",
     **options: Any,
@@ -107,7 +108,8 @@ def map(
     failed job is raised once nothing runs any more. A first step that is cancelled while the pool starts (it enters a
     resource) closes it: nothing was pulled then. All other arguments are those of `WorkerPool`.
     """
-    parts = build_parts(handler, name=name, **options)
+    check_names("map", options)
+    parts = build_parts(handler, workers=workers, name=name, **options)
     return Stream(_OwnPoolChannel(parts, jobs, ordered=ordered, raises=True))
 
 
@@ -139,6 +141,7 @@ def outcomes(
     handler: Callable[..., Awaitable[Any]],
     jobs: Iterable[Any] | AsyncIterable[Any],
     *,
+    workers: Workers,
     ordered: bool = False,
     name: str = "outcomes",
     **options: Any,
@@ -148,5 +151,6 @@ def outcomes(
     The pool starts with the first step and is closed when the stream ends, is left or is cancelled. All other arguments
     are those of `WorkerPool`.
     """
-    parts = build_parts(handler, name=name, **options)
+    check_names("outcomes", options)
+    parts = build_parts(handler, workers=workers, name=name, **options)
     return Stream(_OwnPoolChannel(parts, jobs, ordered=ordered, raises=False))

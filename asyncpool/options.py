@@ -6,7 +6,7 @@ What the options mean is in the docstring of `WorkerPool`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, TypedDict, TypeVar
 
@@ -40,6 +40,13 @@ class PoolOptions(TypedDict, Generic[JobT], total=False):
     dead_letters: DeadLetterSink[JobT] | None
     observers: Sequence[Observer]
     name: str
+
+
+def check_names(function: str, options: Mapping[str, object]) -> None:
+    """Raise unless these are names of options of a pool, for a function that passes them on."""
+    for name in options:
+        if name not in PoolOptions.__annotations__ and name not in ("resource", "recycle_on"):
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
 
 
 def build_parts(

@@ -26,6 +26,8 @@ except ModuleNotFoundError as error:
 
 __all__ = ["PoolTracer", "TracedHandler"]
 
+_IS_PART_OF_ATTEMPT = True  # so `failures.py` releases the frames of this module
+
 P = ParamSpec("P")
 ValueT = TypeVar("ValueT")
 

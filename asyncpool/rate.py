@@ -16,6 +16,8 @@ from asyncpool._checks import check_count, check_function, check_number, check_s
 
 __all__ = ["KeyedRateLimit", "Limiter", "RateLimit", "is_manager"]
 
+_IS_PART_OF_ATTEMPT = True  # so `failures.py` releases the frames of this module
+
 
 # So many keys are kept before the idle ones among them are looked for.
 _FEW_KEYS = 64

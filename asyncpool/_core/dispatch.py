@@ -37,6 +37,8 @@ from asyncpool.outcomes import CancelReason, Failed, Outcome, Succeeded
 
 __all__ = ["Dispatcher", "TaskStart"]
 
+_IS_PART_OF_ATTEMPT = True  # so `failures.py` releases the frames of this module
+
 # The pump gives the loop its turn after this many seconds, this many jobs for each worker, or this many in all: eager
 # jobs that never suspend would keep it busy.
 PUMP_SECONDS = 0.005
@@ -200,7 +202,7 @@ class Dispatcher:
         if self._task_start is _AT_ONCE:
             while self._idle and (job := self._order.pop()) is not None:
                 self._start(job, self._idle.pop())
-        elif self._idle and self._entries and not self._is_pumping:
+        elif self._idle and not self._is_pumping and self._order:  # its length: tombstones alone wake nobody
             self._is_pumping = True
             self._state.loop.call_soon(self._pump, context=self._context)
 

@@ -90,7 +90,7 @@ def release_frames(error: BaseException, handler: object = None) -> None:
     Ours hold the job, and so its outcome, which holds this error: a cycle.
     """
     traceback = error.__traceback__
-    while traceback is not None and _is_ours(traceback.tb_frame.f_globals.get("__name__")):
+    while traceback is not None and traceback.tb_frame.f_globals.get("_IS_PART_OF_ATTEMPT"):
         _clear(traceback.tb_frame)  # the frames of the handler lead back to it
         traceback = traceback.tb_next
     _drop_earlier_raises(traceback)
@@ -121,11 +121,6 @@ def _drop_earlier_raises(traceback: types.TracebackType | None) -> None:
     traceback.tb_next = None
 
 
-def _is_ours(module: object) -> bool:
-    """Whether a module is of the package. `outcomes` is excluded: it re-raises the failure of another job."""
-    return isinstance(module, str) and module.startswith("asyncpool.") and module != "asyncpool.outcomes"
-
-
 def _clear(frame: types.FrameType) -> None:
     try:
         frame.clear()
@@ -135,7 +130,10 @@ def _clear(frame: types.FrameType) -> None:
 
 # More than a stack may have by default.
 _MOST_ENTRIES = 1000
-_OUR_MODULES = {__name__, "asyncpool._core.dispatch", "asyncpool._core.lanes", "asyncpool.otel", "asyncpool.rate"}
+# Only in modules that run attempts are the frames over when an attempt is. An error object that a stream or another pool
+# has raised before leads to frames of theirs that are alive
+# (test_a_live_stream_in_the_traceback_of_a_shared_error_is_left_alone).
+_IS_PART_OF_ATTEMPT = True
 _SUSPENDABLE = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
 # From 3.13 frame.clear() refuses a suspended frame. Before, it closes the coroutine, which may be a live one that only
 # shares the traceback (test_a_live_coroutine_in_the_traceback_of_a_failure_is_left_alone).

@@ -12,6 +12,8 @@ from asyncpool.rate import RateLimit
 
 __all__ = ["GatedDispatcher"]
 
+_IS_PART_OF_ATTEMPT = True  # so `failures.py` releases the frames of this module
+
 
 class GatedDispatcher(Dispatcher):
     """A dispatcher whose pump asks for each job whether it can start now."""

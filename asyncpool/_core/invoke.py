@@ -26,6 +26,8 @@ from asyncpool.errors import JobTimeout
 
 __all__ = ["Invoke", "call_handler", "call_job"]
 
+_IS_PART_OF_ATTEMPT = True  # so `failures.py` releases the frames of this module
+
 
 def call_job(job: Any) -> Any:
     """Call a job that is a function itself: the handler of pools without a handler."""

@@ -23,6 +23,8 @@ from asyncpool.rate import RateLimit, is_manager
 
 __all__ = ["RateLanes"]
 
+_IS_PART_OF_ATTEMPT = True  # so `failures.py` releases the frames of this module
+
 
 class _Lane:
     """The jobs that wait for one limit.

@@ -155,6 +155,41 @@ def test_a_pool_without_retries_leaves_the_random_numbers_of_the_program_alone()
 
 
 @virtual
+async def test_a_live_stream_in_the_traceback_of_a_shared_error_is_left_alone() -> None:
+    class Client:
+        lost: ConnectionError | None = None
+
+        def request(self, job: str) -> Any:
+            if job == "slow":
+                return self.slow()
+            future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+            if self.lost is None:
+                asyncio.get_running_loop().call_later(1, self.lose, future)
+            else:
+                future.set_exception(self.lost)  # the one object that it keeps
+            return future
+
+        def lose(self, future: asyncio.Future[str]) -> None:
+            self.lost = ConnectionError("the connection is lost")
+            future.set_exception(self.lost)
+
+        async def slow(self) -> str:
+            try:
+                await asyncio.sleep(100)
+            finally:
+                await asyncio.sleep(2)
+            return "never"
+
+    async with WorkerPool(Client().request, workers=3) as pool:
+        reader = asyncio.ensure_future(pool.map(["a", "slow"]))
+        await asyncio.sleep(2)  # the reader has got the error, and waits for the slow job to end
+        handle = await pool.submit("b")
+        assert isinstance(await handle.outcome(), asyncpool.Failed)
+        with pytest.raises(ConnectionError):
+            await reader
+
+
+@virtual
 async def test_streams_and_groups_are_ended_on_the_loop_of_their_pool() -> None:
     async with WorkerPool(echo, workers=1) as pool:
         group, stream = pool.group(), pool.map([1])
@@ -173,3 +208,10 @@ async def test_streams_and_groups_are_ended_on_the_loop_of_their_pool() -> None:
         assert len(raised) == 3
         assert await stream == [1]
         group.close_intake()
+
+
+def test_a_wrong_option_of_a_oneshot_function_is_named_with_that_function() -> None:
+    with pytest.raises(TypeError, match=r"^map\(\) got an unexpected keyword argument 'worker'$"):
+        asyncpool.map(echo, [1], workers=1, worker=1)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match=r"outcomes\(\) missing 1 required keyword-only argument: 'workers'"):
+        asyncpool.outcomes(echo, [1])  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""The orders without a pool: which job leaves first, and what happens to jobs that are settled while they are queued."""
+"""The orders without a pool: which job leaves first, and what becomes of jobs that are settled while queued."""
 
 from __future__ import annotations
 
