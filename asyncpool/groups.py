@@ -16,7 +16,7 @@ from asyncpool._core.parts import Parts
 from asyncpool.errors import PoolDeadlock, PoolError, StreamClosed
 from asyncpool.outcomes import Outcome
 
-__all__ = ["Group", "GroupChannel"]
+__all__ = ["Group"]
 
 JobT = TypeVar("JobT")
 ValueT_co = TypeVar("ValueT_co", covariant=True)

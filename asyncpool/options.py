@@ -20,7 +20,7 @@ from asyncpool.rate import Limiter, RateLimit, is_manager
 from asyncpool.retry import Retry
 from asyncpool.scaling.policy import Workers
 
-__all__ = ["PoolOptions", "build_parts"]
+__all__ = ["PoolOptions"]
 
 JobT = TypeVar("JobT")
 

@@ -302,7 +302,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         """
         parts = self._parts
         parts.state.check_open()
-        if parts.queue.full():
+        if not parts.queue.line.is_free():
             await parts.queue.line.wait_turn()
         return JobHandle(self._accept(job))
 
@@ -342,7 +342,7 @@ class WorkerPool(Generic[JobT, ValueT]):
             raise ValueError(f'if_full must be "wait" or "raise", got {if_full!r}')
         parts = self._parts
         parts.state.check_open()
-        if parts.queue.full():
+        if not parts.queue.line.is_free():
             if if_full == "raise":
                 raise self._full_error()
             await parts.queue.line.wait_turn()

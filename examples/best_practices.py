@@ -140,7 +140,7 @@ async def set_a_deadline() -> None:
 # -- Buffer sizes --
 
 
-async def refuse_what_is_too_much() -> None:
+async def reject_what_is_too_much() -> None:
     """`submit_nowait` and `run(if_full="raise")` say no: what a service does that would rather send a 503 than wait."""
     for queue_size in (0, 3, None):
         async with WorkerPool(work, workers=2, queue_size=queue_size) as pool:
@@ -149,7 +149,7 @@ async def refuse_what_is_too_much() -> None:
                 while True:
                     handles.append(pool.submit_nowait(0.01))
             except QueueFull:
-                print(f"queue_size={queue_size}: {len(handles)} accepted by 2 workers, the next one is refused")
+                print(f"queue_size={queue_size}: {len(handles)} accepted by 2 workers, the next one is rejected")
 
 
 async def wait_for_room() -> None:
@@ -331,7 +331,7 @@ PRACTICES = {
     "Cancellation: a caller": cancel_a_caller,
     "Cancellation: a timeout of each attempt": time_out_an_attempt,
     "Cancellation: a deadline of all": set_a_deadline,
-    "Buffer sizes: refuse": refuse_what_is_too_much,
+    "Buffer sizes: reject": reject_what_is_too_much,
     "Buffer sizes: wait": wait_for_room,
     "Buffer sizes: a slow reader": read_slowly,
     "Shutdown: in time, and saying what is left": stop_in_time,

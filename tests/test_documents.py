@@ -192,6 +192,22 @@ def test_the_house_has_all_modules_and_no_others() -> None:
     assert {name for floor in floors for name in floor.split(" | ")} == MODULES
 
 
+def test_the_tests_that_comments_name_exist() -> None:
+    tests = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("*.py"))
+    defined = set(re.findall(r"^(?:async )?def (\w+)", tests, re.MULTILINE))
+    files = {file.stem for file in (ROOT / "tests").rglob("*.py")}
+    missing, named = [], 0
+    for file in FILES:
+        text = re.sub(r"\s+#?\s*", " ", file.read_text(encoding="utf-8"))
+        names = re.findall(r"\btest_\w+(?!\w*[/*])", text)
+        for scenarios in re.findall(r"tests/laws: ([a-z_]+(?:, [a-z_]+)*)", text):
+            names += scenarios.split(", ")
+        named += len(names)
+        missing += [f"{file.relative_to(ROOT)}: {name}" for name in names if name not in defined | files]
+    assert missing == []
+    assert named > 40
+
+
 def test_what_the_architecture_names_is_in_the_source() -> None:
     files = set(re.findall(r"`([\w/]+)\.py`", ARCHITECTURE))
     assert files - MODULES == set()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from itertools import chain
+from typing import Any
 
 from asyncpool._core.job import Job, Sink, Worker
 from asyncpool._core.lanes import RateLanes
@@ -19,7 +20,7 @@ from asyncpool._core.wakeups import Wakeups
 from asyncpool._logs import log
 from asyncpool.errors import PoolError
 from asyncpool.events import JobStuck, Observers
-from asyncpool.outcomes import CancelReason
+from asyncpool.outcomes import CancelReason, Outcome
 
 __all__ = ["STUCK_AFTER", "Cancellation"]
 
@@ -58,12 +59,14 @@ class Cancellation:
         self._ledger = ledger
         self._observers = observers
         self._wakeups = wakeups
-        # A waiting job is in one of these three places.
+        # Invariant: a waiting job is in one of these three places (tests/laws: delayed_jobs_are_cancelled).
         self._queue = queue
         self._backing_off = backing_off
         self._lanes = lanes
         self._workers = workers
-        # Running jobs that were cancelled, with the timer until they are reported as stuck; then None.
+        # Running jobs that were cancelled, with the timer until they are reported as stuck; then None. Invariant: a job
+        # leaves it with its attempt, however that ends (test_a_job_is_named_once_when_it_is_stuck,
+        # test_a_cancelled_job_that_returns_at_once_is_not_called_stuck_later).
         self._cancelling: dict[Job, asyncio.TimerHandle | None] = {}
 
     # -- One job -----------------------------------------------------------------------------------------------------
@@ -148,6 +151,11 @@ class Cancellation:
             self._observers.emit(
                 JobStuck(pool=self._state.name, id=job.number, job=job.input, worker=worker.number, seconds=STUCK_AFTER)
             )
+
+    def report_abandoned(self, job: Job, outcome: Outcome[Any, Any]) -> None:
+        """Log that a job has ended after all, which was settled without waiting for that."""
+        name = self._state.name
+        log.warning("pool %r: job %d, abandoned when the pool closed, has ended: %r", name, job.number, outcome)
 
     # -- Many jobs ---------------------------------------------------------------------------------------------------
 

@@ -38,7 +38,8 @@ class Channel(Generic[ItemT_co]):
 
     The window bounds the jobs that are accepted and not read, so that a slow reader slows the intake, and never a
     worker: a worker that delivers always finds room. Delayed jobs do not count, or a few long backoffs would leave all
-    workers idle; `max_delayed` bounds them. A window that was asked for counts them too.
+    workers idle; `max_delayed` bounds them. A window that was asked for counts them too
+    (test_a_window_that_was_asked_for_holds_delayed_jobs_too).
 
     `raises` makes it a channel of values, which ends with the first job that did not succeed.
     """
@@ -51,7 +52,8 @@ class Channel(Generic[ItemT_co]):
         self.raises = raises
         self.name = f"{what} of pool {parts.state.name!r}"
         self._window = window
-        self.live = 0  # accepted and not settled
+        # Accepted and not settled. No end is reported before it is 0 (tests/laws: a_stream_meets_the_end_of_its_pool).
+        self.live = 0
         self._delayed = 0  # of those, how many are delayed
         self._has_stuck = False  # whether a job has ever ignored its cancellation, so that more may be live at the end
         self.line = WaitLine(self._room)

@@ -32,7 +32,8 @@ class _Waits:
 
     def __init__(self) -> None:
         self._pending: dict[asyncio.Future[None], Job] = {}
-        self._wait_count: dict[Job, int] = {}  # of the pending futures, how many are whose; never 0
+        # Of the pending futures, how many are whose; never 0 (tests/laws: jobs_wait_for_their_own_pool).
+        self._wait_count: dict[Job, int] = {}
 
     def add(self, future: asyncio.Future[None], job: Job) -> None:
         """Note that a job waits for a future."""

@@ -33,7 +33,6 @@ from asyncpool._core.retries import Retries
 from asyncpool._core.state import State
 from asyncpool._core.wakeups import Wakeups
 from asyncpool._core.workers import Workers
-from asyncpool._logs import log
 from asyncpool.events import Observers
 from asyncpool.outcomes import CancelReason, Failed, Outcome, Succeeded
 
@@ -54,13 +53,9 @@ _Task: Any = asyncio.Task  # Any: the type checkers know of `eager_start` from 3
 class TaskStart(Enum):
     """How the task of an attempt comes to its first step."""
 
-    # Making a task never runs it (3.11), so whoever frees a worker, or brings a job, makes it.
-    AT_ONCE = 1
-    # Making a task runs its first step (3.12+). Only the pump does that: a handler must never run inside `submit`, or
-    # inside a job that just ended.
-    EAGER = 2
-    # The loop makes it, from the pump: its task factory can be an eager one, and can wrap the coroutine.
-    BY_LOOP = 3
+    AT_ONCE = 1  # making a task never runs it (3.11): so it is made by the step that frees a worker, or brings a job
+    EAGER = 2  # making a task runs its first step (3.12+): so only from the pump, never inside `submit` or another job
+    BY_LOOP = 3  # the loop has a task factory, which can be an eager one or wrap the coroutine: from the pump, too
 
 
 _AT_ONCE, _EAGER = TaskStart.AT_ONCE, TaskStart.EAGER
@@ -87,6 +82,7 @@ class Dispatcher:
         "_is_pumping",
         "_ledger",
         "_observers",
+        "_order",
         "_pauses",
         "_queue",
         "_record_queued",
@@ -128,6 +124,7 @@ class Dispatcher:
         self._pauses = pauses
         self._observers = observers
         # Owned by the parts above, and always the same objects: the hot path loads them from here.
+        self._order = queue.order
         self._entries = queue.order.entries
         self._idle = workers.idle
         self._waiting = queue.line.waiting
@@ -150,10 +147,7 @@ class Dispatcher:
     # -- Accept ------------------------------------------------------------------------------------------------------
 
     def accept(self, input: Any, sink: Sink, context: Context) -> Job:
-        """Accept a job, whether or not there is room: waiting for that was up to its submitter.
-
-        Raises what the priority function raises; then nothing was accepted.
-        """
+        """Accept a job, whether or not there is room. Raises what the priority function raises; then it did not."""
         ledger = self._ledger
         job = new_job(input, ledger.submitted + 1, sink, context, self._time())
         self._queue.append(job)
@@ -175,7 +169,7 @@ class Dispatcher:
         """
         queue, ledger, idle, expected = self._queue, self._ledger, self._idle, puller.in_order
         copy, time = puller.context.copy, self._time
-        is_plain = not queue.order.can_refuse and not self._observers.any
+        is_plain = not self._order.can_refuse and not self._observers.any
         last = ledger.submitted + room  # what the source itself submits takes its share of the room
         for input in source:
             if is_plain and not puller.is_stopped:
@@ -204,20 +198,19 @@ class Dispatcher:
 
     def wake(self) -> None:
         """Let idle workers take what is queued."""
-        if self._pauses.is_paused or not self._idle or not self._entries:
+        if self._pauses.is_paused:
             return
         if self._task_start is _AT_ONCE:
-            while self._idle and (job := self._queue.order.pop()) is not None:
+            while self._idle and (job := self._order.pop()) is not None:
                 self._start(job, self._idle.pop())
-        elif not self._is_pumping:
+        elif self._idle and self._entries and not self._is_pumping:
             self._is_pumping = True
             self._state.loop.call_soon(self._pump, context=self._context)
 
     def _pump(self) -> None:
         """Start jobs on idle workers, in a loop iteration of its own: the only place where an eager job begins."""
         idle, entries, ledger, pauses = self._idle, self._entries, self._ledger, self._pauses
-        order, loop, name = self._queue.order, self._state.loop, self._task_name
-        popleft = order.popleft
+        popleft, loop, name = self._queue.popleft, self._state.loop, self._task_name
         is_plain = self._task_start is _EAGER and not self._observers.any
         stop_at = self._time() + PUMP_SECONDS
         try:
@@ -226,7 +219,7 @@ class Dispatcher:
                     break
                 job = popleft()
                 if job.outcome is not None:
-                    order.drop_tombstone()
+                    self._order.drop_tombstone()
                     continue
                 worker = idle.pop()
                 if is_plain:
@@ -247,7 +240,7 @@ class Dispatcher:
                 else:
                     self._start(job, worker)
                 started = job.started_at  # None: the handler has not started, or the job waits for its next attempt
-                del job  # see `_start_in_pump`
+                del job  # see `_start_on`
                 if (self._time() if started is None else started) >= stop_at:
                     break
         finally:  # also when a job raised KeyboardInterrupt: the others go on if the program does
@@ -256,7 +249,10 @@ class Dispatcher:
 
     def _start(self, job: Job, worker: Worker) -> None:
         """Give a job to a worker that was idle."""
-        self._ledger.start()
+        ledger = self._ledger
+        ledger.running = running = ledger.running + 1
+        if running > ledger.peak_running:
+            ledger.peak_running = running
         self._start_on(job, worker)
 
     def _start_on(self, job: Job, worker: Worker) -> None:
@@ -265,23 +261,14 @@ class Dispatcher:
         worker.job = job
         if self._observers.any:
             self._ledger.tell_started(job, worker)
-        if self._task_start is not _AT_ONCE:
-            self._start_in_pump(job, worker)
-            return
         attempt = self._attempt(job, worker)
         context, job.context = job.context, None  # the task has it, and it has the job: kept, it would be a cycle
-        # Into its `try` before there is a task: one that is cancelled before its first step never enters it, and the
-        # job would have no outcome (test_a_job_cancelled_before_its_first_step_has_an_outcome).
-        attempt.send(None)
-        job.task = task = _Task(attempt, loop=self._state.loop, name=self._task_name, context=context)
-        if job.cancel_reason is not None:  # an observer has cancelled it
-            task.cancel()
-
-    def _start_in_pump(self, job: Job, worker: Worker) -> None:
-        """Make the attempt's task where that can run the job's first step."""
-        attempt = self._attempt(job, worker)
-        context, job.context = job.context, None
-        if self._task_start is _EAGER:
+        if self._task_start is _AT_ONCE:
+            # Into its `try` before there is a task: one that is cancelled before its first step never enters it, and
+            # the job would have no outcome (test_a_job_cancelled_before_its_first_step_has_an_outcome).
+            attempt.send(None)
+            task = _Task(attempt, loop=self._state.loop, name=self._task_name, context=context)
+        elif self._task_start is _EAGER:
             task = _Task(attempt, loop=self._state.loop, name=self._task_name, context=context, eager_start=True)
         else:
             try:
@@ -294,7 +281,7 @@ class Dispatcher:
             task.add_done_callback(partial(self._task_is_done, job, worker, attempt, context))
         if worker.job is job:  # otherwise it has ended already, and may even wait for its next attempt
             job.task = task
-            if job.cancel_reason is not None:  # an eager job was cancelled in its first step, by what it called itself
+            if job.cancel_reason is not None:  # by an observer, or in an eager first step by what that called
                 task.cancel()
         # The traceback of an eager job that failed in its first step leads to this frame (f_back), and so to all its
         # locals: with the job, and so its outcome, it would be a cycle.
@@ -317,6 +304,7 @@ class Dispatcher:
     async def _attempt(self, job: Job, worker: Worker) -> None:
         """Run one attempt at a job, in its own task and context. Whatever happens, the job has an outcome after it."""
         awaitable: Any = _NOTHING_YET
+        started: Any  # a number, once the handler has returned
         try:
             if self._task_start is _AT_ONCE:
                 await _inside_try()
@@ -327,8 +315,7 @@ class Dispatcher:
                 value: Any = await awaitable
             else:
                 value = await self._invoke(job, worker)
-                started_at: Any = job.started_at  # Any: it is a number by now
-                started = started_at
+                started = job.started_at
             now = self._time()
         except BaseException as error:
             if self._state.loop.is_closed():  # the coroutine of an abandoned job is collected: nobody is left to tell
@@ -354,7 +341,7 @@ class Dispatcher:
             job.outcome = ended
             self._ledger.succeeded += 1
             job.sink.deliver(job, ended)
-            if self._task_start is _AT_ONCE and (following := self._queue.order.pop()) is not None:
+            if self._task_start is _AT_ONCE and (following := self._order.pop()) is not None:
                 self._start_on(following, worker)
             else:
                 self._ledger.running -= 1
@@ -365,7 +352,7 @@ class Dispatcher:
                 self._queue.line.wake_next()
             return
         self._ended_by(raised, job, worker)
-        del job, worker  # see `_start_in_pump`
+        del job, worker  # see `_start_on`
         try:
             if isinstance(raised, KeyboardInterrupt):
                 raise raised
@@ -383,8 +370,7 @@ class Dispatcher:
             backoff = self._retries.after_failure(job, worker, outcome, raised, now)
         self._cancellation.attempt_ended(job)
         if job.outcome is not None:
-            name, number = self._state.name, job.number
-            log.warning("pool %r: job %d, abandoned when the pool closed, has ended: %r", name, number, outcome)
+            self._cancellation.report_abandoned(job, outcome)
             return
         if job.cancel_reason is not None and worker.resource_task is not None:
             worker.needs_recycle = True

@@ -52,6 +52,8 @@ class FedChannel(Channel[ItemT_co]):
         # Of the call that made the stream, for its jobs and its source: sources read context variables too.
         self.context = copy_context()
         self._feeder: asyncio.Task[None] | None = None
+        # Once true, nothing more is pulled, but what was pulled is still accepted: no input is ever in nobody's hands
+        # (tests/laws: a_source_stops_what_it_feeds, sources_and_first_steps_do_as_they_like).
         self.is_stopped = False
         self._interrupt = _Interrupt.IMPOSSIBLE
         self._is_abandoned = False  # the feeder: nobody waits for it any more
@@ -137,6 +139,7 @@ class FedChannel(Channel[ItemT_co]):
             self._end_feeding(asyncio.CancelledError())
 
     def _end_feeding(self, error: BaseException | None) -> None:
+        self.parts.producers.discard(self)
         if error is not None:
             if self.is_cancelled or self.failed_at is not None or self._end is not None:
                 log.error("%s: its source raised, and its reader has another end already", self.name, exc_info=error)
@@ -144,7 +147,6 @@ class FedChannel(Channel[ItemT_co]):
                 self._end = error if is_safe_to_raise(error) else SourceCrashed(error)
         super().end_intake()
         self._drop_source()
-        self.parts.producers.discard(self)
         self.parts.wakeups.notify()
 
     def _drop_source(self) -> None:

@@ -46,7 +46,7 @@ class GatedDispatcher(Dispatcher):
                     job = queue.order.pop()
                     assert job is not None
                     self._start(job, idle.pop())
-                    del job  # see `_start_in_pump`
+                    del job  # see `_start_on`
                 now = self._time()
         finally:
             self._is_pumping = False
@@ -84,7 +84,7 @@ class GatedDispatcher(Dispatcher):
             try:
                 self._start(job, self._idle.pop())
             finally:  # also when it raised KeyboardInterrupt in its first step
-                del job  # see `_start_in_pump`
+                del job  # see `_start_on`
                 lanes.started()
 
     def _fail_first(self, job: Job, error: BaseException, now: float) -> None:

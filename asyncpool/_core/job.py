@@ -111,7 +111,7 @@ class Job:
     It is settled once `outcome` is set. Until then it runs if `worker` is set, is delayed if `prior.is_backing_off` is
     set, and otherwise is queued, or parked for its rate limit. Context and task are dropped as soon as possible: they
     refer to the job, and a job that kept them would be a reference cycle, which costs more to collect than a small job
-    costs to run (test_jobs_leave_no_cycles).
+    costs to run (test_outcomes_make_no_reference_cycles).
     """
 
     __slots__ = (
@@ -145,7 +145,8 @@ class Job:
     worker: Worker | None
     task: asyncio.Task[None] | None
     # Why we cancelled its task. It decides what the job's CancelledError means; None: it is the job's own failure.
-    # Set once per attempt, together with the one task.cancel(); only a CancelReason can replace an error here.
+    # Set once per attempt, together with the one task.cancel(); only a CancelReason can replace an error here
+    # (tests/laws: jobs_run_into_their_timeout, jobs_that_ignore_their_cancellation_are_left).
     cancel_reason: CancelReason | PoolError | None
     outcome: Outcome[Any, Any] | None
 

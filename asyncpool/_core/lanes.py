@@ -81,7 +81,9 @@ class RateLanes:
         self._lanes: dict[RateLimit, _Lane] = {}
         self._parked: dict[Job, _Lane] = {}
         self._released: dict[Job, _Lane] = {}
-        self._left: _Lane | None = None  # by the job that was just admitted
+        # By the job that was just admitted. The next of the lane is released only when that runs: on its way a job is
+        # counted nowhere (tests/laws: a_limiter_function_does_as_it_likes).
+        self._left: _Lane | None = None
         # The context managers of jobs that are about to begin.
         self._managers: dict[Job, AbstractAsyncContextManager[Any]] = {}
         self._timers: TimerHeap[_Lane] = TimerHeap(self._on_due, lambda lane: lane.has_timer)

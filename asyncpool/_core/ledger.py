@@ -58,6 +58,8 @@ class Ledger:
         self._observers = observers
         self.dead_letters = dead_letters
         self.submitted = 0
+        # Jobs that back off or are parked; each is told to its sink too, so that windows do not count them
+        # (test_jobs_that_back_off_do_not_fill_the_window_of_a_stream).
         self.delayed = 0
         self.running = 0
         self.succeeded = 0
@@ -72,7 +74,8 @@ class Ledger:
         self.seconds_queued = Histogram()
         self.seconds_running = Histogram()
         self.throughput = Throughput(0.0)
-        # What the pool hands back when it closes, with the jobs' numbers.
+        # What the pool hands back when it closes, with the jobs' numbers: every input that was accepted, not done, and
+        # not cancelled by its owner (tests/laws: stop_arrives_during_a_burst, retries_meet_the_end_of_their_pool).
         self.unfinished: list[tuple[int, Unfinished[Any]]] = []
         self.abandoned: list[tuple[int, Unfinished[Any]]] = []
         self.resource_errors: list[BaseException] = []
@@ -109,12 +112,6 @@ class Ledger:
                     pool=self._state.name, id=job.number, job=job.input, attempt=job.attempt, worker=worker.number
                 )
             )
-
-    def start(self) -> None:
-        """Count a job that takes a worker."""
-        self.running = running = self.running + 1
-        if running > self.peak_running:
-            self.peak_running = running
 
     def delay(self, job: Job) -> None:
         """Count a job that waits for a time, from now on."""

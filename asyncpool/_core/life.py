@@ -43,6 +43,7 @@ class Life:
         self._drain_until = math.inf  # loop time at which step 3 begins
         self._grace = math.inf
         self._grace_until = math.inf  # loop time at which step 4 begins, once step 3 has
+        # Invariant: each of the three only ever comes earlier (tests/laws: a_close_is_cancelled_once_or_twice).
         self._stop_is_requested = asyncio.Event()
 
     # -- The beginning -----------------------------------------------------------------------------------------------

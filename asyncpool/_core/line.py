@@ -21,8 +21,8 @@ def wake(future: asyncio.Future[None]) -> None:
 class WaitLine:
     """A fair line of waiters.
 
-    Invariant: `waiting` is empty, or there is no room that is not promised. Code that makes room must call
-    `wake_next()`.
+    Invariant: `waiting` is empty, or there is no room that is not promised (tests/laws: the_impatient_do_not_overtake).
+    Code that makes room must call `wake_next()`.
 
     A place that is granted is promised until its waiter resumes, so that nobody takes it in between. A waiter that is
     cancelled in between passes it on (test_cancelled_submitter_passes_its_place_on).

@@ -24,7 +24,8 @@ class _Reason(Enum):
 class Pauses:
     """The reasons for which no worker takes jobs.
 
-    Invariant: `is_paused` is true while there is a reason. It is a field, because the hot path reads it.
+    Invariant: `is_paused` is true while there is a reason (tests/laws: several_jobs_ask_for_a_pause). It is a field,
+    because the hot path reads it.
     """
 
     __slots__ = (

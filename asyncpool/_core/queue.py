@@ -94,7 +94,9 @@ class JobQueue(asyncio.Queue[Job]):
         await self._drained()
 
     def put_back(self, job: Job) -> None:
-        """Take a delayed job back, before all that are fresh, whatever the bound says: its place is not given away."""
+        """Take a delayed job back, before all that are fresh, and past the bound: so a full queue cannot deadlock it
+        (tests/laws: jobs_submit_to_their_pool_while_others_are_delayed).
+        """
         assert isinstance(self.order, ReentryOrder)
         self.order.put_back(job)
         self._ledger.undelay(job)

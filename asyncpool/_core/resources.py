@@ -46,7 +46,7 @@ class ResourceTask:
     """Holds one worker's resource, which is entered and left in this one task.
 
     Invariant: the task ends only when the worker retires, so that a stray cancellation costs no worker
-    (test_a_stray_cancellation_of_a_keeper_costs_no_worker).
+    (test_a_stray_cancel_of_whatever_task_costs_no_worker).
     """
 
     def __init__(

@@ -161,7 +161,9 @@ class Retries:
     # -- Between two attempts ----------------------------------------------------------------------------------------
 
     def put_off(self, job: Job, failed: Failed[Any], backoff: float, now: float) -> None:
-        """Let a job that has left its worker wait for its next attempt. It has no task and no timer of its own then."""
+        """Let a job that has left its worker wait for its next attempt. It has no task and no timer of its own then
+        (test_a_job_that_backs_off_is_delayed_and_holds_nothing).
+        """
         job.prior = PriorAttempts(failed, job.accepted_at, job.has_started)
         job.worker = job.started_at = job.cancel_reason = None
         job.attempt += 1

@@ -124,7 +124,8 @@ class Scaler:
         self._seen: tuple[object, ...] = ()  # what was the case when the policy was asked last
         self._unchanged = 0  # how many times in a row it was the same
         self._failures = 0
-        # Until the next job arrives or ends. Invariant: then `queue.append` and the housekeeping wake us.
+        # Until the next job arrives or ends. Invariant: then `queue.append` and the housekeeping wake us (tests/laws:
+        # a_job_comes_while_the_pool_falls_asleep, a_policy_is_asked_when_something_has_changed).
         self.is_sleeping = False
 
     def open(self, context: Context) -> None:

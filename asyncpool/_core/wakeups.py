@@ -64,7 +64,8 @@ class Wakeups:
         # Who waits for what: checked whenever a job has ended, a worker is gone, or a state or deadline changed.
         self._watchers: dict[asyncio.Future[None], Callable[[], bool]] = {}
         # Until this loop time jobs end by the fast path; then `housekeep` finds out whether they go on to.
-        # Invariant: -inf while one of `_must_leave_fast_path` is true; code that makes it true calls `leave_fast_path`.
+        # Invariant: -inf while one of `_must_leave_fast_path` is true; code that makes it true calls `leave_fast_path`
+        # (test_surplus_workers_retire_with_the_very_next_jobs_that_end).
         self.fast_until = -math.inf
         self._housekeep_at = -math.inf
 

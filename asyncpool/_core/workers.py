@@ -33,7 +33,8 @@ class Workers:
     """The workers of a pool.
 
     Invariant: a worker is in `idle`, or holds a job, or waits for its resource, or is about to go. It holds at most one
-    job. `surplus` busy workers retire after their job, whoever ends first.
+    job. `surplus` busy workers retire after their job, whoever ends first (tests/laws:
+    the_pool_shrinks_while_its_jobs_end, resources_fail_and_die).
     """
 
     __slots__ = (

@@ -44,10 +44,10 @@ SHOWN = {
         asyncio.timeout: not all were done in time
         cancelled: 8; and the pool goes on: 0.01
     """,
-    "Buffer sizes: refuse": """
-        queue_size=0: 2 accepted by 2 workers, the next one is refused
-        queue_size=3: 5 accepted by 2 workers, the next one is refused
-        queue_size=None: 22 accepted by 2 workers, the next one is refused
+    "Buffer sizes: reject": """
+        queue_size=0: 2 accepted by 2 workers, the next one is rejected
+        queue_size=3: 5 accepted by 2 workers, the next one is rejected
+        queue_size=None: 22 accepted by 2 workers, the next one is rejected
     """,
     "Buffer sizes: wait": """
         queue_size=0: the producer of 60 jobs was at most 2 ahead
