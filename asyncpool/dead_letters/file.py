@@ -211,7 +211,7 @@ class DeadLetterFile(DeadLetterStore[JobT]):
                         yield kept
 
     def _kept(self, line: bytes, gone: _Ids, decode: Callable[[Any], Any]) -> _Kept | None:
-        """Return the letter in a line; None if it was replayed, or the line has none. Raises if it cannot be read."""
+        """Return the letter in a line; None if it was replayed, or the line is not a letter. Raises if unreadable."""
         fields = _fields(line)
         if fields is None or "replayed" in fields or (id := _id(fields["id"])) in gone:
             return None

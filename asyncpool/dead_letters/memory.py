@@ -71,8 +71,8 @@ class DeadLetters(DeadLetterStore[JobT]):
 
     def _trim(self) -> None:
         # A letter that a replay is submitting is not dropped: if the pool rejected its job, the letter would be lost.
-        # It does not count either, or a store full of such letters would drop every new one. So the store can exceed
-        # its size by one letter per replay in progress.
+        # It does not count either, or a store full of these would drop every new one. So the store can exceed its size
+        # by one letter per replay in progress.
         while len(self._letters) - len(self._claimed) > self._max_size:
             oldest = self._letters.pop(next(key for key in self._letters if key not in self._claimed))
             self.dropped += 1
