@@ -182,7 +182,11 @@ class Group(Readable[Outcome[JobT, ValueT_co], GroupChannel], Generic[JobT, Valu
         """Close the intake, because no more jobs come: the iteration ends after those that were submitted.
 
         Callers that wait in `submit` get `StreamClosed`. Leaving the `async with` block without an exception does this.
+
+        Raises:
+            WrongLoop: The caller is not on the pool's loop, and the pool is not closed yet.
         """
+        self._channel.parts.state.check_here()
         self._channel.close_intake()
 
     async def __aenter__(self) -> Group[JobT, ValueT_co]:

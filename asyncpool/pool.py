@@ -226,18 +226,16 @@ class WorkerPool(Generic[JobT, ValueT]):
         Raises:
             WrongLoop: The caller is not on the pool's loop, and the pool is not closed yet.
         """
-        if self._parts.state.is_bound and self._life.report is None:
-            self._parts.state.check_loop()
+        self._parts.state.check_here()
         self._life.cancel()
 
     def _request_stop(self, drain_timeout: float | None, grace: float, waits_in: str | None) -> None:
         if drain_timeout is not None:
             drain_timeout = check_seconds("drain_timeout", drain_timeout)
         grace = check_seconds("grace", grace)
-        if self._life.report is None and self._parts.state.is_bound:
-            self._parts.state.check_loop()
-            if waits_in is not None:
-                self._check_not_in_job(waits_in)
+        self._parts.state.check_here()
+        if waits_in is not None and self._life.report is None:
+            self._check_not_in_job(waits_in)
         self._life.stop(drain_timeout=drain_timeout, grace=grace)
 
     async def join(self) -> None:

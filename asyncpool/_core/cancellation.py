@@ -78,7 +78,7 @@ class Cancellation:
         if job.worker is not None:
             self.request(job, reason)
             return True
-        now = self._state.loop.time()
+        now = self._state.time()
         outcome = self._ledger.cancelled_outcome(job, reason, now)
         self._ledger.record(job, outcome, now)
         self._discard(job)
@@ -179,7 +179,7 @@ class Cancellation:
         which are free.
         """
         free: list[Worker] = []
-        now = self._state.loop.time()
+        now = self._state.time()
         for job in self.running_jobs():
             worker = job.worker
             assert worker is not None

@@ -277,7 +277,12 @@ class Readable(Generic[ItemT_co, ChannelT]):
         return cursor
 
     def cancel(self) -> None:
-        """Cancel what is queued or runs, at once and without waiting for it; `aclose()` also waits. Safe to repeat."""
+        """Cancel what is queued or runs, at once and without waiting for it; `aclose()` also waits. Safe to repeat.
+
+        Raises:
+            WrongLoop: The caller is not on the pool's loop, and the pool is not closed yet.
+        """
+        self._channel.parts.state.check_here()
         self._channel.cancel()
 
     async def aclose(self) -> None:
@@ -285,7 +290,11 @@ class Readable(Generic[ItemT_co, ChannelT]):
 
         A job that ignores its cancellation, or a source that does, is waited for five seconds, and then left to the end
         of the pool. Cancel-safe: what was asked to end goes on ending.
+
+        Raises:
+            WrongLoop: The caller is not on the pool's loop, and the pool is not closed yet.
         """
+        self._channel.parts.state.check_here()
         await self._channel.aclose()
 
 

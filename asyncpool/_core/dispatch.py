@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 import types
 from collections.abc import Callable, Generator, Iterator
 from contextvars import Context, copy_context
@@ -134,9 +133,7 @@ class Dispatcher:
 
     def open(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
         """Bind to the running loop."""
-        # The standard loops read time.monotonic() in a Python method; the hot path calls the clock itself.
-        is_standard = type(loop).time is asyncio.BaseEventLoop.time
-        self._time = time.monotonic if is_standard else loop.time  # noqa: TID251  # it is the loop's clock
+        self._time = self._state.time
         self._context = context
         self._task_name = f"{self._state.name} job"
         if loop.get_task_factory() is None:

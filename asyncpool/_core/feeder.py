@@ -75,12 +75,12 @@ class FedChannel(Channel[ItemT_co]):
         try:
             parts.state.check_open()
             await parts.tasks.wait_open()
-            parts.state.check_open()  # it can have come to its end meanwhile
+            if self._feeder is not None or self.is_cancelled:
+                return
+            parts.state.check_open()  # the pool can have come to its end meanwhile
         except PoolClosed:
             self._drop_source()
             raise
-        if self._feeder is not None or self.is_cancelled:
-            return
         parts.producers.add(self)
         self._feeder = parts.tasks.spawn(self._feed, name=f"{parts.state.name} feeder", context=self.context.copy())
         self._feeder.add_done_callback(self._feeder_is_done)
@@ -244,7 +244,7 @@ class FedChannel(Channel[ItemT_co]):
         try:
             job = parts.dispatcher.accept(input, self, self.context.copy())
         except BaseException as error:  # of the priority function, or of comparing its keys
-            now = parts.state.loop.time()
+            now = parts.state.time()
             job = new_job(input, parts.ledger.submitted + 1, self, self.context, now)
             parts.ledger.refuse(job, error, now)
             parts.queue.line.wake_next()  # its place goes to the next

@@ -88,7 +88,7 @@ class Invoke:
             inner.close()  # if the limiter never let it begin
 
     async def _timed(self, job: Job, args: tuple[Any, ...]) -> Any:
-        now = self._state.loop.time()
+        now = self._state.time()
         left = self._retries.seconds_left(job, now)
         if left <= 0.0:  # it has waited for the limiter
             raise self._retries.expired(job)

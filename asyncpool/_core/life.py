@@ -16,6 +16,7 @@ import anyio
 
 from asyncpool._core.parts import Parts
 from asyncpool._core.state import Phase
+from asyncpool._core.tasks import PoolTaskGroup
 from asyncpool._logs import log
 from asyncpool.errors import PoolClosed, PoolReused
 from asyncpool.events import PoolEnded, PoolStarted, PoolStopping
@@ -74,8 +75,8 @@ class Life:
         elif not state.is_starting:
             await self.wait_closed()
             raise self._closed_while_starting()
+        state.move(Phase.OPEN)  # first: jobs that were submitted already begin now, and can ask for the end
         parts.workers.resize(Decision(parts.workers.target), None)
-        state.move(Phase.OPEN)
         log.debug("pool %r: started with %d workers", state.name, parts.workers.target)
         if parts.observers.any:
             parts.observers.emit(PoolStarted(pool=state.name, workers=parts.workers.target))
@@ -150,7 +151,7 @@ class Life:
     async def _supervise(self) -> None:
         """Take the pool to its end. The numbers are those of `WorkerPool.close` and docs/semantics.md."""
         parts = self._parts
-        async with asyncio.TaskGroup() as group:
+        async with PoolTaskGroup() as group:
             parts.tasks.open(group)  # from here on, resource tasks and feeders run in it
             await self._until_asked_to_stop()
             # 1. The intake is stopped and a pause lifted, by whoever asked for the end.
@@ -166,10 +167,16 @@ class Life:
             parts.workers.abandon()
             await self._until(self._is_empty, lambda: -math.inf, turns=_LAST_TURNS)
             leftover = parts.tasks.cancel_all()
-            await self._until(lambda: all(task.done() for task in leftover), lambda: -math.inf, turns=_LAST_TURNS)
-            # Inside the block, so that close() can return now. Leaving it waits for tasks that ignore their
-            # cancellation: only the supervisor waits for those (test_a_task_that_ignores_the_end_holds_the_supervisor).
+            await self._until(lambda: parts.tasks.is_empty, lambda: -math.inf, turns=_LAST_TURNS)
             self._close([task for task in leftover if not task.done()])
+            # Close() has returned by now. Only the supervisor waits for tasks that ignore their cancellation
+            # (test_a_task_that_ignores_the_end_holds_the_supervisor). Here, and not by leaving the block: if every task
+            # is cancelled meanwhile, as at the end of asyncio.run, the group would cancel these once more.
+            while not parts.tasks.is_empty:
+                try:
+                    await parts.wakeups.wait_until(lambda: parts.tasks.is_empty)
+                except asyncio.CancelledError:
+                    continue
 
     async def _until_asked_to_stop(self) -> None:
         while not self._stop_is_requested.is_set():

@@ -104,7 +104,7 @@ class Load:
     def sample(self, *, goes_on: bool) -> PoolLoad:
         """Return how busy the pool is, and what has happened since the last call; with `goes_on`, note what follows."""
         ledger = self._ledger
-        now = self._state.loop.time()
+        now = self._state.time()
         ledger.seconds_running.flush()  # so that everything measured is in the sample
         window = self._window or LoadWindow(now, ledger.succeeded)
         load = PoolLoad(
@@ -165,7 +165,7 @@ class Load:
 
         While all workers are busy nobody waits for that.
         """
-        seconds = 0.0 if self._rate_limit is None else self._rate_limit.next_start - self._state.loop.time()
+        seconds = 0.0 if self._rate_limit is None else self._rate_limit.next_start - self._state.time()
         return seconds if seconds > 0.0 else math.inf
 
     def _is_throttled(self, now: float) -> bool:

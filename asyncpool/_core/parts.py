@@ -222,7 +222,7 @@ class Parts:
         """Bind to the running loop."""
         # Timers and resources run in a copy of the context of `start()`, and not in that of whoever caused them.
         context = copy_context()
-        self.state.loop = loop
+        self.state.bind(loop)
         self.ledger.throughput = Throughput(loop.time())
         # In an iteration of its own: the pool's step that called the observers must be finished.
         self.observers.interrupted = self.state.raise_later
@@ -270,7 +270,7 @@ class Parts:
             retries_rejected=ledger.retries_rejected,
             seconds_queued=ledger.seconds_queued.snapshot(),
             seconds_running=ledger.seconds_running.snapshot(),
-            throughput=ledger.throughput.rate(state.loop.time(), ledger.ended) if state.is_bound else 0.0,
+            throughput=ledger.throughput.rate(state.time(), ledger.ended) if state.is_bound else 0.0,
         )
 
 

@@ -30,7 +30,7 @@ class JobQueue(asyncio.Queue[Job]):
     each job. `append` may be called only for a job that was granted room, or past the bound for a job that comes from
     a source; `popleft` only by the dispatcher.
 
-    What differs from the contract of `asyncio.Queue` (each line is a test in tests/test_queue.py):
+    What differs from the contract of `asyncio.Queue` (each line is a test in tests/core/test_queue.py):
 
     * `full()` is also true while others wait for room, and `put()` is fair.
     * `maxsize` is the bound on queued jobs; 0 means that none may wait, and never "infinite".
@@ -87,7 +87,11 @@ class JobQueue(asyncio.Queue[Job]):
     async def put(self, item: Job) -> None:
         """Wait for room, first come first served, and put a job in. Cancel-safe."""
         await self.line.wait_turn()
-        self._put(item)
+        try:
+            self._put(item)
+        except BaseException:  # the order refuses it: the place goes to the next
+            self.line.wake_next()
+            raise
 
     async def join(self) -> None:
         """Wait until every accepted job has its outcome, for one moment. Cancel-safe."""

@@ -83,7 +83,7 @@ class Retries:
         self.backing_off = backing_off
         # Seeded by the random numbers of the process: so processes with pools of the same name do not move in step, and
         # a program that seeds them can be repeated.
-        self._random = Random(random.getrandbits(64))
+        self._random = None if policy is None else Random(random.getrandbits(64))
 
     def open(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
         """Bind to the running loop."""
@@ -122,6 +122,7 @@ class Retries:
 
     def _backoff(self, policy: Retry, job: Job, failed: Failed[Any], raised: BaseException, now: float) -> float | None:
         advice = raised if isinstance(raised, RetryAdvice) else failed.error
+        assert self._random is not None
         backoff = policy.delay(job.attempt, advice, self._random)
         # Its end was requested, or its time is over (by a timer, and some fire a little early).
         if backoff is None or isinstance(job.cancel_reason, (CancelReason, JobExpired)):
@@ -186,7 +187,7 @@ class Retries:
         """Queue a job whose backoff is over."""
         assert job.prior is not None
         job.prior.is_backing_off = False
-        job.ready_at = self._state.loop.time()
+        job.ready_at = self._state.time()
         self._queue.put_back(job)
         self._wakeups.job_came_back()
 

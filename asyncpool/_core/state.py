@@ -6,6 +6,8 @@ Who moves it from one phase to the next is `life.py`.
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from enum import Enum
 
 from asyncpool.errors import PoolClosed, PoolNotStarted, WrongLoop
@@ -44,16 +46,26 @@ class State:
     Invariant: `takes_jobs` is true in STARTING and OPEN, and in no other phase (test_states.py walks the table).
     """
 
-    __slots__ = ("__weakref__", "loop", "name", "phase", "supervisor", "takes_jobs")
+    __slots__ = ("__weakref__", "loop", "name", "phase", "supervisor", "takes_jobs", "time")
 
     loop: asyncio.AbstractEventLoop
     """The loop that the pool was started on; unset before, see `is_bound`."""
+
+    time: Callable[[], float]
+    """The clock of that loop: one for all parts, whatever the loop makes of `loop.time()`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.phase = Phase.NEW
         self.takes_jobs = False  # else accepted jobs are settled as cancelled at once
         self.supervisor: asyncio.Task[None] | None = None
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Belong to this loop from now on."""
+        self.loop = loop
+        # The standard loops read time.monotonic() in a Python method; the hot path calls the clock itself.
+        is_standard = type(loop).time is asyncio.BaseEventLoop.time
+        self.time = time.monotonic if is_standard else loop.time  # noqa: TID251  # it is the loop's clock
 
     def move(self, phase: Phase) -> None:
         """Enter the next phase."""
@@ -118,6 +130,11 @@ class State:
                 "each; from another thread's loop call it with asyncio.run_coroutine_threadsafe(pool.run(job), loop), "
                 "from a thread without one with anyio.from_thread.run(pool.run, job)"
             )
+
+    def check_here(self) -> None:
+        """Raise if the pool runs, but not on the loop that runs here."""
+        if self.is_bound and self.phase is not Phase.CLOSED:
+            self.check_loop()
 
     def check_open(self) -> None:
         """Raise unless the pool takes jobs from here now."""

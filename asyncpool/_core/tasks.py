@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextvars import Context
+from types import TracebackType
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -15,7 +16,17 @@ from asyncpool._core.line import WaitLine
 from asyncpool._core.state import State
 from asyncpool.errors import PoolError
 
-__all__ = ["Producer", "Producers", "Tasks"]
+__all__ = ["PoolTaskGroup", "Producer", "Producers", "Tasks"]
+
+
+class PoolTaskGroup(asyncio.TaskGroup):
+    """A task group that a coroutine leaves at once when it is collected: its loop is closed, nothing can be awaited."""
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not GeneratorExit:
+            await super().__aexit__(kind, error, traceback)
 
 
 class Tasks:
@@ -54,7 +65,12 @@ class Tasks:
         leaves nothing behind that was never awaited.
         """
         assert self._group is not None
-        task = self._group.create_task(self._guarded(function), name=name, context=context)
+        child = self._guarded(function)
+        try:
+            task = self._group.create_task(child, name=name, context=context)
+        except BaseException:  # the loop's task factory raised
+            child.close()
+            raise
         if not task.done():  # an eager task factory can run it to its end
             self._children.add(task)
             # After the group's own callback: when our set is empty, the group's is too.

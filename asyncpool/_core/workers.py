@@ -188,7 +188,11 @@ class Workers:
     ) -> ResourceTask:
         context = self._context.copy()  # not that of the caller that resizes
         task = worker.resource_task = ResourceTask(worker, self, enter, must_enter=must_enter)
-        task.start(self._tasks, context)
+        try:
+            task.start(self._tasks, context)
+        except BaseException:  # the loop's task factory raised
+            self.remove(worker)
+            raise
         return task
 
     def job_ended(self, worker: Worker) -> bool:

@@ -1,6 +1,7 @@
 """A witness who sees a pool from outside, and compares what it did with the laws.
 
-He gives the pool its handler and its sources, counts every call and every input pulled, and uses public names only.
+He gives the pool its handler and its sources, counts every call and every input pulled, and uses public names only,
+except in `check_parts`, which checks what no public name shows.
 """
 
 from __future__ import annotations
@@ -650,6 +651,7 @@ class Witness:
         stats, report = self.pool.stats, self.pool.report
         assert report is not None, "the pool is not closed"
         assert (stats.queued, stats.delayed, stats.running) == (0, 0, 0), stats
+        self.check_parts()
         assert self.sources_open == 0, "a source was not closed"
         assert self.retry is not None or max(self.calls.values(), default=0) <= 1, "a job ran twice"
         self.check_timers()
@@ -690,6 +692,13 @@ class Witness:
             assert [entry for entry in unfinished if entry not in abandoned] == by_reason[CancelReason.SHUTDOWN], report
         assert len({item.n for item, _ in unfinished}) == len(unfinished), "handed back twice"
         return report
+
+    def check_parts(self) -> None:
+        """Check the ledger's own law, and that no task waits in the queue's `get()`, which no job of a pool wakes."""
+        parts = self.pool._parts
+        parts.ledger.check(len(parts.queue.order))
+        getters = parts.queue._getters  # type: ignore[attr-defined]
+        assert not getters, f"left in the queue's get(): {getters}"
 
     def check_timers(self) -> None:
         """Check that the closed pool has left no timer on the loop, but in jobs that it has abandoned."""
