@@ -1,7 +1,7 @@
-"""asyncpool: worker pools for asyncio that lose no job, do not hang, and cost less than a task for each job does.
+"""asyncpool: worker pools for asyncio that lose no job, do not hang, and cost less than one task per job.
 
-`asyncpool.map`, `asyncpool.outcomes` and `WorkerPool` serve most; everything else is named below. What is promised
-stands in docs/semantics.md, and how it is built in docs/architecture.md.
+Most programs need only `asyncpool.map`, `asyncpool.outcomes` and `WorkerPool`; `__all__` lists the rest. See
+docs/semantics.md for the guarantees and docs/architecture.md for the implementation.
 """
 
 from asyncpool.dead_letters.file import DeadLetterFile

@@ -1,4 +1,4 @@
-"""The checks of what callers pass in: each says the rule and the value."""
+"""Checks of arguments. Each error states the rule and the value that broke it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["check_count", "check_filter", "check_function", "check_number", "che
 
 
 def check_count(name: str, value: object, *, least: int) -> int:
-    """Return `value` if it is an int (not a bool) of at least `least`."""
+    """Return `value` if it is an int (not a bool) of at least `least`; otherwise raise TypeError or ValueError."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < least:
@@ -19,12 +19,12 @@ def check_count(name: str, value: object, *, least: int) -> int:
 
 
 def check_seconds(name: str, value: object, *, positive: bool = False) -> float:
-    """Return `value` as float seconds if it is a finite number (not a bool), not negative (or above 0)."""
+    """Return `value` as float seconds if it is a finite number (not a bool) that is >= 0 (or > 0, if `positive`)."""
     return check_number(name, value, above=positive, what="number of seconds")
 
 
 def check_number(name: str, value: object, *, least: float = 0.0, above: bool = False, what: str = "number") -> float:
-    """Return `value` as a float if it is a finite number (not a bool) of at least (or above) `least`."""
+    """Return `value` as a float if it is a finite number (not a bool) that is >= `least` (or > it, if `above`)."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a {what}, got {value!r}")
     if not _is_finite(value) or value < least or (above and value == least):
@@ -35,12 +35,12 @@ def check_number(name: str, value: object, *, least: float = 0.0, above: bool = 
 def _is_finite(value: float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # an int that no float can hold
+    except OverflowError:  # an int that is too large for a float
         return False
 
 
 def check_filter(name: str, value: object) -> None:
-    """Raise unless `value` says which errors are meant: a type, a tuple of types, or a predicate."""
+    """Raise TypeError unless `value` selects errors: an exception type, a tuple of them, or a predicate."""
     kinds = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
     if all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
         return
@@ -50,7 +50,7 @@ def check_filter(name: str, value: object) -> None:
 
 
 def check_function(name: str, value: object) -> None:
-    """Raise unless `value` is a function that can be called and need not be awaited."""
+    """Raise TypeError unless `value` is callable and not an async function."""
     if not callable(value):
         raise TypeError(f"{name} must be callable, got {value!r}")
     if inspect.iscoroutinefunction(value):

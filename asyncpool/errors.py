@@ -1,28 +1,28 @@
-"""Every exception that asyncpool raises, and the rule by which a job's own exception may be raised to somebody else.
+"""Every exception that asyncpool raises, and the rule for which exceptions of a job are safe to re-raise in a caller.
 
-When each is raised is said where it is raised: `pool.py`, `streams.py`, `outcomes.py`.
+The functions that raise them document when: see `pool.py`, `streams.py` and `outcomes.py`.
 
     Exception
     └── PoolError
-        ├── PoolStateError (RuntimeError)   the pool cannot do that now
-        │   ├── PoolNotStarted              ... not yet
-        │   ├── PoolClosed                  ... not any more
-        │   ├── PoolReused                  ... not a second time
-        │   └── WrongLoop                   ... not from this event loop or thread
-        ├── QueueFull (asyncio.QueueFull)   no room, and the caller did not want to wait
-        ├── PoolDeadlock (RuntimeError)     waiting here could never end
-        ├── StreamClosed (RuntimeError)     a cancelled stream, or one that is read already, was read (again)
+        ├── PoolStateError (RuntimeError)   the state of the pool does not allow the call
+        │   ├── PoolNotStarted              the pool has not been started
+        │   ├── PoolClosed                  the pool is closing or closed
+        │   ├── PoolReused                  the pool was started before
+        │   └── WrongLoop                   the call came from another event loop or thread
+        ├── QueueFull (asyncio.QueueFull)   the pool has no room, and the call does not wait
+        ├── PoolDeadlock (RuntimeError)     the wait would never end
+        ├── StreamClosed (RuntimeError)     the stream was cancelled, is exhausted, or already has a reader
         ├── JobTimeout (TimeoutError)       an attempt ran longer than the pool's timeout
-        ├── JobExpired (TimeoutError)       the job was not done within the max_elapsed of its pool's retry
+        ├── JobExpired (TimeoutError)       the job did not complete within the max_elapsed of its pool's retry
         ├── JobCancelled                    the job was cancelled, so there is no value
-        ├── JobCrashed                      the job ended with something that must not be raised to an innocent caller
-        ├── SourceCrashed                   the same, of the iterable that a stream pulled its jobs from
-        ├── ResourceDied                    the worker's resource ended by itself under a running job
-        └── RetryAdvice                     what a handler raises to say whether another attempt makes sense:
-            ├── RetryAfter                  ... not before some seconds have passed
-            └── Permanent                   ... never
+        ├── JobCrashed                      the job raised an exception that is not safe to re-raise in a caller
+        ├── SourceCrashed                   the iterable that a stream pulls its jobs from raised such an exception
+        ├── ResourceDied                    the worker's resource left its context while a job was running
+        └── RetryAdvice                     raised by a handler to control whether the job is retried
+            ├── RetryAfter                  retry, but only after a number of seconds
+            └── Permanent                   do not retry
 
-The caller's mistakes (a worker count of 0, a bool for seconds) are plain `ValueError` and `TypeError`.
+Invalid arguments (a worker count of 0, a bool for seconds) raise plain `ValueError` and `TypeError`.
 All of them carry their data as `args`, so that they can be pickled.
 """
 
@@ -60,22 +60,22 @@ __all__ = [
 ]
 
 ErrorFilter: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]"
-"""Which errors are meant: a type, several types, or a predicate."""
+"""Selects errors: an exception type, a tuple of types, or a predicate."""
 
 
 def matches(which: ErrorFilter, error: BaseException) -> bool:
-    """Whether `error` is one of those that are meant. Raises what a predicate raises."""
+    """Return whether `which` selects `error`. Raises what a predicate raises."""
     if isinstance(which, (type, tuple)):
         return isinstance(error, which)
     return bool(which(error))
 
 
 class PoolError(Exception):
-    """The root of everything that asyncpool raises on its own account."""
+    """The base class of all exceptions that asyncpool defines."""
 
 
 class PoolStateError(PoolError, RuntimeError):
-    """The pool is not in a state in which it can do what was asked."""
+    """The state of the pool does not allow the call."""
 
 
 class PoolNotStarted(PoolStateError):
@@ -83,11 +83,11 @@ class PoolNotStarted(PoolStateError):
 
 
 class PoolClosed(PoolStateError):
-    """The pool is closing or closed and takes no jobs any more."""
+    """The pool is closing or closed and no longer accepts jobs."""
 
 
 class PoolReused(PoolStateError):
-    """`start()` was called on a pool that has been started before: a pool is used once."""
+    """`start()` was called on a pool that has been started before: a pool can be started only once."""
 
 
 class WrongLoop(PoolStateError):
@@ -95,19 +95,19 @@ class WrongLoop(PoolStateError):
 
 
 class QueueFull(PoolError, asyncio.QueueFull):
-    """The pool has no room for another job, or others have been waiting for room before this call."""
+    """The pool has no room for another job, or other callers are already waiting for room."""
 
 
 class PoolDeadlock(PoolError, RuntimeError):
-    """This wait could never end, because what it waits for cannot happen before it ends."""
+    """The wait would never end, because what it waits for cannot happen until it ends."""
 
 
 class StreamClosed(PoolError, RuntimeError):
-    """The stream was cancelled before its end, has been read to its end, or has a reader already."""
+    """The stream was cancelled before its end, is exhausted, or already has a reader."""
 
 
 class JobTimeout(PoolError, TimeoutError):
-    """An attempt ran longer than the pool's `timeout`, in seconds: `timeout`."""
+    """An attempt ran longer than the pool's `timeout`, which is in the attribute `timeout`, in seconds."""
 
     def __init__(self, timeout: float) -> None:
         super().__init__(timeout)
@@ -118,7 +118,7 @@ class JobTimeout(PoolError, TimeoutError):
 
 
 class JobExpired(PoolError, TimeoutError):
-    """The job was not done within `max_elapsed` seconds of its acceptance: see `Retry`.
+    """The job did not complete within `max_elapsed` seconds of its acceptance: see `Retry`.
 
     Its `__cause__` is the failure of the last attempt, if there was one.
     """
@@ -128,13 +128,13 @@ class JobExpired(PoolError, TimeoutError):
         self.max_elapsed = max_elapsed
 
     def __str__(self) -> str:
-        return f"the job was not done within {self.max_elapsed:g} s of its acceptance"
+        return f"the job did not complete within {self.max_elapsed:g} s of its acceptance"
 
 
 class JobCancelled(PoolError):
-    """The job was cancelled, for the `reason` that its `Cancelled` outcome has.
+    """The job was cancelled. `reason` is the reason in its `Cancelled` outcome, as a string.
 
-    An `Exception`, not an `asyncio.CancelledError`: that one always means that the caller himself was cancelled.
+    An `Exception`, not an `asyncio.CancelledError`: a `CancelledError` always means that the caller was cancelled.
     """
 
     def __init__(self, reason: str) -> None:
@@ -159,51 +159,51 @@ class _Crashed(PoolError):
 
 
 class JobCrashed(_Crashed):
-    """The job ended with `error`, which would do harm if it were raised to whoever awaits the job.
+    """The job raised `error`, which is not safe to re-raise in the task that awaits the job.
 
-    Such are `SystemExit`, `KeyboardInterrupt`, `GeneratorExit`, a `CancelledError` that nobody asked for (the job
-    awaited a task that was cancelled elsewhere), `StopIteration` and `StopAsyncIteration`.
+    These are `SystemExit`, `KeyboardInterrupt`, `GeneratorExit`, a `CancelledError` that is not a cancellation of the
+    job (the job awaited a task that was cancelled elsewhere), `StopIteration` and `StopAsyncIteration`.
     """
 
     who = "the job"
 
 
 class SourceCrashed(_Crashed):
-    """The iterable that a stream pulls its jobs from raised `error`, of the kinds that `JobCrashed` lists."""
+    """The iterable that a stream pulls its jobs from raised `error`, one of the exceptions that `JobCrashed` lists."""
 
     who = "the source of the stream"
 
 
 class ResourceDied(PoolError):
-    """The worker's resource left its context by itself while the job ran; `__cause__` is its error, if it had one."""
+    """The worker's resource left its context while the job was running; `__cause__` is its error, if it raised one."""
 
 
 class RetryAdvice(PoolError):
-    """What a handler raises to tell its pool of another attempt: `RetryAfter` or `Permanent`.
+    """Raised by a handler to control whether, and when, the job is retried: `RetryAfter` or `Permanent`.
 
-    `raise ... from error` makes `error` what the job failed with; without it, that is the advice itself. It counts if
-    the handler itself raises it, and not inside an exception group.
+    With `raise ... from error` the job fails with `error`, otherwise with the advice itself. Advice inside an exception
+    group has no effect: the handler must raise it directly.
     """
 
 
 class RetryAfter(RetryAdvice):
-    """The job failed, and another attempt makes sense, but not before `seconds` have passed.
+    """The job failed, and should be retried, but only after `seconds` seconds.
 
         except TooManyRequests as error:
             raise RetryAfter(float(error.headers["Retry-After"]), pause=True) from error
 
-    A floor under the backoff, whatever `Retry.on` says: jitter only adds to it, and `max_backoff` does not cap it. How
-    many attempts there are, `max_elapsed` and the budget count as ever.
+    `seconds` is the minimum of the backoff, whatever `Retry.on` is: jitter only adds to it, and `max_backoff` does not
+    cap it. The limits on attempts, `max_elapsed` and the budget apply as usual.
 
-    With `pause` no worker of the pool takes a job for so long: an HTTP 429 is meant for all of them.
+    With `pause=True` no worker of the pool takes a job for `seconds` seconds: an HTTP 429 applies to all of them.
 
-    The job fails with `error`, if this was the last attempt; with the advice itself if it was raised from nothing.
+    If this was the last attempt, the job fails with `error`, or with the advice itself if it has no cause.
 
     Raises:
-        TypeError, ValueError: `seconds` is not a number of seconds >= 0, or `pause` not a bool.
+        TypeError, ValueError: `seconds` is not a number of seconds >= 0, or `pause` is not a bool.
     """
 
-    # For subclasses that do not call this `__init__`.
+    # Defaults for subclasses that do not call this `__init__`.
     seconds: float = 0.0
     pause: bool = False
 
@@ -229,24 +229,24 @@ def _restored(kind: type[RetryAfter], args: tuple[object, ...], attributes: dict
 
 
 class Permanent(RetryAdvice):
-    """The job failed, and no other attempt makes sense, whatever the pool's `Retry` thinks.
+    """The job failed, and must not be retried, whatever the pool's `Retry` allows.
 
-    `raise Permanent("no such mailbox") from error`: the job fails with `error`; with the advice itself if it was raised
-    from nothing.
+    With `raise Permanent("no such mailbox") from error` the job fails with `error`; without a cause, with the advice
+    itself.
     """
 
 
 def recorded_error(error: BaseException) -> BaseException:
-    """What a job that raised `error` failed with: for advice about retries, the error that it was raised from."""
+    """Return the error to record for a job that raised `error`: the cause of a `RetryAdvice`, otherwise `error`."""
     if isinstance(error, RetryAdvice) and error.__cause__ is not None:
         return error.__cause__
     return error
 
 
 def is_safe_to_raise(error: BaseException) -> bool:
-    """Whether raising `error` to an innocent caller tells him of it, and does nothing else to him.
+    """Return whether raising `error` in another task informs the caller and has no other effect.
 
-    A `CancelledError` would end his task group silently, a `StopAsyncIteration` truncate his loop, a `SystemExit`
-    end his program: whatever is not an `Exception`, and the two that end iterations.
+    A `CancelledError` would silently end the caller's task group, a `StopAsyncIteration` would truncate its loop, and a
+    `SystemExit` would end the program. So only an `Exception` is safe, except the two that end iterations.
     """
     return isinstance(error, Exception) and not isinstance(error, (StopIteration, StopAsyncIteration))

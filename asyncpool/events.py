@@ -1,6 +1,6 @@
-"""What can be observed of a pool: a closed union of events, and the list of observers that get them.
+"""What can be observed of a pool: a closed union of events, and the list of observers that receive them.
 
-When each happens is decided where it happens; an observer that wants the time reads its own clock.
+The modules of `_core/` decide when each event occurs. Events have no timestamp: an observer reads its own clock.
 """
 
 from __future__ import annotations
@@ -42,30 +42,34 @@ class _Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStarted(_Event):
-    """The pool takes jobs."""
+    """The pool has started and accepts jobs."""
 
     workers: int
+    """The number of workers that it starts with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolResized(_Event):
-    """The number of workers that there should be has changed."""
+    """The target number of workers has changed."""
 
     old: int
+    """The target before."""
     new: int
+    """The target now."""
     reason: str
-    """Why, in a sentence: as the policy has put it."""
+    """The policy's reason, in a sentence."""
     figures: Mapping[str, float]
-    """The figures of the reason, by name, if the policy gives some."""
+    """The figures of the reason, by name, if the policy returned any."""
     load: PoolLoad | None
-    """What it was decided on; None before the pool is open."""
+    """The load that the decision is based on; None before the pool is open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolPaused(_Event):
-    """Workers take no jobs until the pool is resumed; or for `seconds`, as a job asked by `RetryAfter(pause=True)`."""
+    """Workers take no jobs until the pool is resumed, or until the pause of a `RetryAfter(pause=True)` is over."""
 
     seconds: float | None
+    """The length of the pause that a `RetryAfter` requested; None after `pause()`, which lasts until `resume()`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +79,10 @@ class PoolResumed(_Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStopping(_Event):
-    """The pool takes no new jobs; `drains` tells whether it finishes those that it has."""
+    """The pool accepts no new jobs."""
 
     drains: bool
+    """Whether it finishes the jobs that it has already accepted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,36 +90,47 @@ class PoolEnded(_Event):
     """The pool is closed."""
 
     report: ShutdownReport[Any]
+    """What it did not finish, as `close()` returns it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobAccepted(_Event):
-    """The pool has taken charge of a job."""
+    """The pool has accepted a job."""
 
     id: int
+    """The job's number in its pool."""
     job: Any
+    """The input, as it was submitted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobStarted(_Event):
-    """A worker has taken a job; its handler begins now, or as soon as the limiter lets it."""
+    """A worker has taken a job; its handler begins now, or as soon as the limiter allows."""
 
     id: int
+    """The job's number in its pool."""
     job: Any
+    """The input, as it was submitted."""
     attempt: int
+    """Which attempt this is, counted from 1."""
     worker: int
+    """The number of the worker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRetrying(_Event):
-    """An attempt has failed, and in `seconds` the job may be taken for the next one."""
+    """An attempt has failed, and the job will be retried after a backoff."""
 
     id: int
+    """The job's number in its pool."""
     job: Any
+    """The input, as it was submitted."""
     attempt: int
-    """The one that failed, counted from 1."""
+    """The attempt that failed, counted from 1."""
     error: BaseException
+    """What it raised."""
     seconds: float
+    """The backoff, in seconds: after it a worker can take the job again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,29 +138,35 @@ class JobEnded(_Event):
     """A job has its outcome."""
 
     id: int
+    """The job's number in its pool."""
     outcome: Outcome[Any, Any]
+    """The outcome, which also has the input."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobStuck(_Event):
-    """A running job was cancelled, or timed out, and has not ended `seconds` later: it holds its worker until then."""
+    """A running job was cancelled or timed out, and is still running. It keeps its worker busy until it stops."""
 
     id: int
+    """The job's number in its pool."""
     job: Any
+    """The input, as it was submitted."""
     worker: int
+    """The number of the worker."""
     seconds: float
+    """Seconds since the job was cancelled or timed out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourceFailed(_Event):
-    """A worker's resource could not be entered, could not be left, or ended by itself.
-
-    `retry_in` is in seconds; None if the worker does not enter it again after this.
-    """
+    """A worker's resource could not be entered, could not be left, or left its context by itself."""
 
     worker: int
+    """The number of the worker."""
     error: BaseException
+    """What the resource raised."""
     retry_in: float | None
+    """Seconds until the worker enters a resource again; None if it does not."""
 
 
 Event: TypeAlias = (
@@ -165,9 +187,9 @@ Observer: TypeAlias = Callable[[Event], None]
 
 
 class Observers:
-    """Those who get the events, in order. One that raises is dropped, and logged once: it never hurts a job.
+    """The observers of a pool, called in order. One that raises is removed and logged; jobs are not affected.
 
-    `any` is False while there are none, so that no event is made that nobody gets.
+    `any` is False while there are none, so that callers can skip creating an event.
     """
 
     __slots__ = ("_observers", "any", "interrupted")
@@ -180,11 +202,11 @@ class Observers:
             if not callable(observer):
                 raise TypeError(f"observers must be callables that take an event, got {observer!r}")
         self.any = bool(self._observers)
-        # Gets the KeyboardInterrupt that comes while an observer runs, and raises it where that does no harm.
+        # Receives a KeyboardInterrupt raised while an observer runs, and re-raises it where that is safe.
         self.interrupted: Callable[[KeyboardInterrupt], object] = _log.error
 
     def emit(self, event: Event) -> None:
-        """Give the event to each observer."""
+        """Call each observer with the event."""
         for observer in self._observers:
             try:
                 observer(event)
@@ -193,4 +215,4 @@ class Observers:
             except BaseException:
                 self._observers = tuple(other for other in self._observers if other is not observer)
                 self.any = bool(self._observers)
-                _log.exception("pool %r: observer %r raised and is dropped", event.pool, observer)
+                _log.exception("pool %r: observer %r raised an exception and is removed", event.pool, observer)

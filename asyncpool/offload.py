@@ -1,6 +1,6 @@
-"""`offload`: makes a handler of a synchronous function, which runs in threads or processes.
+"""`offload`: turns a synchronous function into a handler that runs it in threads or processes.
 
-Where a job runs is a wrapper around its handler, and not a kind of pool: all that the pool promises holds as it is.
+It wraps the handler and is not another kind of pool, so all guarantees of the pool hold unchanged.
 """
 
 from __future__ import annotations
@@ -21,33 +21,34 @@ ValueT = TypeVar("ValueT")
 
 
 class Offloaded(Generic[P, ValueT]):
-    """An async function that runs a synchronous one on an executor. Made by `offload`."""
+    """An async function that runs a synchronous one on an executor. Created by `offload`."""
 
     def __init__(self, fn: Callable[P, ValueT], executor: Executor | None) -> None:
         self._fn = fn
-        # As many threads as ever run at the same time, which the pool bounds; they end with this object.
+        # It has as many threads as calls ever ran at the same time, which the pool bounds; they end with this object.
         self._executor = ThreadPoolExecutor(1 << 30, "asyncpool offload") if executor is None else executor
-        self._keeps_context = isinstance(self._executor, ThreadPoolExecutor)  # a context cannot leave the process
+        # A context cannot be sent to another process.
+        self._keeps_context = isinstance(self._executor, ThreadPoolExecutor)
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> ValueT:
-        """Run the function on the executor and return what it returns, or raise what it raises.
+        """Run the function on the executor, wait for it, and return what it returns or raise what it raises.
 
-        Neither a thread nor a process can be told to stop. Cancelled before an executor has begun it, the call is
-        dropped; cancelled later, this waits on until the call has ended, and returns its value. So a job that was
-        cancelled, or timed out, holds its worker as long as its call runs (`stats.stuck` shows it after a while), and
-        never more calls run at the same time than the pool has workers.
+        A call that runs in a thread or process cannot be stopped. Cancelled before the executor has begun the call,
+        this drops it and raises `CancelledError`. Cancelled later, it waits until the call has ended, and returns its
+        value. So a job that was cancelled or timed out holds its worker as long as its call runs (after five seconds
+        it counts in `stats.stuck`), and never more calls run at the same time than the pool has workers.
         """
         call: Callable[[], ValueT] = _Call(self._fn, args, kwargs)
         if self._keeps_context:
             context = contextvars.copy_context()
             call = _Call(context.run, (call,), {})
         catcher = _Catcher(self._executor)
-        # Through the loop, though it adds nothing: a loop that keeps virtual time must know that a thread is at work.
+        # Goes through the loop only because a loop with virtual time must know that a thread is running.
         future = asyncio.get_running_loop().run_in_executor(catcher, call)
         is_cancelled = False
         while not future.done():
             try:
-                # Shielded once it was cancelled: a cancelled anyio scope cancels again at each turn of the loop.
+                # Shielded after the first cancellation: a cancelled anyio scope cancels again in each loop iteration.
                 with anyio.CancelScope(shield=is_cancelled):
                     await asyncio.wait([future])
             except asyncio.CancelledError:
@@ -61,7 +62,7 @@ class Offloaded(Generic[P, ValueT]):
 
 
 class _Call:
-    """A call to make elsewhere. A class and not a closure, so that it can be pickled for another process."""
+    """A call to make in a thread or process. A class and not a closure, so that it can be pickled."""
 
     def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._fn = fn
@@ -71,12 +72,12 @@ class _Call:
     def __call__(self) -> Any:
         try:
             return self._fn(*self._args, **self._kwargs)
-        except StopIteration as error:  # a future cannot carry it; the same answer as a coroutine's (PEP 479)
+        except StopIteration as error:  # a future cannot carry it; a coroutine does the same (PEP 479)
             raise RuntimeError("the offloaded function raised StopIteration") from error
 
 
 class _Catcher(Executor):
-    """An executor in front of another that catches the future: only that one can tell whether a call has begun."""
+    """An executor that forwards to another and keeps its future, which is needed to find out whether a call began."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
@@ -88,13 +89,13 @@ class _Catcher(Executor):
 
 
 def offload(fn: Callable[P, ValueT], executor: Executor | None = None) -> Offloaded[P, ValueT]:
-    """Make an async handler of a synchronous function: for work that keeps the CPU busy, or blocks.
+    """Return an async handler that runs a synchronous function: for work that keeps the CPU busy, or blocks.
 
     Args:
         fn: Called with the handler's arguments. In a thread it runs in the job's context, so that `current_job()`
             works there. For an executor of processes, function and arguments must be picklable.
-        executor: Any `concurrent.futures.Executor`, which stays the caller's to shut down. None: threads, as many as
-            the pool has workers.
+        executor: Any `concurrent.futures.Executor`; the caller shuts it down. None: threads, as many as the pool has
+            workers.
 
     Raises:
         TypeError: `fn` is not callable, or is an async function already; `executor` is not an Executor.
@@ -102,7 +103,7 @@ def offload(fn: Callable[P, ValueT], executor: Executor | None = None) -> Offloa
     if not callable(fn):
         raise TypeError(f"fn must be callable, got {fn!r}")
     if inspect.iscoroutinefunction(fn):
-        raise TypeError(f"{fn!r} is an async function: give it to the pool as it is")
+        raise TypeError(f"fn must be a synchronous function, got the async function {fn!r}: pass it to the pool as is")
     if executor is not None and not isinstance(cast("object", executor), Executor):
         raise TypeError(f"executor must be a concurrent.futures.Executor, got {executor!r}")
     return Offloaded(fn, executor)

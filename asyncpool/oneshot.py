@@ -1,6 +1,6 @@
-"""`asyncpool.map` and `asyncpool.outcomes`: a pool around one stream, made and closed with it.
+"""`asyncpool.map` and `asyncpool.outcomes`: one stream with a pool of its own, started and closed with it.
 
-What the stream does is `streams.py`; for more than one stream, make a `WorkerPool`.
+See `streams.py` for the stream. To run several streams, create a `WorkerPool`.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ class _OwnPoolChannel(FedChannel[ItemT_co]):
             self._life.cancel()
 
     def cancel_soon(self) -> None:
-        """Request the cancellation, from any thread and while the collector runs."""
+        """Schedule the cancellation. Can be called from any thread, and during garbage collection."""
         if self._is_begun:
             super().cancel_soon()
 
     async def aclose(self) -> None:
-        """Cancel what is queued or runs, close the source and the pool, and wait for them."""
+        """Cancel queued and running jobs, close the source and the pool, and wait for all of them."""
         await super().aclose()
         await self.finish()
 
@@ -102,11 +102,21 @@ def map(
     name: str = "map",
     **options: Any,
 ) -> Stream[Any]:
-    """Return a stream of the values of all jobs, through a pool of its own; see `WorkerPool.map`.
+    """Return a stream of the values of all jobs, which run in a pool of the stream's own; see `WorkerPool.map`.
 
-    The pool starts with the first step and is closed when the stream ends, is left or is cancelled: the error of a
-    failed job is raised once nothing runs any more. A first step that is cancelled while the pool starts (it enters a
-    resource) closes it: nothing was pulled then. All other arguments are those of `WorkerPool`.
+    The pool starts at the first step of the iteration, and is closed when the stream is exhausted, left or cancelled.
+    The error of a failed job is raised only when nothing is running any more. If the first step is cancelled while the
+    pool starts (it enters a resource), the pool is closed, and nothing has been pulled from `jobs`.
+
+    Args:
+        handler: `handler(job)`, or `handler(job, resource)` with a resource: an async function.
+        jobs: The inputs, an iterable or async iterable. Pulled lazily.
+        ordered: Whether values come in the order of the jobs, or as jobs complete.
+        name: The name of the pool, for logs, statistics and task names.
+        **options: The other arguments of `WorkerPool`; `workers` is required.
+
+    Raises:
+        TypeError, ValueError: An argument is not of its type or range.
     """
     check_names("map", options)
     parts = build_parts(handler, workers=workers, name=name, **options)
@@ -146,10 +156,19 @@ def outcomes(
     name: str = "outcomes",
     **options: Any,
 ) -> Stream[Any]:
-    """Return a stream of the outcomes of all jobs, through a pool of its own; see `WorkerPool.outcomes`.
+    """Return a stream of the outcomes of all jobs, which run in a pool of the stream's own; see `WorkerPool.outcomes`.
 
-    The pool starts with the first step and is closed when the stream ends, is left or is cancelled. All other arguments
-    are those of `WorkerPool`.
+    The pool starts at the first step of the iteration, and is closed when the stream is exhausted, left or cancelled.
+
+    Args:
+        handler: `handler(job)`, or `handler(job, resource)` with a resource: an async function.
+        jobs: The inputs, an iterable or async iterable. Pulled lazily.
+        ordered: Whether outcomes come in the order of the jobs, or as jobs complete.
+        name: The name of the pool, for logs, statistics and task names.
+        **options: The other arguments of `WorkerPool`; `workers` is required.
+
+    Raises:
+        TypeError, ValueError: An argument is not of its type or range.
     """
     check_names("outcomes", options)
     parts = build_parts(handler, workers=workers, name=name, **options)

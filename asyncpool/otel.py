@@ -1,7 +1,7 @@
 """Traces of jobs for OpenTelemetry: `PoolTracer` makes a span for each job (extra `otel`).
 
-It needs the API only; what becomes of the spans is decided by the SDK that the program sets up. With none, nothing is
-recorded. Whoever does not use it pays nothing: it is an observer and a wrapper around the handler.
+It needs only the OpenTelemetry API. The SDK that the program sets up exports the spans; without one, nothing is
+recorded. The tracer is an observer and a wrapper around the handler, so a pool without it has no extra cost.
 """
 
 from __future__ import annotations
@@ -35,43 +35,44 @@ _log = logging.getLogger("asyncpool")
 
 
 class PoolTracer:
-    """Makes a span for each job, from its acceptance to its end, and makes it the current span while the job runs.
+    """Creates a span for each job, from its acceptance to its outcome, and makes it current while the handler runs.
 
         tracer = PoolTracer()
         async with WorkerPool(tracer.wrap(fetch), workers=20, observers=[tracer]) as pool:
             ...
 
-    It has to be both: as an observer it sees each job begin and end, those that never run too; around the handler it is
-    where the job's context is, so that what the handler traces becomes a part of the job.
+    Both uses are needed. As an observer it sees when each job is accepted and settled, including jobs that never run.
+    Around the handler it runs in the job's context, so spans that the handler creates become children of the job's.
 
-    **Parent.** The span of a job is a child of the span that was current where the job was submitted (of a stream:
-    where `map()` or `outcomes()` was called), or the root of a new trace if there was none. A child and not a link: the
-    submitter has caused the job and mostly waits for it, so one trace shows a request with all that was done for it,
-    and a request that is not sampled costs no spans of jobs. It may end after its parent; backends bear that.
+    **Parent.** The span of a job is a child of the span that was current where the job was submitted (for a stream:
+    where `map()` or `outcomes()` was called), or the root of a new trace if there was none. It is a child and not a
+    link, because the submitter caused the job and usually waits for it: one trace shows a request with all its jobs,
+    and a request that is not sampled creates no spans for its jobs. A job's span can end after its parent; tracing
+    backends accept that.
 
-    **What a span tells.** Its name is "<pool> job"; its attributes are `asyncpool.pool`, `asyncpool.job.id`, and from
-    its end on `asyncpool.job.attempts`, `asyncpool.job.outcome` (succeeded, failed, cancelled), and
-    `asyncpool.job.cancel_reason` or `error.type`. Its events are `attempt` at the start of each, `exception` for each
-    that failed, and `stuck`. A failed job has the status ERROR. Inputs and values are not recorded: they may be secret,
-    or large. The handler may add what it likes to `opentelemetry.trace.get_current_span()`.
+    **Contents of a span.** Its name is "<pool> job". Its attributes are `asyncpool.pool` and `asyncpool.job.id`, and
+    when it ends also `asyncpool.job.attempts`, `asyncpool.job.outcome` (succeeded, failed, cancelled), and
+    `asyncpool.job.cancel_reason` or `error.type`. Its events are `attempt` at the start of each attempt, `exception`
+    for each that failed, and `stuck`. A failed job has the status ERROR. Inputs and values are not recorded, because
+    they can be secret or large. The handler can add attributes to `opentelemetry.trace.get_current_span()`.
 
-    One tracer serves any number of pools whose names differ.
+    One tracer can serve any number of pools, if their names differ.
 
     Args:
-        tracer_provider: Where the spans go; None: to the global provider.
+        tracer_provider: Creates the spans. None: the global provider.
     """
 
     def __init__(self, tracer_provider: trace.TracerProvider | None = None) -> None:
         self._tracer = trace.get_tracer("asyncpool", tracer_provider=tracer_provider)
-        # Of the jobs that have not ended, by pool and number.
+        # The spans of the jobs that are not settled, by pool and number.
         self._spans: dict[tuple[str, int], trace.Span] = {}
         self._has_observed = False
         self._has_warned = False
 
     def wrap(self, handler: Callable[P, Awaitable[ValueT]]) -> TracedHandler[P, ValueT]:
-        """Return a handler that does the same with the job's span as the current one.
+        """Return a handler that calls `handler` with the job's span as the current one.
 
-        For a pool whose jobs are called themselves: `wrap(lambda job: job())`.
+        For a pool without a handler, whose jobs are callables: `wrap(lambda job: job())`.
 
         Raises:
             TypeError: `handler` is not callable.
@@ -81,10 +82,10 @@ class PoolTracer:
         return TracedHandler(handler, self._span_of_current_job)
 
     def __call__(self, event: Event) -> None:
-        """Take an event in. For the pool."""
+        """Record an event in the span of its job: the tracer is an observer, which pools call."""
         self._has_observed = True
         if isinstance(event, JobAccepted):
-            # Called by whoever submits, so the current span is his.
+            # This runs in the submitter's context, so the current span is the submitter's.
             self._spans[event.pool, event.id] = self._tracer.start_span(
                 f"{event.pool} job", attributes={"asyncpool.pool": event.pool, "asyncpool.job.id": event.id}
             )
@@ -105,28 +106,28 @@ class PoolTracer:
         if span is None and not self._has_observed and not self._has_warned:
             self._has_warned = True
             _log.warning(
-                "pool %r: a handler is wrapped by a PoolTracer that is none of the observers, so there are no spans: "
-                "give it to WorkerPool(..., observers=[tracer]) too",
+                "pool %r: the handler is wrapped by a PoolTracer that is not an observer of the pool, so no spans are "
+                "created: pass it to WorkerPool(..., observers=[tracer]) too",
                 job.pool,
             )
         return span
 
 
 class TracedHandler(Generic[P, ValueT]):
-    """A handler that runs with its job's span as the current one. Made by `PoolTracer.wrap`."""
+    """A handler that runs with its job's span as the current one. Created by `PoolTracer.wrap`."""
 
     def __init__(
         self, handler: Callable[P, Awaitable[ValueT]], span_of_current_job: Callable[[], trace.Span | None]
     ) -> None:
         self._handler = handler
         self._span_of_current_job = span_of_current_job
-        # By this the pool knows the frame of the handler, whose locals a kept failure shall not keep.
+        # The pool finds the handler's frame by its code: a failure that is kept must not keep the frame's locals.
         self.__code__ = getattr(handler, "__code__", None)
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> ValueT:
-        """Call the handler, and return what it returns, or raise what it raises."""
+        """Call the handler, wait for it, and return what it returns or raise what it raises."""
         span = self._span_of_current_job()
-        # Not `use_span`: what the exception means for the job, the pool knows when its outcome is known.
+        # Not `use_span`, which records the exception: what it means for the job is known only with the outcome.
         token = None if span is None else context.attach(trace.set_span_in_context(span))
         try:
             value: ValueT = await call_handler(self._handler, *args, **kwargs)
@@ -157,6 +158,6 @@ def _end(span: trace.Span, outcome: Outcome[Any, Any]) -> None:
 def _record_exception(span: trace.Span, error: BaseException, attributes: dict[str, Any]) -> None:
     try:
         span.record_exception(error, attributes)
-    except Exception:  # an error whose own methods raise; one bad job may not end the tracing of all
+    except Exception:  # an error whose own methods raise: one bad job must not end the tracing of all jobs
         kind = type(error).__qualname__
         span.add_event("exception", {"exception.type": kind, "exception.message": safe_text(str, error), **attributes})

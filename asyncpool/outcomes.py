@@ -1,7 +1,7 @@
-"""How a job can end: `Succeeded`, `Failed` or `Cancelled`; and how a pool ended: `ShutdownReport`.
+"""The outcomes of a job, `Succeeded`, `Failed` and `Cancelled`, and the report of a closed pool, `ShutdownReport`.
 
-When a job ends, and as which of them, is decided in `_core/dispatch.py`; who gets the outcome, by whoever
-accepted the job.
+`_core/dispatch.py` decides when a job is settled and with which outcome, and delivers it to the handle, stream or group
+that submitted the job.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ ValueT_co = TypeVar("ValueT_co", covariant=True)
 
 
 class CancelReason(StrEnum):
-    """Who cancelled a job."""
+    """Why a job was cancelled."""
 
     HANDLE = "handle"
     """`JobHandle.cancel()`, or the caller of `run()` was cancelled."""
     STREAM = "stream"
     """The stream or group it belonged to was cancelled, or an earlier job of the same `map()` failed."""
     SHUTDOWN = "shutdown"
-    """The pool was closed or cancelled before the job was done."""
+    """The pool was closed or cancelled before the job completed."""
     ABANDONED = "abandoned"
-    """The pool closed, and the job ignored its cancellation for the whole grace period. Its task still runs."""
+    """The pool closed, and the job ignored its cancellation for the whole grace period. Its task is still running."""
 
 
 class _Ended(Generic[JobT_co]):
-    """What all outcomes have.
+    """What all outcomes have in common.
 
-    Read-only by properties over slots: a frozen dataclass of the same fields costs three times as much to make, and
-    one is made for each job.
+    Read-only by properties over slots: creating a frozen dataclass with the same fields takes three times as long, and
+    one is created per job.
     """
 
     __slots__ = ("_attempts", "_job", "_seconds_queued", "_seconds_running", "_worker")
@@ -58,7 +58,7 @@ class _Ended(Generic[JobT_co]):
 
     @property
     def attempts(self) -> int:
-        """How many attempts began; 0 if a worker never took the job."""
+        """The number of attempts that began; 0 if no worker took the job."""
         return self._attempts
 
     @property
@@ -68,15 +68,15 @@ class _Ended(Generic[JobT_co]):
 
     @property
     def seconds_queued(self) -> float:
-        """Seconds from acceptance until the handler began (waiting for the limiter included), or until the end.
+        """Seconds that the job waited, in its last attempt, until the handler began or until the job was settled.
 
-        Of the last attempt, from when the pause before it was over.
+        Counted from acceptance, or from the end of the backoff before that attempt. Includes waiting for the limiter.
         """
         return self._seconds_queued
 
     @property
     def seconds_running(self) -> float:
-        """Seconds that the handler ran in the last attempt; 0.0 if it never began."""
+        """Seconds that the handler ran in the last attempt; 0.0 if it did not begin."""
         return self._seconds_running
 
 
@@ -132,19 +132,22 @@ class Failed(_Ended[JobT_co]):
 
     @property
     def error(self) -> BaseException:
-        """What the handler raised, or a `JobTimeout`. Its traceback has the line numbers, and no values of locals."""
+        """What the handler raised, or the pool's own error, such as `JobTimeout`.
+
+        Its traceback has the line numbers, but not the values of local variables.
+        """
         return self._error
 
     def unwrap(self) -> NoReturn:
-        """Raise the job's own error; as a `JobCrashed` if it would harm an innocent caller."""
-        # The traceback is set back at each raise, or every reader would add his frames to the one object (bpo-45924).
+        """Raise the job's own error, or a `JobCrashed` if that is not safe to re-raise in the caller."""
+        # The traceback is reset before each raise, or every reader would add its frames to the one object (bpo-45924).
         error = self._error.with_traceback(self._traceback)
         if is_safe_to_raise(error):
             raise error
         raise JobCrashed(error)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A traceback cannot be pickled: the error travels without it.
+        # A traceback cannot be pickled, so the error is pickled without it.
         state = {"_" + name: getattr(self, name) for name in _FAILED_FIELDS} | {"_traceback": None}
         return _restore_failed, (state,)
 
@@ -163,7 +166,7 @@ def _restore_failed(state: dict[str, Any]) -> Failed[Any]:
 
 
 class Cancelled(_Ended[JobT_co]):
-    """The job was cancelled by its owner or by the pool's end. Matches as `Cancelled(job, reason)`."""
+    """The job was cancelled by its owner or by the pool. Matches as `Cancelled(job, reason)`."""
 
     __match_args__ = ("job", "reason")
     __slots__ = ("_reason", "_started")
@@ -184,12 +187,12 @@ class Cancelled(_Ended[JobT_co]):
 
     @property
     def reason(self) -> CancelReason:
-        """Who cancelled it."""
+        """Why it was cancelled."""
         return self._reason
 
     @property
     def started(self) -> bool:
-        """Whether the handler had begun, in any attempt: then the job may have had effects."""
+        """Whether the handler began, in any attempt. If so, the job might have had effects."""
         return self._started
 
     def unwrap(self) -> NoReturn:
@@ -201,29 +204,31 @@ class Cancelled(_Ended[JobT_co]):
 
 
 Outcome: TypeAlias = Succeeded[JobT_co, ValueT_co] | Failed[JobT_co] | Cancelled[JobT_co]
-"""The closed union of the ways in which a job ends."""
+"""The closed union of the outcomes of a job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unfinished(Generic[JobT_co]):
-    """An input that the pool hands back when it closes, because the job was not done."""
+    """An input that the pool hands back when it closes, because its job did not complete."""
 
     job: JobT_co
     """The input, as it was submitted."""
     started: bool
-    """Whether the handler had begun: then the job may have had effects, though it did not end."""
+    """Whether the handler began. If so, the job might have had effects, although it did not complete."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShutdownReport(Generic[JobT_co]):
-    """What a pool left undone when it closed. Empty, and false, if everything was done and everything was left well."""
+    """What a pool did not finish when it closed. Empty, and false, if all jobs completed and all resources were left
+    without an error.
+    """
 
     unfinished: Sequence[Unfinished[JobT_co]] = ()
-    """The inputs that were accepted and not done, in the order of submission; without those that their owner
+    """The inputs that were accepted but did not complete, in the order of submission, except those that their owner
     cancelled."""
     abandoned: Sequence[Unfinished[JobT_co]] = ()
-    """Jobs whose tasks ignored their cancellation: they may still run. They are among the unfinished, save those
-    that their owner had cancelled."""
+    """Jobs whose tasks ignored their cancellation, so they might still be running. They are also in `unfinished`,
+    except those that their owner had cancelled."""
     errors: Sequence[BaseException] = ()
     """What resources raised when they were left, and a `TimeoutError` for each that could not be left in time."""
 

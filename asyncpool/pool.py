@@ -1,16 +1,16 @@
-"""`WorkerPool`: the public face of a pool.
+"""`WorkerPool`: the public interface of a pool.
 
-What a call does in which state (the same table stands in docs/semantics.md, and tests/test_states.py walks it):
+What each call does in each state (docs/semantics.md has the same table, and tests/test_states.py checks every cell):
 
     state      submit, run, map ...   close                      cancel      pause, resume, resize   stats
     NEW        PoolNotStarted         -> CLOSED, empty report    the same    kept for the start      zeros
     STARTING   accepted, queued       start() raises PoolClosed  the same    done                    live
     OPEN       accepted               -> DRAINING                -> STOPPING done                    live
-    DRAINING   PoolClosed             may shorten it             -> STOPPING PoolClosed              live
-    STOPPING   PoolClosed             may shorten it             nothing     PoolClosed              live
+    DRAINING   PoolClosed             can shorten it             -> STOPPING PoolClosed              live
+    STOPPING   PoolClosed             can shorten it             nothing     PoolClosed              live
     CLOSED     PoolClosed             the report, at once        nothing     PoolClosed              last
 
-The options and their checks are `options.py`; what the calls do is in the parts of the pool, `_core/`.
+`options.py` has the options and their checks; the parts of a pool, in `_core/`, implement the calls.
 """
 
 from __future__ import annotations
@@ -58,34 +58,35 @@ class WorkerPool(Generic[JobT, ValueT]):
             async for page in pool.map(urls):
                 ...
 
-    Each job runs in a task of its own, with a copy of its submitter's context. The constructor needs no event loop; a
-    pool is started once, on one loop, and used from its thread.
+    Each job runs in a task of its own, with a copy of its submitter's context. The constructor needs no event loop. A
+    pool can be started once, on one loop, and must be used from the thread of that loop.
 
     Args:
         handler: `handler(job)`, or `handler(job, resource)` with a resource: an async function, or anything callable
-            that returns an awaitable. None: the jobs are zero-argument async callables themselves.
-        workers: How many jobs run at the same time; at least 1. Or what decides about it: `AutoScale`, `Adaptive`,
-            your own `ScalingPolicy`, or a function that is given the `PoolLoad` and returns a number.
-        queue_size: How many accepted jobs may wait for a worker. 0: none, a job is accepted when a worker is idle.
-            None: 10 times the workers, or the most that there may be.
-        max_delayed: While so many jobs wait for a time (their next attempt, the rate limit that not all jobs have), no
-            others are accepted. Those that were accepted already may come on top.
-        timeout: Seconds that one attempt at a job may take. The handler sees the deadline
-            (`anyio.current_effective_deadline()`) and is cancelled once when it is over.
-        retry: Which failed jobs are tried again, how often and when. Between two attempts a job holds no worker.
-        limiter: How many attempts may start in a time: a `RateLimit`, for all jobs; or `RateLimit.per_key`, or any
-            function of the job that returns its `RateLimit`. What must wait holds no worker, and jobs with other limits
-            go past it. Or an async context manager that any number of jobs may be in (a semaphore, an aiolimiter),
-            or a function that returns one: each attempt enters it, and holds its worker while it waits there.
-        resource: Makes an async context manager for each worker (a connection, a session). It is entered and left in
+            that returns an awaitable. None: each job is itself a zero-argument async callable.
+        workers: How many jobs run at the same time; at least 1. Or a policy that decides it: `AutoScale`, `Adaptive`,
+            your own `ScalingPolicy`, or a function that takes the `PoolLoad` and returns a number.
+        queue_size: How many accepted jobs can wait for a worker. 0: none, so a job is accepted only when a worker is
+            idle. None: 10 times the number of workers, or of the most workers that the policy allows.
+        max_delayed: While this many jobs are delayed (they wait for their next attempt, or for a rate limit that not
+            all jobs share), no others are accepted. Jobs accepted before can exceed the number.
+        timeout: Seconds that one attempt at a job can take. The handler can read the deadline
+            (`anyio.current_effective_deadline()`), and is cancelled once when it passes.
+        retry: Which failed jobs are retried, how often and when. Between two attempts a job holds no worker.
+        limiter: Limits how often attempts start: a `RateLimit` for all jobs; or `RateLimit.per_key`, or any function of
+            the job that returns its `RateLimit`. A job that must wait for its limit holds no worker, and jobs with
+            other limits overtake it. Or an async context manager that several jobs can be in at the same time (a
+            semaphore, an aiolimiter), or a function that returns one: each attempt enters it, and holds its worker
+            while it waits there.
+        resource: Creates an async context manager for each worker (a connection, a session). It is entered and left in
             one task, and replaced after a cancelled or timed-out job, and after an error that matches `recycle_on`.
         recycle_on: Which errors of a job replace its worker's resource: a type, a tuple of types, or a predicate.
-        priority: Smaller keys first, in the order of acceptance among equals. Strict: a steady flow of jobs with
-            smaller keys starves the others.
-        dead_letters: Where each job that failed for good is recorded: `DeadLetters`, `DeadLetterFile`, or your own.
+        priority: Returns a job's sort key. Jobs with smaller keys run first; equal keys run in the order of acceptance.
+            Strict: a steady flow of jobs with smaller keys starves the others.
+        dead_letters: Records each job that failed permanently: `DeadLetters`, `DeadLetterFile`, or your own.
         observers: Called with each event (see `asyncpool.events`), on the loop, between two steps of the pool. They
-            must not block. One that raises is dropped and logged.
-        name: For logs, statistics and task names.
+            must not block. An observer that raises is removed, which is logged.
+        name: Used in logs, statistics and task names.
 
     Raises:
         TypeError: An argument is not of its type; `handler` is not callable, or a generator function.
@@ -159,15 +160,15 @@ class WorkerPool(Generic[JobT, ValueT]):
     # -- Life --------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the pool; `async with pool:` does this and closes it at the end.
+        """Open the pool; `async with pool:` does this, and closes the pool at the end.
 
-        Waits for the first worker's resource, if there is one; the others follow in the background. Cancelled
-        meanwhile, the pool is closed.
+        Waits until the first worker has entered its resource, if the pool has one; the others follow in the background.
+        If the wait is cancelled, the pool is closed.
 
         Raises:
             PoolReused: The pool was started before.
-            PoolClosed: The pool was closed while it waited.
-            Exception: What the resource raised when it was entered; the pool is closed then.
+            PoolClosed: The pool was closed during the wait.
+            Exception: What the resource raised when it was entered; the pool is then closed.
         """
         await self._life.start()
 
@@ -180,25 +181,25 @@ class WorkerPool(Generic[JobT, ValueT]):
     ) -> None:
         phase = self._parts.state.phase
         if phase is Phase.STOPPING or (phase is Phase.DRAINING and (kind is None or isinstance(error, PoolClosed))):
-            await self._life.wait_closed()  # somebody has asked for the end already, and on what terms
+            await self._life.wait_closed()  # the end was already requested, with its own drain_timeout and grace
         else:
             self._request_stop(None if kind is None else 0.0, 5.0, "close")
             await self._life.wait_closed()
 
     async def close(self, *, drain_timeout: float | None = None, grace: float = 5.0) -> ShutdownReport[JobT]:
-        """End the pool and wait for its end. From any task of the pool's loop, any number of times.
+        """Close the pool and wait until it is closed. Can be called from any task of the pool's loop, repeatedly.
 
-        1. Stop the intake (`submit` raises `PoolClosed`, streams pull no more), and lift a `pause()`.
+        1. Close the intake (`submit` raises `PoolClosed`, streams stop pulling), and lift a `pause()`.
         2. Let queued, delayed and running jobs finish, for up to `drain_timeout` seconds (None: as long as it takes).
-        3. Settle what is queued or delayed as cancelled, then cancel what runs, and wait up to `grace` seconds for it
-           to end, the resources included.
-        4. Abandon and name what ignores its cancellation.
+        3. Settle queued and delayed jobs as cancelled, cancel running jobs, and wait up to `grace` seconds for them to
+           stop and for the resources to be left.
+        4. Abandon the jobs that ignore their cancellation, and list them in the report.
 
-        Cancelled while waiting, it goes to step 3 and waits on; cancelled again, to step 4; then it raises
-        `CancelledError`. A later call can only bring the steps forward, and gets the same report.
+        Cancelled while waiting, it proceeds to step 3 and keeps waiting; cancelled again, to step 4; then it raises
+        `CancelledError`. A later call can only bring the steps forward, and returns the same report.
 
         Returns:
-            The inputs that were not done, in the order of submission. Also kept as `pool.report`.
+            The report of what did not complete, with the inputs in the order of submission. Also kept as `pool.report`.
 
         Raises:
             PoolDeadlock: The caller is a job of this pool, which would wait for itself.
@@ -211,7 +212,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         return report
 
     def drain(self, *, drain_timeout: float | None = None, grace: float = 5.0) -> None:
-        """Ask for `close()` and return at once: for signal handlers, and for jobs that find that the work is done.
+        """Request what `close()` does, without waiting: for signal handlers, and for jobs that find the work complete.
 
         Raises:
             WrongLoop: The caller is not on the pool's loop, and the pool is not closed yet.
@@ -220,7 +221,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         self._request_stop(drain_timeout, grace, None)
 
     def cancel(self) -> None:
-        """Ask for step 3 of `close()` and return at once. Does nothing once the pool is closed.
+        """Request step 3 of `close()` without waiting. Does nothing if the pool is closed.
 
         Raises:
             WrongLoop: The caller is not on the pool's loop, and the pool is not closed yet.
@@ -238,45 +239,46 @@ class WorkerPool(Generic[JobT, ValueT]):
         self._life.stop(drain_timeout=drain_timeout, grace=grace)
 
     async def join(self) -> None:
-        """Wait until nothing is queued, delayed or running, for one moment. The pool stays open.
+        """Wait until, at some instant, no job is queued, delayed or running. The pool stays open.
 
-        Jobs that streams have not pulled yet are not waited for. Cancel-safe.
+        Does not wait for jobs that streams have not pulled yet. Cancel-safe.
 
         Raises:
             PoolDeadlock: The caller is a job of this pool, which would wait for itself.
-            PoolNotStarted, WrongLoop: The pool is not started, or not on this loop.
+            PoolNotStarted, WrongLoop: The pool is not started, or runs on another loop.
         """
         self._parts.state.check_started()
         self._check_not_in_job("join")
         await self._parts.queue.join()
 
     def pause(self) -> None:
-        """Let workers finish their jobs and take no more until `resume()`. The queue fills, then submitters wait.
+        """Let workers finish their jobs but take no others until `resume()`. The queue fills, then submitters wait.
 
         Raises:
-            PoolClosed, WrongLoop: The pool is closing, or not on this loop.
+            PoolClosed, WrongLoop: The pool is closing, or runs on another loop.
         """
         self._parts.state.check_not_closing()
         self._parts.pauses.pause()
 
     def resume(self) -> None:
-        """Let workers take jobs again. A pause that a job asked for by `RetryAfter` ends by itself, and not by this.
+        """Let workers take jobs again after `pause()`. Does not shorten a pause that a job requested by `RetryAfter`.
 
         Raises:
-            PoolClosed: The pool is closing; that has lifted the pause.
+            PoolClosed: The pool is closing, which has already lifted the pause.
             WrongLoop: The caller is not on the pool's loop.
         """
         self._parts.state.check_not_closing()
         self._parts.pauses.resume()
 
     def resize(self, workers: Workers) -> None:
-        """Change the number of workers, or the policy that decides about it, now.
+        """Change the number of workers, or the policy that decides it, without waiting.
 
-        New workers begin at once, surplus ones retire after their job. A policy begins with the workers that there are.
+        New workers start at once; surplus workers retire, busy ones when their job ends. A new policy starts from the
+        current number of workers.
 
         Raises:
-            TypeError, ValueError: `workers` is not an int >= 1, nor a policy.
-            PoolClosed, WrongLoop: The pool is closing, or not on this loop.
+            TypeError, ValueError: `workers` is neither an int >= 1 nor a policy.
+            PoolClosed, WrongLoop: The pool is closing, or runs on another loop.
         """
         policy = as_policy(workers)
         self._parts.state.check_not_closing()
@@ -285,13 +287,14 @@ class WorkerPool(Generic[JobT, ValueT]):
     # -- Intake ------------------------------------------------------------------------------------------------------
 
     async def submit(self, job: JobT) -> JobHandle[JobT, ValueT]:
-        """Hand a job to the pool, and return its handle.
+        """Submit a job to the pool, and return its handle.
 
-        Waits while the pool is full, first come first served over all who wait. Cancel-safe: cancelled while
-        waiting, the job was not submitted. Never runs the handler itself.
+        Waits while the pool is full; all waiting submitters and streams are served in the order of their calls. Does
+        not wait for the job, and never runs the handler itself. Cancel-safe: if the wait is cancelled, the job was not
+        submitted.
 
         Raises:
-            PoolNotStarted, PoolClosed, WrongLoop: The pool takes no jobs from here, or not now.
+            PoolNotStarted, PoolClosed, WrongLoop: The pool does not accept jobs from this loop, or not now.
             PoolDeadlock: All workers run jobs that wait for this pool, and this wait was the newest.
             Exception: What `priority` raised; then the job was not submitted.
         """
@@ -302,11 +305,11 @@ class WorkerPool(Generic[JobT, ValueT]):
         return JobHandle(self._accept(job))
 
     def submit_nowait(self, job: JobT) -> JobHandle[JobT, ValueT]:
-        """Hand a job to the pool if there is room now and nobody has been waiting for it, and return its handle.
+        """Submit a job without waiting, and return its handle.
 
         Raises:
-            QueueFull: There is no room, or others wait for it.
-            PoolNotStarted, PoolClosed, WrongLoop: The pool takes no jobs from here, or not now.
+            QueueFull: The pool has no room, or others are already waiting for it.
+            PoolNotStarted, PoolClosed, WrongLoop: The pool does not accept jobs from this loop, or not now.
             Exception: What `priority` raised; then the job was not submitted.
         """
         self._parts.state.check_open()
@@ -315,18 +318,23 @@ class WorkerPool(Generic[JobT, ValueT]):
         return JobHandle(self._accept(job))
 
     async def run(self, job: JobT, *, if_full: Literal["wait", "raise"] = "wait") -> ValueT:
-        """Submit a job, wait for it and return its value, or raise its error.
+        """Submit a job, wait for it, and return its value or raise its error.
 
-        If the caller is cancelled, so is the job, and the cancellation waits until it has ended; if it ignores that,
-        for five seconds, after which it is called stuck (`stats.stuck`).
+        If the caller is cancelled, the job is cancelled too, and this waits until the job has ended before it raises.
+        If the job ignores its cancellation, it waits five seconds; after that the job counts in `stats.stuck`.
+
+        Args:
+            job: The input.
+            if_full: What to do while the pool is full: "wait" for room as `submit` does, or "raise" `QueueFull`.
 
         Raises:
-            QueueFull: `if_full` is "raise", and there is no room or others wait for it.
+            QueueFull: `if_full` is "raise", and the pool has no room or others are already waiting for it.
+            ValueError: `if_full` is neither "wait" nor "raise".
             JobCancelled: The job was cancelled, for instance because the pool was closed.
-            JobCrashed: The job ended with something that must not be raised to an innocent caller.
+            JobCrashed: The job raised an exception that is not safe to re-raise in the caller.
             PoolDeadlock: All workers run jobs that wait for this pool, and this wait was the newest.
-            PoolNotStarted, PoolClosed, WrongLoop: The pool takes no jobs from here, or not now.
-            Exception: The job's own.
+            PoolNotStarted, PoolClosed, WrongLoop: The pool does not accept jobs from this loop, or not now.
+            Exception: The job's own error, or what `priority` raised.
         """
         if if_full not in ("wait", "raise"):
             raise ValueError(f'if_full must be "wait" or "raise", got {if_full!r}')
@@ -339,10 +347,10 @@ class WorkerPool(Generic[JobT, ValueT]):
         completion = self._accept(job)
         try:
             outcome: Outcome[JobT, ValueT] = await completion.outcome()
-        except asyncio.CancelledError:  # of the caller: this never raises one for the job
+        except asyncio.CancelledError:  # of the caller: outcome() never raises one for the job
             if completion.cancel():
                 with anyio.CancelScope(shield=True):
-                    await completion.wait(is_cancelled=True)  # not outcome(): a failure that nobody gets is counted
+                    await completion.wait(is_cancelled=True)  # not outcome(), so that a failure counts as unread
             raise
         except PoolDeadlock:
             completion.cancel()
@@ -352,14 +360,17 @@ class WorkerPool(Generic[JobT, ValueT]):
     def map(self, jobs: Iterable[JobT] | AsyncIterable[JobT], *, ordered: bool = True) -> Stream[ValueT]:
         """Return a stream of the jobs' values: in the order of the jobs, or as they complete.
 
-        Lazy in, streaming out: jobs are pulled as there is room, and at most `queue_size` + `workers` are accepted and
-        not yet delivered (those that wait for a time are not counted). The first failure in the order of the jobs is
-        raised after the values before it. As soon as a job fails, the stream pulls no more and cancels the jobs after
-        it (all others, if not `ordered`); the pool lives on. Leaving the loop early cancels the stream; `async with`
-        also waits for that.
+        Jobs are pulled lazily, as there is room: at most `queue_size` + `workers` jobs are accepted but not yet
+        delivered (delayed jobs do not count). The first failure, in the order of the jobs, is raised after the values
+        before it. As soon as a job fails, the stream stops pulling, and cancels the jobs after it (all others, if not
+        `ordered`); the pool stays open. Leaving the loop early cancels the stream; `async with` also waits for that.
 
-        An error of the source is raised after what was accepted has been delivered; so is `PoolClosed`, if the pool
-        closes before the source is exhausted.
+        An error of the source is raised after the accepted jobs have been delivered. So is `PoolClosed`, if the pool
+        closes before the source is exhausted. Nothing is raised before the first step of the iteration.
+
+        Args:
+            jobs: The inputs, an iterable or async iterable.
+            ordered: Whether values come in the order of the jobs, or as jobs complete.
         """
         return Stream(FedChannel(self._parts, jobs, ordered=ordered, raises=True))
 
@@ -368,20 +379,24 @@ class WorkerPool(Generic[JobT, ValueT]):
     ) -> Stream[Outcome[JobT, ValueT]]:
         """Return a stream of the jobs' outcomes, `Succeeded`, `Failed` or `Cancelled`: as they complete, or in order.
 
-        Never raises for a job; for the rest as `map`.
+        The failure of a job raises nothing and cancels no other job. In all else it behaves as `map`.
+
+        Args:
+            jobs: The inputs, an iterable or async iterable.
+            ordered: Whether outcomes come in the order of the jobs, or as jobs complete.
         """
         return Stream(FedChannel(self._parts, jobs, ordered=ordered, raises=False))
 
     def group(self, *, ordered: bool = False, window: int | None = None) -> Group[JobT, ValueT]:
-        """Return a results channel: submit to it from anywhere, and one reader iterates its outcomes.
+        """Return a results channel: any task can submit to it, and one reader iterates its outcomes.
 
         Args:
             ordered: Whether outcomes come in the order of submission, or as jobs complete.
-            window: How many jobs may be submitted and not read; None: `queue_size` + `workers`, without those that
-                wait for a time.
+            window: How many jobs can be submitted but not read. None: `queue_size` + `workers`, not counting delayed
+                jobs.
 
         Raises:
-            PoolNotStarted, PoolClosed, WrongLoop: The pool takes no jobs from here, or not now.
+            PoolNotStarted, PoolClosed, WrongLoop: The pool does not accept jobs from this loop, or not now.
             TypeError, ValueError: `window` is not an int >= 1.
         """
         self._parts.state.check_open()
@@ -405,11 +420,11 @@ class WorkerPool(Generic[JobT, ValueT]):
         try:
             accepted = parts.dispatcher.accept(job, NULL_SINK, copy_context())
         except BaseException:
-            parts.queue.line.wake_next()  # the place goes to the next
+            parts.queue.line.wake_next()  # the next submitter gets the place
             raise
         return Completion(accepted, parts)
 
-    # -- What is known -----------------------------------------------------------------------------------------------
+    # -- Inspection --------------------------------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
@@ -418,7 +433,7 @@ class WorkerPool(Generic[JobT, ValueT]):
 
     @property
     def stats(self) -> PoolStats:
-        """A snapshot of what the pool counts; its first law holds at every moment."""
+        """A snapshot of the pool's counters; the equation in `PoolStats` holds in each snapshot."""
         return self._parts.stats()
 
     @property
@@ -428,32 +443,32 @@ class WorkerPool(Generic[JobT, ValueT]):
 
     @property
     def state(self) -> str:
-        """Where in its life the pool is: "new", "starting", "open", "draining", "stopping" or "closed"."""
+        """The state of the pool: "new", "starting", "open", "draining", "stopping" or "closed"."""
         return self._parts.state.phase.value
 
     @property
     def is_paused(self) -> bool:
-        """Whether workers take no jobs: because of `pause()`, or of a job that raised `RetryAfter(..., pause=True)`."""
+        """Whether workers take no jobs, because of `pause()` or a job that raised `RetryAfter(..., pause=True)`."""
         return self._parts.pauses.is_reported
 
     @property
     def queue_size(self) -> int:
-        """How many accepted jobs may wait for a worker now; it may grow and shrink with the most workers."""
+        """How many accepted jobs can wait for a worker now. Can change when `resize` changes the most workers."""
         return self._parts.queue.maxsize
 
     @property
     def waiting_submitters(self) -> int:
-        """How many callers of `submit` and streams wait for room in the pool now."""
+        """How many callers of `submit` and `run`, and streams, are waiting for room in the pool now."""
         return len(self._parts.queue.line.waiting)
 
     @property
     def dead_letters(self) -> DeadLetterSink[JobT] | None:
-        """Where the jobs that failed for good are recorded, as it was given."""
+        """The sink that records jobs that failed permanently, as it was passed to the constructor."""
         return self._dead_letters
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The event loop that the pool was started on; None before."""
+        """The event loop that the pool was started on; None before it was started."""
         return self._parts.state.loop if self._parts.state.is_bound else None
 
     def __repr__(self) -> str:

@@ -1,7 +1,7 @@
 """Metrics of pools for Prometheus: `PoolCollector`, for a registry of `prometheus_client` (extra `prometheus`).
 
-It reads `pool.stats` at each scrape, so that the pool's work costs nothing more than before. How the metrics are served
-is `prometheus_client`'s; docs/metrics.md lists them.
+It reads `pool.stats` at each scrape, so jobs have no extra cost. `prometheus_client` serves the metrics, and
+docs/metrics.md lists them.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ except ModuleNotFoundError as error:
 __all__ = ["PoolCollector"]
 
 _STATES = ("new", "starting", "open", "draining", "stopping", "closed")
-# Every fourth bound of the pool's own, from the 16th on: each doubling from 16 us to 72 minutes. So what is read from
-# them is exact, and a quantile is off by less than a factor of two. The finer ones would be 129 series per histogram.
+# Every fourth of the pool's own bounds, from the 16th on: doubling from 16 us to 72 minutes. So the counts are exact,
+# and a quantile is off by less than a factor of two. All of the pool's bounds would be 129 series per histogram.
 _FIRST_BOUND, _BOUND_STEP = 16, 4
-# Held while a closed pool is read that no loop runs any more: two scrapes at once would sort its histograms twice.
+# Held while reading a closed pool whose loop no longer runs: two scrapes at once would sort its histograms twice.
 _reading_closed = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
-    """What is to be told of a pool, of one moment."""
+    """What is reported of a pool, all read at the same instant."""
 
     stats: PoolStats
     state: str
@@ -60,9 +60,9 @@ class _Snapshot:
 
 
 def _look(pool: WorkerPool[Any, Any]) -> _Snapshot:
-    """Read a pool. Where its loop runs: in any other thread, its loop may change it meanwhile."""
+    """Read a pool. Call it in the thread of the pool's loop: in another, the pool could change while it is read."""
     letters = pool.dead_letters
-    # Not `len()` of whatever has one: a file is read for that, a table is asked.
+    # Not `len()` of any store that has it: that could read a file or query a table.
     store = letters if isinstance(letters, DeadLetters) else None
     return _Snapshot(
         stats=pool.stats,
@@ -84,24 +84,25 @@ class PoolCollector:
         REGISTRY.register(PoolCollector(pool))
         start_http_server(9000, addr="127.0.0.1")
 
-    One collector takes any number of pools, before, while and after they run; a registry takes one collector (or more,
-    with namespaces of their own). The label `pool` is the pool's name, so names must differ.
+    One collector can have any number of pools, before, while and after they run. A registry can have one collector, or
+    several with different namespaces. The label `pool` is the pool's name, so names must differ.
 
-    **Threads.** It may be scraped anywhere: on the loop of the pools (an aiohttp or ASGI handler), or in another thread
-    (`start_http_server`). A pool is always read on its own loop, between two of its steps, so that its figures belong
-    to one moment and add up: from elsewhere the loop is asked, and `timeout` bounds the wait, for all pools together. A
-    pool whose loop does not answer in time, because something blocks it, has `loop_responding` 0 and no other metric
-    in that scrape; the scrape itself succeeds.
+    **Threads.** It can be scraped on the loop of the pools (an aiohttp or ASGI handler), or in any other thread
+    (`start_http_server`). A pool is always read on its own loop, between two of its steps, so that all its figures
+    belong to the same instant and add up. A scrape in another thread schedules that on the loop and waits for it;
+    `timeout` bounds the wait, for all pools together. If a pool's loop does not answer in time, because something
+    blocks it, that scrape has `loop_responding` 0 for the pool and none of its other metrics; the scrape succeeds.
 
     Args:
-        pools: The pools; more by `add`.
-        namespace: What the names of the metrics begin with.
-        timeout: How many seconds a scrape waits for the loops of the pools, at most. Below the scrape timeout of your
-            Prometheus (10 by default).
+        pools: The pools; `add` adds more.
+        namespace: The prefix of the names of the metrics.
+        timeout: How many seconds a scrape waits for the loops of the pools, at most. Must be below the scrape timeout
+            of your Prometheus (10 seconds by default).
 
     Raises:
-        TypeError: One of `pools` is not a `WorkerPool`, or `timeout` not a number.
-        ValueError: Two pools have the same name; `namespace` cannot begin the name of a metric; `timeout` is not > 0.
+        TypeError: One of `pools` is not a `WorkerPool`, or `timeout` is not a number.
+        ValueError: Two pools have the same name, or one that cannot be encoded as UTF-8; `namespace` is not a valid
+            prefix of a metric's name; `timeout` is not > 0.
     """
 
     def __init__(self, *pools: WorkerPool[Any, Any], namespace: str = "asyncpool", timeout: float = 1.0) -> None:
@@ -111,20 +112,20 @@ class PoolCollector:
             )
         self._namespace = namespace
         self._timeout = check_seconds("timeout", timeout, positive=True)
-        self._lock = threading.Lock()  # held, for moments only, while the two below change
+        self._lock = threading.Lock()  # held, only briefly, while the two attributes below change
         self._pools: dict[str, WorkerPool[Any, Any]] = {}
-        # What a loop was asked last. Before it has answered, it is not asked again: a blocked loop would collect
-        # questions (test_a_blocked_loop_is_asked_once_and_answers_with_what_is_true_then).
+        # The last read that was scheduled on the loop of each pool. While it is pending, no other is scheduled, or they
+        # would pile up on a blocked loop (test_a_blocked_loop_is_asked_once_and_answers_with_what_is_true_then).
         self._asked: WeakKeyDictionary[WorkerPool[Any, Any], Future[_Snapshot]] = WeakKeyDictionary()
         for pool in pools:
             self.add(pool)
 
     def add(self, pool: WorkerPool[Any, Any]) -> None:
-        """Collect the metrics of a pool too. From any thread.
+        """Add a pool to those whose metrics are collected. Can be called from any thread.
 
         Raises:
             TypeError: `pool` is not a `WorkerPool`.
-            ValueError: A pool of this name is collected already, or the name cannot be written as UTF-8.
+            ValueError: A pool with this name is already collected, or the name cannot be encoded as UTF-8.
         """
         if not isinstance(pool, WorkerPool):
             raise TypeError(f"a PoolCollector takes WorkerPools, got {pool!r}")
@@ -132,21 +133,23 @@ class PoolCollector:
             pool.name.encode()
         except UnicodeEncodeError:
             raise ValueError(
-                f"the name {pool.name!r} is no label for Prometheus: it cannot be written as UTF-8"
+                f"the name of a pool must be encodable as UTF-8, to be a label for Prometheus, got {pool.name!r}"
             ) from None
         with self._lock:
             if pool.name in self._pools:
                 raise ValueError(
-                    f"a pool named {pool.name!r} is collected already, and the figures of two would be mixed: give "
+                    f"a pool named {pool.name!r} is already collected, and the figures of the two would be mixed: give "
                     "each its own WorkerPool(..., name=...), or remove() the first"
                 )
             self._pools[pool.name] = pool
 
     def remove(self, pool: WorkerPool[Any, Any]) -> None:
-        """Collect the metrics of a pool no more. From any thread. For pools that come and go: else they are kept.
+        """Stop collecting the metrics of a pool. Can be called from any thread.
+
+        Use it for short-lived pools: the collector keeps a reference to each pool until it is removed.
 
         Raises:
-            ValueError: This very pool is not collected.
+            ValueError: The pool is not collected; a pool with the same name is another pool.
         """
         with self._lock:
             if self._pools.get(pool.name) is not pool:
@@ -154,14 +157,14 @@ class PoolCollector:
             del self._pools[pool.name]
 
     def describe(self) -> list[Metric]:
-        """Return the metrics without their values, for the registry: it refuses names that are taken."""
+        """Return the metrics without values, from which the registry detects names that are already taken."""
         return _Families(self._namespace).all
 
     def collect(self) -> Iterator[Metric]:
-        """Return the metrics of all pools now, for the registry. From any thread; waits for at most `timeout` seconds.
+        """Return the current metrics of all pools; called by the registry. Can be called from any thread.
 
-        On the loop of the pools it waits for nothing. For pools of another loop it blocks the caller's thread, so also
-        the caller's loop.
+        For pools of the running loop it does not wait. For pools of another loop it blocks the calling thread, and so
+        also the loop that runs in it, for up to `timeout` seconds in all.
         """
         families = _Families(self._namespace)
         for name, snapshot in self._snapshots():
@@ -176,18 +179,18 @@ class PoolCollector:
         return [(name, _answer(answer)) for name, answer in answers]
 
     def _look_or_ask(self, pool: WorkerPool[Any, Any]) -> _Snapshot | Future[_Snapshot] | None:
-        """Read a pool if that can be done here; else ask its loop. None: nobody can, for now."""
+        """Read a pool if that is possible in this thread; otherwise schedule that on its loop. None: neither works."""
         loop = pool.loop
         if loop is None:
             snapshot = _look(pool)
-            loop = pool.loop  # once more: if it was started while we looked, that was not a look at one moment
+            loop = pool.loop  # again: if the pool was started during the read, the snapshot can be inconsistent
             if loop is None:
                 return snapshot
         if loop is _running_loop():
             return _look(pool)
         if not loop.is_running():
             if pool.state != "closed":
-                return None  # between two `run_until_complete`: the next may begin while we read
+                return None  # between two `run_until_complete`: the next could begin while we read
             with _reading_closed:
                 return _look(pool)
         with self._lock:
@@ -196,7 +199,7 @@ class PoolCollector:
                 asked = Future[_Snapshot]()
                 try:
                     loop.call_soon_threadsafe(_fill, asked, pool)
-                except RuntimeError:  # it was closed just now
+                except RuntimeError:  # the loop was closed meanwhile
                     return None
                 self._asked[pool] = asked
             return asked
@@ -223,7 +226,7 @@ def _answer(answer: _Snapshot | Future[_Snapshot] | None) -> _Snapshot | None:
 
 
 class _Families:
-    """The metrics of one scrape: all names and texts, and which figure goes where."""
+    """The metrics of one scrape: their names, help texts and values."""
 
     def __init__(self, namespace: str) -> None:
         self.all: list[Metric] = []
@@ -245,49 +248,47 @@ class _Families:
 
         self._responding = gauge(
             "loop_responding",
-            "1 if the pool's event loop answered this scrape in time; 0 if something blocks it, or if it has stopped.",
+            "1 if the pool's event loop answered this scrape in time; 0 if it is blocked or has stopped.",
         )
-        self._state = gauge("pool_state", "1 for the state that the pool is in, 0 for the others.", "state")
+        self._state = gauge("pool_state", "1 for the current state of the pool, 0 for the others.", "state")
         self._paused = gauge("pool_paused", "1 while workers take no jobs because the pool is paused.")
         self._submitted = counter("jobs_submitted", "Jobs accepted.")
         self._ended = counter("jobs_ended", "Jobs ended, by outcome: succeeded, failed or cancelled.", "outcome")
         self._jobs = gauge(
             "jobs",
-            "Jobs not ended: queued (wait for a worker), delayed (wait for their next attempt or their rate limit) or "
-            "running (hold a worker).",
+            "Unsettled jobs: queued (waiting for a worker), delayed (waiting for their next attempt or rate limit) or "
+            "running (holding a worker).",
             "state",
         )
-        self._stuck = gauge("stuck_jobs", "Running jobs that were cancelled over five seconds ago and have not ended.")
+        self._stuck = gauge("stuck_jobs", "Running jobs that were cancelled over five seconds ago.")
         self._peak = gauge("running_jobs_peak", "The most jobs that ever ran at the same time.")
-        self._queue_size = gauge("queue_size", "How many jobs may wait for a worker.")
-        self._waiting = gauge("submitters_waiting", "Submitters and streams that wait for room in the pool.")
-        self._workers = gauge(
-            "workers", "Workers there are, idle and busy, without those that wait for their resource."
-        )
-        self._target = gauge("workers_target", "Workers there should be now, as the scaling policy has decided.")
-        self._most = gauge("workers_max", "Workers there may be.")
-        self._retries = counter("retries", "Failed attempts after which the job was put off to another attempt.")
-        self._turned_away = counter("submissions_rejected", "Jobs turned away because the pool was full (QueueFull).")
-        self._rejected = counter("retries_rejected", "Retries denied because the retry budget was exhausted.")
+        self._queue_size = gauge("queue_size", "How many jobs can wait for a worker.")
+        self._waiting = gauge("submitters_waiting", "Submitters and streams that are waiting for room in the pool.")
+        self._workers = gauge("workers", "Idle and busy workers, without those that are waiting for their resource.")
+        self._target = gauge("workers_target", "The number of workers that the scaling policy has decided on.")
+        self._max = gauge("workers_max", "The maximum number of workers.")
+        self._retries = counter("retries", "Failed attempts after which another attempt was scheduled.")
+        self._rejected = counter("submissions_rejected", "Jobs rejected because the pool was full (QueueFull).")
+        self._retries_rejected = counter("retries_rejected", "Retries denied because the retry budget was exhausted.")
         self._unread = counter(
-            "unread_failures", "Failures delivered to nobody: a handle was dropped, a stream was cancelled."
+            "unread_failures", "Failures that were never retrieved: a handle was dropped, a stream was cancelled."
         )
-        self._recorded = counter("dead_letters_recorded", "Jobs that failed for good and went to the dead letters.")
+        self._recorded = counter("dead_letters_recorded", "Jobs that failed permanently and have a dead letter.")
         self._stored = gauge(
             "dead_letters_stored",
-            "Dead letters in the store, if that is in memory. A store that pools share is shown by each of them.",
+            "Dead letters in the store, if it is in memory. Pools that share a store all report the same number.",
         )
         self._dropped = counter(
             "dead_letters_dropped",
-            "Dead letters that the store in memory dropped because it was full. As of the store, if pools share it.",
+            "Dead letters that a store in memory dropped because it was full. The same for pools that share a store.",
         )
         self._seconds_queued = histogram(
-            "attempt_queued_seconds", "From acceptance, or the end of the backoff, until the handler began."
+            "attempt_queued_seconds", "Time from acceptance, or the end of the backoff, until the handler began."
         )
-        self._seconds_running = histogram("attempt_running_seconds", "How long the handler ran, of each attempt.")
+        self._seconds_running = histogram("attempt_running_seconds", "Time that the handler ran, per attempt.")
 
     def add(self, pool: str, snapshot: _Snapshot | None) -> None:
-        """Add the figures of a pool; None: there are none now."""
+        """Add the figures of a pool; None: its loop did not answer."""
         self._responding.add_metric([pool], snapshot is not None)
         if snapshot is None:
             return
@@ -308,10 +309,10 @@ class _Families:
         self._waiting.add_metric([pool], snapshot.waiting_submitters)
         self._workers.add_metric([pool], stats.workers)
         self._target.add_metric([pool], stats.target_workers)
-        self._most.add_metric([pool], stats.max_workers)
+        self._max.add_metric([pool], stats.max_workers)
         self._retries.add_metric([pool], stats.retries)
-        self._turned_away.add_metric([pool], stats.rejected)
-        self._rejected.add_metric([pool], stats.retries_rejected)
+        self._rejected.add_metric([pool], stats.rejected)
+        self._retries_rejected.add_metric([pool], stats.retries_rejected)
         self._unread.add_metric([pool], stats.unread_failures)
         if snapshot.has_dead_letters:
             self._recorded.add_metric([pool], stats.failed)
@@ -323,7 +324,7 @@ class _Families:
 
 
 def _buckets(distribution: Distribution) -> list[tuple[str, float]]:
-    """The buckets as Prometheus has them: each with all that is not longer than its bound."""
+    """Return cumulative buckets, as Prometheus needs them: each counts all durations up to its bound."""
     bounds = distribution.bounds[_FIRST_BOUND::_BOUND_STEP]
     reached = list(accumulate(distribution.buckets))[_FIRST_BOUND:-1:_BOUND_STEP]
     return [*((repr(bound), count) for bound, count in zip(bounds, reached, strict=True)), ("+Inf", distribution.count)]

@@ -1,6 +1,6 @@
-"""When a failed job is tried again: `Retry`, and `RetryBudget`, which keeps an outage from doubling the load.
+"""When a failed job is retried: `Retry`, and `RetryBudget`, which keeps retries from making an outage worse.
 
-Pure: an attempt's number and error in, seconds out. The waiting, and who may go on meanwhile, is the pool's.
+Pure: an attempt's number and error in, seconds out. The pool does the waiting (`_core/retries.py`).
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ __all__ = ["Retry", "RetryBudget", "RetryTally"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryBudget:
-    """Bounds retries by fresh work, so that a backend that is down does not get its load several times over.
+    """Limits retries to a share of the accepted jobs, so that retries do not multiply the load on a failing backend.
 
-    In the last `window` seconds there are at most `ratio` x (jobs accepted in them) + `min_per_second` x `window`
-    retries; they are counted in tenths of it, so that a window is up to a tenth longer. Each pool counts for itself.
+    In any `window` seconds there are at most `ratio` x (jobs accepted in them) + `min_per_second` x `window` retries.
+    Both are counted in tenths of the window, so a window can be up to a tenth longer. Each pool counts separately.
     After Finagle's RetryBudget and tower's Budget.
 
     Args:
-        ratio: Retries for each fresh job, on the average.
-        min_per_second: Retries that are always allowed, for pools with little work.
-        window: Seconds over which they are counted.
+        ratio: Retries per accepted job, on average.
+        min_per_second: Retries per second that are always allowed, for pools with few jobs.
+        window: Seconds over which jobs and retries are counted.
 
     Raises:
         TypeError, ValueError: An argument is not a number of its range.
@@ -51,31 +51,34 @@ class RetryBudget:
         check_seconds("window", self.window, positive=True)
 
     def start(self) -> RetryTally:
-        """Return the count of one pool. For the pool."""
+        """Return a new, empty tally, with which one pool counts its own jobs and retries."""
         return RetryTally(self)
 
 
 class RetryTally:
-    """How much of a budget a pool has used, in slices of a tenth of its window."""
+    """How much of a `RetryBudget` one pool has used, counted in tenths of its window. Created by `RetryBudget.start`.
+
+    It reads no clock: `now` is a time in seconds that never decreases, such as that of the event loop.
+    """
 
     __slots__ = ("_accepted", "_budget", "_retries", "_slices")
 
     def __init__(self, budget: RetryBudget) -> None:
         self._budget = budget
-        # [begin, jobs accepted, retries made] of each slice in which there were any, and their sums.
+        # [begin, jobs accepted, retries made] of each slice that is not empty, and the sums of both.
         self._slices: deque[list[float]] = deque()
         self._accepted = 0.0
         self._retries = 0.0
 
     def deposit(self, now: float) -> None:
-        """Count a job that was accepted."""
-        self._go_on(now)
+        """Count a job that was accepted at time `now`."""
+        self._advance(now)
         self._slices[-1][1] += 1
         self._accepted += 1
 
     def withdraw(self, now: float) -> bool:
-        """Return whether one more retry is allowed now, and count it if so."""
-        self._go_on(now)
+        """Return whether one more retry is allowed at time `now`, and count it if so."""
+        self._advance(now)
         budget = self._budget
         if self._retries + 1 > budget.ratio * self._accepted + budget.min_per_second * budget.window:
             return False
@@ -83,9 +86,9 @@ class RetryTally:
         self._retries += 1
         return True
 
-    def _go_on(self, now: float) -> None:
+    def _advance(self, now: float) -> None:
         slices, window = self._slices, self._budget.window
-        # A slice counts until all of it is older than the window, so that no retry is forgotten too soon.
+        # A slice counts until all of it is older than the window, so that no retry is dropped too early.
         while slices and slices[0][0] <= now - 1.1 * window:
             _, old_accepted, old_retries = slices.popleft()
             self._accepted -= old_accepted
@@ -96,28 +99,29 @@ class RetryTally:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """How often a failed job is tried again, and after what time.
+    """How often a failed job is retried, and after what backoff.
 
-    Without `jitter` the pauses are `backoff`, `backoff * factor`, `backoff * factor**2` ... seconds, at most
-    `max_backoff`: by default 0.1, 0.2, 0.4 ... 5.0. With it, each is drawn evenly from between 0 and that. It is the
-    "full jitter" of M. Brooker, Exponential Backoff And Jitter, AWS Architecture Blog, 2015, where it makes the fewest
-    calls of all variants, and it needs no memory of the pause before. A pause that a handler asked for by `RetryAfter`
-    is a floor: what jitter draws comes on top.
+    Without `jitter` the backoffs are `backoff`, `backoff * factor`, `backoff * factor**2` ... seconds, capped at
+    `max_backoff`: by default 0.1, 0.2, 0.4 ... 5.0. With it, each is drawn uniformly from between 0 and that value.
+    This is the "full jitter" of M. Brooker, Exponential Backoff And Jitter, AWS Architecture Blog, 2015, which makes
+    the fewest calls of all variants there, and does not depend on the previous backoff. The seconds of a `RetryAfter`
+    are the minimum of the next backoff, and jitter is added to them.
 
-    Frozen, and shared between pools as you like: what changes belongs to the pool.
+    Frozen, so it can be shared between pools: each pool keeps its own counts.
 
     Args:
         attempts: How many attempts a job gets in all; at least 1.
-        backoff: Seconds before the second attempt.
-        factor: How much longer each pause is than the one before; at least 1.
-        max_backoff: The longest pause, in seconds; at least `backoff`.
-        jitter: Whether pauses are random.
-        on: Which errors are tried again: a type, a tuple of types, or a predicate. Never are those that would harm an
-            innocent caller (see `JobCrashed`), `PoolDeadlock`, `Permanent`, and jobs that were cancelled.
-        max_elapsed: Seconds from a job's acceptance in which it has to be done: an attempt that runs into that is
-            cancelled, a job that is taken later is not run (both fail with `JobExpired`), and a pause that would pass
-            it is not made: the job fails now, with its last error. None: no limit.
-        budget: Bounds retries by fresh work. What it rejects fails at once, with a note at the error. None: no bound.
+        backoff: Seconds before the second attempt; at least 0.
+        factor: By how much each backoff is longer than the previous one; at least 1.
+        max_backoff: The longest backoff, in seconds; at least `backoff`.
+        jitter: Whether backoffs are random.
+        on: Which errors are retried: a type, a tuple of types, or a predicate. Errors that are not safe to re-raise in
+            a caller (see `JobCrashed`), `PoolDeadlock`, `Permanent` and cancelled jobs are never retried.
+        max_elapsed: Seconds from a job's acceptance within which it must complete. An attempt that is running then is
+            cancelled, and a job that a worker takes later is not run: both fail with `JobExpired`. If a backoff would
+            end later, the job fails at once with its last error. None: no limit.
+        budget: Limits retries to a share of the accepted jobs. A job whose retry it denies fails at once, with a note
+            on its error. None: no limit.
 
     Raises:
         TypeError, ValueError: An argument is not of its type or range.
@@ -148,15 +152,16 @@ class Retry:
             raise TypeError(f"budget must be a RetryBudget, got {self.budget!r}")
 
     def delay(self, attempt: int, error: BaseException, random: Random) -> float | None:
-        """Return the seconds to wait before the next attempt; None if there is to be none.
+        """Return the seconds to wait before the next attempt; None if the job must not be retried.
 
         Args:
             attempt: Which attempt has failed, counted from 1.
-            error: What it raised, `RetryAfter` and `Permanent` as they are.
-            random: Where jitter comes from.
+            error: What it raised, which can be `RetryAfter` or `Permanent`.
+            random: The random number generator for jitter.
 
         Raises:
-            Exception: What a predicate `on` raised, or that a `RetryAfter` has something else than seconds by now.
+            TypeError, ValueError: The `seconds` of a `RetryAfter` were changed to something that is not >= 0 seconds.
+            Exception: What a predicate `on` raised.
         """
         if attempt >= self.attempts or not self._is_meant(error):
             return None

@@ -1,6 +1,6 @@
 """`drain_on_signal`: the first SIGINT or SIGTERM drains a pool, the second cancels it.
 
-What draining and cancelling mean is `WorkerPool.close`.
+See `WorkerPool.close` for what draining and cancelling mean.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ _log = logging.getLogger("asyncpool")
 
 
 class drain_on_signal:
-    """Within this block, the first signal drains the pool, and the second cancels it.
+    """A context manager: inside the block, the first signal drains the pool, and the second cancels it.
 
         async with WorkerPool(...) as pool:
             with drain_on_signal(pool):
                 ...
 
-    After the second the handlers that were there before are back, so that a third signal does what it did before
-    (Ctrl+C: `KeyboardInterrupt`). Draining is `pool.close()`: streams deliver what was accepted, then raise
-    `PoolClosed`. Logged as warnings. To be entered in the main thread, on the pool's loop.
+    The second signal also restores the previous signal handlers, so a third one has its usual effect (Ctrl+C:
+    `KeyboardInterrupt`). Draining does what `pool.close()` does: streams deliver the accepted jobs, then raise
+    `PoolClosed`. Each signal is logged as a warning. Must be entered in the main thread, on the pool's loop.
 
     Args:
         pool: The pool.
-        signals: Which signals; SIGINT and SIGTERM.
-        drain_timeout: As of `WorkerPool.close`, in seconds: when draining turns into cancelling by itself.
-        grace: As of `WorkerPool.close`, in seconds.
+        signals: The signals to handle; by default SIGINT and SIGTERM.
+        drain_timeout: As in `WorkerPool.close`: after this many seconds of draining, jobs are cancelled. None: never.
+        grace: As in `WorkerPool.close`: how many seconds cancelled jobs have to stop before they are abandoned.
 
     Raises:
-        RuntimeError: Not in the main thread, or no loop runs.
+        RuntimeError: Entered outside the main thread, or without a running event loop.
     """
 
     def __init__(
@@ -54,18 +54,18 @@ class drain_on_signal:
         self._grace = grace
         self._before: dict[int, Any] = {}
         self.received = 0
-        """How many of the signals have come."""
+        """How many of the signals were received."""
 
     def __enter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         for number in self._signals:
             try:
-                # signal.signal and not loop.add_signal_handler: that one works on Unix only, and cannot give back the
-                # handler that asyncio.run has set.
+                # Not loop.add_signal_handler: it works on Unix only, and cannot restore the handler that asyncio.run
+                # has set.
                 self._before[number] = signal.signal(number, self._on_signal)
             except ValueError as error:
                 self._restore()
-                raise RuntimeError("drain_on_signal works in the main thread only") from error
+                raise RuntimeError("drain_on_signal must be entered in the main thread") from error
         return self
 
     def __exit__(
@@ -74,22 +74,22 @@ class drain_on_signal:
         self._restore()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        # Runs between any two instructions of the main thread: so it asks the loop, and does nothing itself.
+        # Runs between any two instructions of the main thread, so it only schedules the work on the loop.
         self._loop.call_soon_threadsafe(self._act, number)
 
     def _act(self, number: int) -> None:
         self.received += 1
         name = signal.Signals(number).name
         if self.received == 1:
-            _log.warning("pool %r: %s: draining; once more cancels what runs", self._pool.name, name)
+            _log.warning("pool %r: %s: draining; a second signal cancels running jobs", self._pool.name, name)
             self._pool.drain(drain_timeout=self._drain_timeout, grace=self._grace)
         else:
-            _log.warning("pool %r: %s: cancelling what runs", self._pool.name, name)
+            _log.warning("pool %r: %s: cancelling running jobs", self._pool.name, name)
             self._pool.cancel()
             self._restore()
 
     def _restore(self) -> None:
         while self._before:
             number, handler = self._before.popitem()
-            # None: it was not set from Python, and cannot be set back from there.
+            # None: the handler was not installed from Python, and cannot be restored from Python.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

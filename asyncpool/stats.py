@@ -1,6 +1,6 @@
 """What a pool counts and measures, as frozen snapshots: `PoolStats` and `Distribution`.
 
-The counts themselves are `_core/ledger.py`, the measurements `_core/recorders.py`.
+`_core/ledger.py` counts, `_core/recorders.py` measures.
 """
 
 from __future__ import annotations
@@ -10,34 +10,34 @@ from itertools import accumulate
 
 __all__ = ["BUCKET_BOUNDS", "Distribution", "PoolStats"]
 
-# From 1 us to over an hour, four buckets to the octave: a percentile read from it is at most 19% above the true one.
+# From 1 us to over an hour, four buckets per doubling: a percentile read from them is at most 19% above the true one.
 BUCKET_BOUNDS = tuple(1e-6 * 2 ** (step / 4) for step in range(129))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distribution:
-    """How a duration in seconds is distributed over the jobs that ended.
+    """A histogram of a duration, in seconds, of the attempts that have ended.
 
-    Percentiles are the upper bound of their bucket, at most 19% too high, and never above `max`.
+    A percentile is the upper bound of its bucket: at most 19% too high, and never above `max`.
     """
 
     count: int = 0
-    """How many were measured."""
+    """How many durations were measured."""
     sum: float = 0.0
     """Their sum, in seconds."""
     max: float = 0.0
     """The longest, in seconds."""
     buckets: tuple[int, ...] = field(default=(), repr=False)
-    """How many fell into each bucket: bucket i holds those <= `bounds[i]` and > `bounds[i - 1]`; the last, the rest."""
+    """The count of each bucket: bucket i counts durations > `bounds[i - 1]` and <= `bounds[i]`; the last, the rest."""
 
     @property
     def bounds(self) -> tuple[float, ...]:
-        """Upper bounds of the buckets, in seconds; there is one bucket more, for what is longer than all."""
+        """The upper bounds of the buckets, in seconds; one more bucket is for durations above all bounds."""
         return BUCKET_BOUNDS
 
     @property
     def mean(self) -> float:
-        """Seconds; 0.0 if nothing was measured."""
+        """The mean, in seconds; 0.0 if nothing was measured."""
         return self.sum / self.count if self.count else 0.0
 
     @property
@@ -56,7 +56,7 @@ class Distribution:
         return self.percentile(99)
 
     def percentile(self, percent: float) -> float:
-        """Return the duration in seconds that `percent` of the jobs did not exceed; 0.0 if nothing was measured.
+        """Return the duration, in seconds, that `percent` % of the attempts did not exceed; 0.0 if none was measured.
 
         Raises:
             ValueError: `percent` is not between 0 and 100.
@@ -72,7 +72,7 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStats:
-    """A snapshot of a pool. At every moment
+    """A snapshot of a pool's counters, all read at the same instant. In each snapshot
     `submitted == queued + delayed + running + succeeded + failed + cancelled`.
     """
 
@@ -81,9 +81,9 @@ class PoolStats:
     submitted: int
     """Jobs accepted so far."""
     queued: int
-    """Jobs that wait for a worker."""
+    """Jobs that are waiting for a worker."""
     delayed: int
-    """Jobs that wait for a time: for their next attempt, or for the rate limit that not all jobs have."""
+    """Jobs that are waiting for their next attempt, or for a rate limit that not all jobs share."""
     running: int
     """Jobs that hold a worker."""
     succeeded: int
@@ -93,27 +93,28 @@ class PoolStats:
     cancelled: int
     """Jobs that were cancelled, or handed back when the pool closed."""
     workers: int
-    """Workers there are now, idle and busy, without those that still wait for their resource."""
+    """Idle and busy workers, without those that are still waiting for their resource."""
     target_workers: int
-    """Workers there should be now."""
+    """The number of workers that the policy has decided on."""
     max_workers: int
-    """Workers there may be."""
+    """The maximum number of workers."""
     peak_running: int
     """The most jobs that ever ran at the same time."""
     stuck: int
-    """Running jobs that were cancelled over five seconds ago and have not ended."""
+    """Running jobs that were cancelled, or timed out, over five seconds ago."""
     unread_failures: int
-    """Failures delivered to nobody: a handle was dropped, a stream was cancelled. 0 if the pool has dead letters."""
+    """Failures that were never retrieved: a handle was dropped, a stream was cancelled. 0 if the pool has dead
+    letters."""
     retries: int
-    """How often a failed job was put off to another attempt."""
+    """How often a failed job was scheduled for another attempt."""
     rejected: int
-    """How often a job was turned away with `QueueFull`, and not accepted."""
+    """How often a job was rejected with `QueueFull`."""
     retries_rejected: int
     """Retries denied because the retry budget was exhausted."""
     seconds_queued: Distribution
-    """From acceptance, or from the end of the pause before it, until the handler began, of the attempts in which it has
-    begun and ended."""
+    """Seconds from acceptance, or from the end of the backoff, until the handler began: of the attempts whose handler
+    has begun and ended."""
     seconds_running: Distribution
-    """How long the handler ran, of the same attempts."""
+    """Seconds that the handler ran, of the same attempts."""
     throughput: float
-    """Jobs ended per second, over the last ten seconds, or since the start if that is later."""
+    """Settled jobs per second, over the last ten seconds, or since the start if that is later."""

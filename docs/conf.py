@@ -64,7 +64,6 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", mark_examples, priority=400)
     app.connect("autodoc-process-docstring", keep_sentences, priority=400)
     app.connect("autodoc-process-signature", skip_constructor)
-    app.connect("autodoc-skip-member", skip_machinery)
     app.connect("source-read", give_files)
     app.connect("env-check-consistency", check_all_names)
 
@@ -94,16 +93,12 @@ def keep_sentences(app: Sphinx, what: str, name: str, obj: object, options: Any,
             lines[:1] = [before + ":", after]
 
 
-def skip_machinery(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: Any) -> bool | None:
-    """Leave out what other modules of the package call, and users do not: their docstrings say so."""
-    return True if re.search(r"\bFor the (cursor|pool|store)\b", getattr(obj, "__doc__", None) or "") else None
-
-
 def skip_constructor(
     app: Sphinx, what: str, name: str, obj: object, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str, None] | None:
-    """Show no constructor that takes what only the package has: a pool makes such objects."""
-    return ("", None) if what == "class" and "asyncpool._" in (signature or "") else None
+    """Hide a constructor whose arguments are private to the package: pools and stores create such objects."""
+    is_private = re.search(r"\basyncpool\.(\w+\.)*_", signature or "") is not None
+    return ("", None) if what == "class" and is_private else None
 
 
 def give_files(app: Sphinx, document: str, source: list[str]) -> None:

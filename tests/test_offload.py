@@ -246,7 +246,7 @@ async def test_an_offloaded_function_can_be_awaited_without_a_pool_and_with_keyw
     ("arguments", "text"),
     [
         ((5,), "fn must be callable, got 5"),
-        ((echo,), "is an async function: give it to the pool as it is"),
+        ((echo,), "fn must be a synchronous function, got the async function"),
         ((double, "threads"), "executor must be a concurrent.futures.Executor, got 'threads'"),
         ((double, ThreadPoolExecutor), "executor must be a concurrent.futures.Executor, got"),
     ],

@@ -391,8 +391,8 @@ async def test_a_tracer_that_is_no_observer_says_so_once(caplog: pytest.LogCaptu
     async with WorkerPool(traces.tracer.wrap(echo), workers=2) as pool:
         assert await pool.map(range(3)) == [0, 1, 2]
     assert [record.getMessage() for record in caplog.records] == [
-        "pool 'pool': a handler is wrapped by a PoolTracer that is none of the observers, so there are no spans: "
-        "give it to WorkerPool(..., observers=[tracer]) too"
+        "pool 'pool': the handler is wrapped by a PoolTracer that is not an observer of the pool, so no spans are "
+        "created: pass it to WorkerPool(..., observers=[tracer]) too"
     ]
 
 

@@ -487,7 +487,7 @@ async def test_several_pools_are_told_apart_by_name() -> None:
 
 
 def test_two_pools_of_one_name_are_refused() -> None:
-    with pytest.raises(ValueError, match="a pool named 'pool' is collected already, and the figures of two would be"):
+    with pytest.raises(ValueError, match="a pool named 'pool' is already collected, and the figures of the two would"):
         PoolCollector(WorkerPool(echo, workers=1), WorkerPool(echo, workers=1))
 
 
@@ -523,7 +523,7 @@ def test_only_pools_are_collected() -> None:
 
 
 def test_a_name_that_cannot_be_written_is_refused() -> None:
-    with pytest.raises(ValueError, match="cannot be written as UTF-8"):
+    with pytest.raises(ValueError, match="the name of a pool must be encodable as UTF-8"):
         PoolCollector(WorkerPool(echo, workers=1, name="\ud800"))
 
 

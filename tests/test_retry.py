@@ -649,7 +649,7 @@ async def test_max_elapsed_ends_an_attempt_that_runs_into_it() -> None:
         await asyncio.sleep(60)
 
     async with WorkerPool(handler, workers=1, timeout=4.0, retry=Retry(jitter=False, max_elapsed=3.0)) as pool:
-        with pytest.raises(JobExpired, match="not done within 3 s of its acceptance") as raised:
+        with pytest.raises(JobExpired, match="did not complete within 3 s of its acceptance") as raised:
             await pool.run("x")
         assert now() == 3.0
     assert str(raised.value.__cause__) == "first"

@@ -166,4 +166,4 @@ def test_a_program_that_gets_two_signals_hands_back_what_is_not_done(number: int
         out, err = process.communicate(timeout=30)
     assert process.returncode == 0
     assert "unfinished [(0, True), (1, True), (2, False), (3, False)]" in out
-    assert "cancelling what runs" in err
+    assert "cancelling running jobs" in err

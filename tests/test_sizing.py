@@ -32,7 +32,7 @@ def test_the_least_bound_is_recommended(arguments: dict[str, Any], workers: int)
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ({"seconds": 1}, ValueError, "needs rate, cpu_seconds or limit"),
+        ({"seconds": 1}, ValueError, "needs at least one of rate, cpu_seconds and limit, got only seconds=1,"),
         ({"seconds": 0, "rate": 1}, ValueError, "seconds must be a finite number of seconds > 0, got 0"),
         ({"seconds": math.nan, "rate": 1}, ValueError, "seconds must be a finite number"),
         ({"seconds": "1", "rate": 1}, TypeError, "seconds must be a number of seconds, got '1'"),

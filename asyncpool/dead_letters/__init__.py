@@ -1,6 +1,6 @@
-"""Dead letters: what is kept of the jobs that failed permanently, and where.
+"""Dead letters: records of jobs that failed permanently, and the stores that keep them.
 
-When a letter is written is `_core/dead_letter_writer.py`.
+`_core/dead_letter_writer.py` decides when a dead letter is written.
 """
 
 from asyncpool.dead_letters.file import DeadLetterFile

@@ -1,6 +1,6 @@
 """`DeadLetterFile`: dead letters that outlive their process, one line of JSON each.
 
-What a letter is, is `letter.py`; how stores are watched and replayed, `store.py`.
+`letter.py` has the letters; `store.py` has what all stores have in common, watching and replaying.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ JobT = TypeVar("JobT")
 
 _BATCH_BYTES = 1 << 20
 
-_Id: TypeAlias = tuple[str, int]  # which process wrote the letter, and the how many'th of that one it is
+_Id: TypeAlias = tuple[str, int]  # the run of the process that wrote the letter, and the letter's number in that run
 
 
 def _as_it_is(value: Any) -> Any:
@@ -37,39 +37,40 @@ def _as_it_is(value: Any) -> Any:
 
 
 class DeadLetterFile(DeadLetterStore[JobT]):
-    """Keeps dead letters in a file, to be opened again tomorrow.
+    """Keeps dead letters in a file, so that a later run can replay them.
 
         letters = DeadLetterFile("failed.jsonl", encode=asdict, decode=lambda fields: Order(**fields))
         async with WorkerPool(ship, workers=20, dead_letters=letters) as pool:
             await letters.replay(pool)          # what failed yesterday
 
-    One letter is one line of JSON in UTF-8, so that `tail -f`, `grep` and `jq` work. Lines may be deleted by hand while
-    nobody uses the file. A job comes back as JSON tells it: without `encode` and `decode` a tuple comes back as a list,
-    and the keys of a dict as strings.
+    One letter is one line of JSON in UTF-8, so that `tail -f`, `grep` and `jq` work. Lines can be deleted by hand while
+    no process uses the file. A job is read as JSON represents it: without `encode` and `decode`, a tuple becomes a
+    list, and the keys of a dict become strings.
 
-    **What a crash costs.** `record` writes its line before the outcome of the job is delivered, at once and on the
-    loop (some 10 us on a local disk): a letter that waited in memory for a thread would be lost by `kill -9`. It does
-    not wait for the disk itself (no fsync): the letter survives the death of the process, not always that of the
-    machine. A line that is torn by a crash or a full disk costs one letter: the next append begins a line of its own.
-    A replayed job is the pool's again as soon as that has accepted it, and goes with it like any other.
+    **Crashes.** `record` writes its line on the loop, before the outcome of the job is delivered (about 10 us on a
+    local disk): a letter that waited in memory for a thread would be lost by `kill -9`. It does not call fsync, so the
+    letter survives a crash of the process, but not always a crash of the machine. A line that is incomplete because of
+    a crash or a full disk costs one letter: the next append starts a new line. A replayed job belongs to the pool as
+    soon as the pool has accepted it: a crash of the process then loses it, as any job in memory.
 
-    **What cannot be read** is skipped, counted in `skipped`, and logged with its line number, the 1st, 2nd, 4th, 8th
-    ... time. It is never deleted.
+    **Unreadable lines** are skipped and counted in `skipped`; the 1st, 2nd, 4th, 8th ... is logged with its line
+    number. They are never deleted.
 
-    **What cannot be written.** If `encode` or JSON refuse a job, its letter is kept with `repr(job)` in its place, and
-    the error logged, the 1st, 2nd, 4th, 8th ... time. Nobody can replay such a letter: `unreplayable()` lists them.
+    **Jobs that cannot be written.** If `encode` or `json` raises for a job, its letter is written with `repr(job)`
+    instead, and the 1st, 2nd, 4th, 8th ... such error is logged. Such a letter cannot be replayed; `unreplayable()`
+    returns them.
 
-    **Who else may use it.** No file is held open, so it may be renamed at any time, and the next letter begins a new
-    one (but not during a replay: what that has submitted is noted where the path leads). Several processes may record
-    at once. If two replay at once, both submit the same jobs.
+    **Sharing the file.** The file is not kept open, so it can be renamed at any time, and the next letter starts a new
+    file. Do not rename it during a replay, which records what it has submitted in the file at the path. Several
+    processes can record letters at the same time. If two processes replay at the same time, both submit the same jobs.
 
     Args:
-        path: The file. It is made with the first letter; its folder must be there.
-        encode: Makes of a job something that `json` can write. Called on the loop.
-        decode: Makes a job of that. Called in a thread by `replay`.
+        path: The file. It is created with the first letter; its folder must exist.
+        encode: Converts a job to something that `json` can write. Called on the loop.
+        decode: Converts that back to a job. Called in a thread by `replay`, and in the caller's by iterating.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: There is no such folder.
+        FileNotFoundError, NotADirectoryError: The folder does not exist, or is not a folder.
         IsADirectoryError: The path is a folder.
         TypeError: `encode` or `decode` is not callable.
     """
@@ -82,43 +83,46 @@ class DeadLetterFile(DeadLetterStore[JobT]):
         decode: Callable[[Any], JobT] = _as_it_is,
     ) -> None:
         super().__init__()
-        # Absolute, for programs that change their folder; and never a link, which `compact` would replace by a file.
+        # Absolute, because a program can change its working directory. Without links, which `compact` would replace.
         self.path = Path(os.path.realpath(path))
         """The file, as an absolute path."""
         if self.path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "dead letters need a file, and this is a folder", str(path))
+            raise IsADirectoryError(errno.EISDIR, "path must be a file for dead letters, got a folder", str(path))
         if not self.path.parent.exists():
-            raise FileNotFoundError(errno.ENOENT, "the folder for the dead letters is missing", str(self.path.parent))
+            raise FileNotFoundError(errno.ENOENT, "the folder for the dead letters must exist", str(self.path.parent))
         if not self.path.parent.is_dir():
             folder = str(self.path.parent)
-            raise NotADirectoryError(errno.ENOTDIR, "dead letters need a folder, and this is none", folder)
+            raise NotADirectoryError(errno.ENOTDIR, "the parent of the dead letters' path must be a folder", folder)
         for name, function in (("encode", encode), ("decode", decode)):
             if not callable(function):
                 raise TypeError(f"{name} must be callable, got {function!r}")
         self._encode = encode
         self._decode = decode
-        self._lock = threading.Lock()  # held while the file changes: no letter goes to a file that is being replaced
+        self._lock = threading.Lock()  # held while the file changes: no letter is written to a file being replaced
         self._run = os.urandom(6).hex()
         self._recorded = 0
         self._as_text = 0
-        # What replays of this object have in hand or have submitted: a mark may be younger than somebody's reading.
+        # What replays of this object have reserved or submitted. The marks in the file are not enough: a replay can
+        # have read the file before another appended its mark.
         self._taken = _Ids()
-        # Lines that cannot be read are told once: those before this offset have been. A file that was replaced is new.
-        self._told = 0
-        self._told_of: object = None
+        # Each unreadable line is reported once: those before this offset are. It applies to one file only, by identity.
+        self._reported_until = 0
+        self._reported_file: object = None
         self.skipped = 0
-        """How many lines were skipped because they could not be read, each counted once."""
+        """How many lines were skipped because they could not be read; each line is counted once."""
 
     # -- Writing -----------------------------------------------------------------------------------------------------
 
     def record(self, letter: DeadLetter[JobT], /) -> None:
-        """Append a letter to the file, before it returns. For the pool.
+        """Append a letter to the file. It is written when this returns, and survives a crash of the process.
+
+        Pools call this for each job that failed permanently. Blocks for one write to the file.
 
         Raises:
-            OSError: The file system refused. Who watches gets the letter all the same.
+            OSError: The file cannot be written. Watches receive the letter nevertheless.
         """
         self._recorded += 1
-        # The process is a part of the id: after a fork, two of them count from the same number.
+        # The process is part of the id: after a fork, two processes count from the same number.
         fields: dict[str, Any] = {"id": f"{self._run}-{os.getpid():x}.{self._recorded}"}
         about = {
             name: getattr(letter, name) for name in ("error_type", "error", "attempts", "first_at", "last_at", "pool")
@@ -139,24 +143,24 @@ class DeadLetterFile(DeadLetterStore[JobT]):
         try:
             self._append(line)
         finally:
-            self._show(letter)
+            self._notify_watches(letter)
 
     def _append(self, line: bytes) -> None:
-        # Unbuffered and for appending: the line is one write at the end of the file, wherever others have moved that.
+        # Unbuffered append: the line is one write at the end of the file, even if other processes append too.
         with self._lock, open(self.path, "a+b", buffering=0) as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # somebody was torn from his line
+                if file.read(1) != b"\n":  # the last line is incomplete: its writer crashed, or the disk was full
                     line = b"\n" + line
-            while line:  # once, unless the disk fills up just here: then this is the way to its error
+            while line:  # one iteration, unless the disk becomes full: then the next write raises the error
                 line = line[file.write(line) :]
 
     # -- Reading -----------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[DeadLetter[JobT]]:
-        """Read the letters that are in the file now, line by line, the oldest first; none if there is no file.
+        """Read the letters that are in the file now, line by line, the oldest first; none if the file does not exist.
 
-        Blocks for as long as the disk takes. Letters whose job could not be written are left out: `unreplayable()`.
+        Blocks while it reads from the disk. Skips letters whose job could not be written: see `unreplayable()`.
 
         Raises:
             OSError: The file cannot be read.
@@ -164,7 +168,7 @@ class DeadLetterFile(DeadLetterStore[JobT]):
         return (kept.letter for kept in self._read() if kept.is_replayable)
 
     def __len__(self) -> int:
-        """How many letters there are to iterate over, those that `decode` may refuse included. Reads the file.
+        """Return the number of letters to iterate over, without calling `decode`. Reads the file, and blocks meanwhile.
 
         Raises:
             OSError: The file cannot be read.
@@ -172,17 +176,21 @@ class DeadLetterFile(DeadLetterStore[JobT]):
         return sum(kept.is_replayable for kept in self._read(_as_it_is))
 
     def unreplayable(self) -> Iterator[DeadLetter[str]]:
-        """Read the letters whose job could not be written, with `repr(job)` in its place; as iterating does."""
+        """Read the letters whose job could not be written, with `repr(job)` as their job. Blocks as iterating does.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
         return (kept.letter for kept in self._read() if not kept.is_replayable)
 
     def __repr__(self) -> str:
         return f"<DeadLetterFile {str(self.path)!r}>"
 
     def _read(self, decode: Callable[[Any], Any] | None = None) -> Generator[_Kept, None, None]:
-        """Read what has not left, up to where the file ends now.
+        """Read the letters that were not replayed, up to the current end of the file.
 
-        In two passes, because the marks of what was replayed come after it. The file stays open meanwhile, so that it
-        is the same in both, whoever replaces it.
+        In two passes, because the mark of a replayed letter is after the letter. The file stays open between them, so
+        that both read the same file even if it is replaced meanwhile.
         """
         try:
             file = open(self.path, "rb")  # noqa: SIM115  # it is closed below
@@ -197,13 +205,13 @@ class DeadLetterFile(DeadLetterStore[JobT]):
                 try:
                     kept = self._kept(line, gone, decode or self._decode)
                 except Exception as error:
-                    self._tell(offset, number, error)
+                    self._report_unreadable(offset, number, error)
                 else:
                     if kept is not None:
                         yield kept
 
     def _kept(self, line: bytes, gone: _Ids, decode: Callable[[Any], Any]) -> _Kept | None:
-        """Return the letter in a line; None if it has left, or there is none. Raises anything if it cannot be read."""
+        """Return the letter in a line; None if it was replayed, or the line is not a letter. Raises if unreadable."""
         fields = _fields(line)
         if fields is None or "replayed" in fields or (id := _id(fields["id"])) in gone:
             return None
@@ -221,12 +229,12 @@ class DeadLetterFile(DeadLetterStore[JobT]):
 
     def _recognise(self, status: os.stat_result) -> None:
         identity = status.st_dev, status.st_ino
-        if identity != self._told_of or status.st_size < self._told:
-            self._told_of, self._told = identity, 0
+        if identity != self._reported_file or status.st_size < self._reported_until:
+            self._reported_file, self._reported_until = identity, 0
 
-    def _tell(self, offset: int, number: int, error: Exception) -> None:
-        if offset >= self._told:
-            self._told = offset + 1
+    def _report_unreadable(self, offset: int, number: int, error: Exception) -> None:
+        if offset >= self._reported_until:
+            self._reported_until = offset + 1
             self.skipped += 1
             if self.skipped & (self.skipped - 1) == 0:
                 _log.error(
@@ -237,24 +245,27 @@ class DeadLetterFile(DeadLetterStore[JobT]):
                     safe_text(repr, error),
                 )
 
-    # -- Leaving -----------------------------------------------------------------------------------------------------
+    # -- Replaying and compacting ------------------------------------------------------------------------------------
 
     async def replay(self, pool: Submitter[JobT], where: Callable[[DeadLetter[JobT]], bool] | None = None) -> int:
         """Submit the jobs of the letters again, the oldest first, and return how many were submitted.
 
-        Of the letters that are there when it begins, those for which `where(letter)` is true; without it, all. A job
-        that fails again comes back as a new letter, which waits for the next replay. Each waits for room in the pool.
-        The file is read in a thread, a little at a time, so that memory is flat. Letters whose job could not be
-        written are passed over, and their number is logged.
+        It takes the letters that are in the file when it begins, and of those only the ones for which `where(letter)`
+        is true; without `where`, all. It waits for room in the pool for each job, but not for the jobs themselves. A
+        job that fails again is recorded as a new letter, which is left for the next replay. The file is read in a
+        thread, in small batches, so that memory stays constant. Letters whose job could not be written are skipped, and
+        their number is logged.
 
-        Cancel-safe: a letter leaves the file once its job is accepted, by a line that says so, and not before; so it
-        stays if the wait is cancelled, or the pool refuses the job. Several replays at once share the letters: none is
-        submitted twice, as long as they use this one object.
+        Cancel-safe: when the pool has accepted a job, and not before, its letter is marked as replayed by a line in the
+        file. So the letter stays if the wait is cancelled or the pool rejects the job. Concurrent replays of this
+        object share the letters: none is submitted twice.
 
         Raises:
-            PoolClosed, PoolNotStarted: The pool takes no jobs, or no more; or what else its `submit` raised.
-            OSError: The file cannot be read; or not written: then the last job was submitted, and its letter is there.
-            Exception: What `where` raised.
+            PoolClosed, PoolNotStarted: The pool does not accept jobs.
+            OSError: The file cannot be read; or it cannot be written: then the last job was submitted, but its letter
+                is still in the file.
+            TypeError: `where` is not callable, or is an async function.
+            Exception: What else `submit` or `where` raised.
         """
         count = passed_over = 0
         letters = self._read()
@@ -267,9 +278,13 @@ class DeadLetterFile(DeadLetterStore[JobT]):
             try:
                 letters.close()
             except ValueError:
-                pass  # cancelled, and the thread still reads: the file is closed when it drops its reference
+                pass  # cancelled while the thread is reading: the file is closed when the thread drops its reference
         if passed_over:
-            _log.warning("dead letters: %d in %s hold no job that could be replayed", passed_over, self.path)
+            _log.warning(
+                "dead letters: %d in %s cannot be replayed, because their job could not be written",
+                passed_over,
+                self.path,
+            )
         return count
 
     def _claim(self, key: _Id) -> bool:
@@ -285,26 +300,26 @@ class DeadLetterFile(DeadLetterStore[JobT]):
             self._taken.discard(key)
 
     def compact(self) -> None:
-        """Rewrite the file without the letters that have left. What cannot be read stays.
+        """Rewrite the file without the letters that were replayed. Unreadable lines stay.
 
-        The new file takes the place of the old one in one step and only when it is on the disk, with its permissions
-        and its owner. No other process may use the file meanwhile: what it writes would be lost. In this process
-        letters that are recorded meanwhile wait, and so does the loop: best called before the pools start.
+        The new file replaces the old one atomically, after an fsync, with the same permissions and owner. No other
+        process may use the file meanwhile, because what it writes would be lost. In this process, `record` waits until
+        the file is rewritten, and blocks the loop: call this before the pools start.
 
         Raises:
-            OSError: The file system refused; the file is as before.
+            OSError: The file cannot be read or written; it is then unchanged.
         """
         with self._lock:
             if not self.path.exists():
                 return
-            import tempfile  # here, because it is slow to import, and few need it
+            import tempfile  # here, because it is slow to import and rarely needed
 
             handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
             try:
                 with open(handle, "wb") as new, open(self.path, "rb") as old:
                     status = os.fstat(old.fileno())
                     self._recognise(status)
-                    told = self._rewrite(old, new, status.st_size)
+                    reported = self._rewrite(old, new, status.st_size)
                     new.flush()
                     if sys.platform != "win32":
                         _give_to(new.fileno(), status)
@@ -314,11 +329,11 @@ class DeadLetterFile(DeadLetterStore[JobT]):
             except BaseException:
                 os.unlink(name)
                 raise
-            self._told_of, self._told = (now.st_dev, now.st_ino), told
+            self._reported_file, self._reported_until = (now.st_dev, now.st_ino), reported
 
     def _rewrite(self, old: BinaryIO, new: BinaryIO, end: int) -> int:
-        """Write what has not left, and return where in it the lines end that cannot be read and have been told."""
-        told = 0
+        """Write what was not replayed, and return the offset in it up to which unreadable lines are reported."""
+        reported = 0
         gone = _replayed(old, end)
         old.seek(0)
         for offset, _, line in _lines(old, end):
@@ -327,11 +342,11 @@ class DeadLetterFile(DeadLetterStore[JobT]):
                 if fields is None or "replayed" in fields or _id(fields["id"]) in gone:
                     continue
             except Exception:
-                pass  # it cannot be read: it stays
+                pass  # an unreadable line stays
             new.write(line)
-            if offset < self._told:
-                told = new.tell()
-        return told
+            if offset < self._reported_until:
+                reported = new.tell()
+        return reported
 
 
 class _Kept(NamedTuple):
@@ -342,7 +357,7 @@ class _Kept(NamedTuple):
 
 
 class _Ids:
-    """A set of ids, at little more than a bit each: a million letters may have left."""
+    """A set of ids that takes little more than a bit per id: there can be a million replayed letters."""
 
     __slots__ = ("_pages",)
 
@@ -376,19 +391,19 @@ def _fields(line: bytes) -> dict[str, Any] | None:
         return None
     fields = json.loads(line)
     if not isinstance(fields, dict):
-        raise ValueError("not an object")
+        raise ValueError(f"a line must be a JSON object, got {fields!r:.80}")
     return cast("dict[str, Any]", fields)
 
 
 def _id(text: Any) -> _Id:
     run, dot, number = str(text).rpartition(".")
     if not dot:
-        raise ValueError(f"{text!r} is not the id of a letter")
+        raise ValueError(f"the id of a letter must have a dot before its number, got {text!r:.80}")
     return run, int(number)
 
 
 def _lines(file: BinaryIO, end: int) -> Iterator[tuple[int, int, bytes]]:
-    """The lines that begin before an offset: each with its own offset, and its number from 1 on."""
+    """Yield the lines that begin before offset `end`, each with its own offset and its number, counted from 1."""
     offset = 0
     for number, line in enumerate(file, 1):
         if offset >= end:
@@ -404,7 +419,7 @@ def _replayed(file: BinaryIO, end: int) -> _Ids:
             try:
                 gone.add(_id((_fields(line) or {})["replayed"]))
             except Exception:
-                pass  # a letter that only speaks of it, or a line that cannot be read
+                pass  # a letter whose text contains the word, or an unreadable line
     return gone
 
 

@@ -1,6 +1,6 @@
-"""What is kept of a job that failed for good, a letter, and the contract with whoever keeps letters.
+"""`DeadLetter`, the record of a job that failed permanently, and the protocol of the sinks that take such records.
 
-The stores are `memory.py` and `file.py`. When a letter is written is `_core/dead_letter_writer.py`.
+The stores are `memory.py` and `file.py`. `_core/dead_letter_writer.py` decides when a letter is written.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ JobT = TypeVar("JobT")
 JobT_co = TypeVar("JobT_co", covariant=True)
 JobT_contra = TypeVar("JobT_contra", contravariant=True)
 
-_MOST_TEXT = 4000
+_MAX_TEXT = 4000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter(Generic[JobT_co]):
-    """What is kept of a job that failed for good. Of its error only text, so no frames and nothing that they hold."""
+    """The record of a job that failed permanently. It has the error only as text, so it keeps no frames alive."""
 
     job: JobT_co
     """The input, as it was submitted."""
     error_type: str
     """The name of the error's type: `ValueError`, `smtplib.SMTPServerDisconnected`."""
     error: str
-    """`str(error)`, of which at most 4,000 characters are kept; the last is then an ellipsis."""
+    """`str(error)`. A text of more than 4,000 characters is cut to 4,000, the last of which is an ellipsis."""
     attempts: int
-    """How many attempts there were."""
+    """How many attempts were made."""
     first_at: float
     """When the pool accepted the job, in seconds since the epoch."""
     last_at: float
@@ -41,7 +41,14 @@ class DeadLetter(Generic[JobT_co]):
 
     @staticmethod
     def of(failed: Failed[JobT], *, pool: str = "", first_at: float, last_at: float) -> DeadLetter[JobT]:
-        """Return the letter of a job that failed. An error whose `__str__` raises has a text that says so."""
+        """Return the letter of a failed job.
+
+        Args:
+            failed: The outcome of the job. If the `__str__` of its error raises, the letter has a text that states it.
+            pool: The name of the pool.
+            first_at: When the pool accepted the job, in seconds since the epoch.
+            last_at: When its last attempt failed, in seconds since the epoch.
+        """
         return DeadLetter(
             job=failed.job,
             error_type=_name(type(failed.error)),
@@ -54,15 +61,15 @@ class DeadLetter(Generic[JobT_co]):
 
 
 def safe_text(text_of: Callable[[object], str], value: object) -> str:
-    """Return the `str` or `repr` of anything: never more than 4,000 characters, and a remark if it cannot be had."""
+    """Return the `str` or `repr` of any object: at most 4,000 characters, or a note if the call raised."""
     try:
         text = text_of(value)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         return f"<{text_of.__name__}() of this {_name(type(value))} raised {_name(type(error))}>"
-    # A slice is a plain str: what `__str__` returns may be of a subclass, which could hold anything.
-    return text[:_MOST_TEXT] if len(text) <= _MOST_TEXT else text[: _MOST_TEXT - 1] + "…"
+    # A slice is a plain str. `__str__` can return an instance of a subclass, which could hold references to anything.
+    return text[:_MAX_TEXT] if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
 
 
 def _name(kind: type) -> str:
@@ -71,25 +78,25 @@ def _name(kind: type) -> str:
 
 @runtime_checkable
 class DeadLetterSink(Protocol[JobT_contra]):
-    """Whoever takes letters: `DeadLetters`, `DeadLetterFile`, or a few lines of yours around a table or a queue."""
+    """Takes letters: `DeadLetters`, `DeadLetterFile`, or a class of yours that writes them to a table or a queue."""
 
     def record(self, letter: DeadLetter[JobT_contra], /) -> None:
-        """Take a letter in.
+        """Record a letter.
 
-        Called on the loop, before the job's outcome is delivered, so it must not block. What it raises is logged by
-        the pool and changes nothing else.
+        The pool calls this on its loop, before the job's outcome is delivered, so it must not block. If it raises, the
+        pool logs the exception, and delivers the outcome as usual.
         """
         ...
 
 
 @runtime_checkable
 class PoolAwareSink(DeadLetterSink[JobT_contra], Protocol[JobT_contra]):
-    """A sink that is told which pools write to it. A pool calls these two if its sink has them both."""
+    """A sink that is notified when pools start and close. A pool calls these methods if its sink has both of them."""
 
     def pool_opened(self, name: str, /) -> None:
-        """Note that a pool has started. Names need not be unique."""
+        """Register a pool that has started. Names need not be unique."""
         ...
 
     def pool_closed(self, name: str, /) -> None:
-        """Note that a pool has closed: it records no more letters."""
+        """Remove a pool that has closed: it records no more letters."""
         ...

@@ -1,6 +1,6 @@
-"""What all stores of dead letters have in common: watching, and replaying.
+"""What all stores of dead letters have in common: watching and replaying.
 
-What a letter is, is `letter.py`. The stores are `memory.py` and `file.py`.
+The letters are in `letter.py`, the stores in `memory.py` and `file.py`.
 """
 
 from __future__ import annotations
@@ -30,72 +30,40 @@ JobT = TypeVar("JobT")
 JobT_contra = TypeVar("JobT_contra", contravariant=True)
 
 BATCH = 64
-"""After so many letters a replay gives the loop a turn, though the pool had room for all of them."""
+"""After this many letters a replay lets other tasks run, even if the pool has room for all letters."""
 
 
 class Submitter(Protocol[JobT_contra]):
-    """Where letters are replayed to: a `WorkerPool`, a group, whatever has their `submit`."""
+    """The target of a replay: a `WorkerPool`, a group, or any object with such a `submit`."""
 
     def submit(self, job: JobT_contra, /) -> Awaitable[object]:
-        """Accept a job, or raise; cancelled while it waits for room, it has not accepted it."""
+        """Accept a job, or raise. If it is cancelled while it waits for room, it must not have accepted the job."""
         ...
 
 
 # -- Watching ----------------------------------------------------------------------------------------------------------
 
 
-class DeadLetterWatch(AsyncIterator[DeadLetter[JobT]]):
-    """The letters recorded since the call of `watch()`, for one reader: `async for letter in letters.watch()`.
+class _Feed(Generic[JobT]):
+    """The unread letters of one watch: the store puts letters in, and the watch takes them out.
 
-    Dropping it, `aclose()` and the end of the iteration all end it.
+    Args:
+        reading: The feeds of the store in which a reader waits.
+        max_unseen: How many letters it keeps; a further letter replaces the oldest.
     """
 
-    def __init__(self, reading: set[DeadLetterWatch[Any]], max_unseen: int) -> None:
+    def __init__(self, reading: set[_Feed[Any]], max_unseen: int) -> None:
         self._reading = reading
         self._max_unseen = max_unseen
         self._unseen: deque[DeadLetter[JobT]] = deque()
         self._reader: asyncio.Future[None] | None = None
-        self._is_over = False
-        self._is_cut = False
+        self._is_finished = False
+        self._is_closed = False
         self.skipped = 0
-        """How many letters were passed over because the reader was `max_unseen` letters behind."""
 
-    def __aiter__(self) -> DeadLetterWatch[JobT]:
-        return self
-
-    async def __anext__(self) -> DeadLetter[JobT]:
-        """Return the next letter; waits for it. Cancel-safe: nothing is lost, and the watch stays open.
-
-        Raises:
-            StopAsyncIteration: All pools have closed, and all letters are read.
-            StreamClosed: The watch was closed before its end, or another reader waits already.
-        """
-        if self._reader is not None:
-            raise StreamClosed("a watch of dead letters is read by one reader, and another waits already")
-        while not self._unseen:
-            if self._is_cut:
-                raise StreamClosed("this watch of dead letters was closed before its end")
-            if self._is_over:
-                raise StopAsyncIteration
-            self._reader = asyncio.get_running_loop().create_future()
-            # The store knows a watch weakly, and the loop its tasks: somebody has to hold a task that waits here.
-            self._reading.add(self)
-            try:
-                await self._reader
-            finally:
-                self._reader = None
-                self._reading.discard(self)
-        return self._unseen.popleft()
-
-    async def aclose(self) -> None:
-        """End the watch: what is unread is forgotten here, and stays in the store. Never waits; safe to repeat."""
-        self._is_cut = self._is_cut or bool(self._unseen) or not self._is_over
-        self._unseen.clear()
-        self._wake()
-
-    def offer(self, letter: DeadLetter[JobT]) -> None:
-        """Take a letter in. For the store."""
-        if self._is_cut:
+    def put(self, letter: DeadLetter[JobT]) -> None:
+        """Add a letter and wake the reader; does nothing if the feed is closed."""
+        if self._is_closed:
             return
         if len(self._unseen) == self._max_unseen:
             self._unseen.popleft()
@@ -104,8 +72,39 @@ class DeadLetterWatch(AsyncIterator[DeadLetter[JobT]]):
         self._wake()
 
     def finish(self) -> None:
-        """Say that there will be no more letters. For the store."""
-        self._is_over = True
+        """Let the reader end after the letters that are unread now: no more will be put in."""
+        self._is_finished = True
+        self._wake()
+
+    async def take(self) -> DeadLetter[JobT]:
+        """Wait for the next letter and return it. Cancel-safe: no letter is lost.
+
+        Raises:
+            StopAsyncIteration: The feed is finished, and all letters are taken.
+            StreamClosed: The feed was closed before that, or another reader is already waiting.
+        """
+        if self._reader is not None:
+            raise StreamClosed("a watch of dead letters has one reader, and another task is already waiting for it")
+        while not self._unseen:
+            if self._is_closed:
+                raise StreamClosed("this watch of dead letters was closed before its end")
+            if self._is_finished:
+                raise StopAsyncIteration
+            self._reader = asyncio.get_running_loop().create_future()
+            # The store has only a weak reference to a feed, and the loop to a task: without a strong reference here, a
+            # task that waits for its letter could be garbage-collected.
+            self._reading.add(self)
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+                self._reading.discard(self)
+        return self._unseen.popleft()
+
+    def close(self) -> None:
+        """Drop the unread letters and wake the reader."""
+        self._is_closed = self._is_closed or bool(self._unseen) or not self._is_finished
+        self._unseen.clear()
         self._wake()
 
     def _wake(self) -> None:
@@ -113,56 +112,92 @@ class DeadLetterWatch(AsyncIterator[DeadLetter[JobT]]):
             self._reader.set_result(None)
 
 
-class DeadLetterStore(ABC, Generic[JobT]):
-    """What the stores have in common: who watches, and how a letter is submitted again.
+class DeadLetterWatch(AsyncIterator[DeadLetter[JobT]]):
+    """The letters recorded since the call of `watch()`, for one reader: `async for letter in letters.watch()`.
 
-    A store may be shared by several pools on one loop, and be used by one after the other, also on another loop.
+    It ends with the iteration, by `aclose()`, or when the last reference to it is dropped.
+    """
+
+    def __init__(self, feed: _Feed[JobT]) -> None:
+        self._feed = feed
+
+    @property
+    def skipped(self) -> int:
+        """How many letters were skipped because the reader was `max_unseen` letters behind."""
+        return self._feed.skipped
+
+    def __aiter__(self) -> DeadLetterWatch[JobT]:
+        return self
+
+    async def __anext__(self) -> DeadLetter[JobT]:
+        """Wait for the next letter and return it. Cancel-safe: no letter is lost, and the watch stays open.
+
+        Raises:
+            StopAsyncIteration: All pools have closed, and all letters are read.
+            StreamClosed: The watch was closed before its end, or another reader is already waiting.
+        """
+        return await self._feed.take()
+
+    async def aclose(self) -> None:
+        """End the watch and skip its unread letters, which stay in the store. Never waits, and can be repeated."""
+        self._feed.close()
+
+
+class DeadLetterStore(ABC, Generic[JobT]):
+    """What the stores have in common: watches, and submitting the job of a letter again.
+
+    Several pools on one loop can share a store. Pools that run one after the other can use it on different loops.
     """
 
     def __init__(self) -> None:
-        self._watches: WeakSet[DeadLetterWatch[JobT]] = WeakSet()
-        self._reading: set[DeadLetterWatch[Any]] = set()
+        # Weak: a watch has its feed, so dropping the watch ends it.
+        self._feeds: WeakSet[_Feed[JobT]] = WeakSet()
+        self._reading: set[_Feed[Any]] = set()
         self._open_pools: list[str] = []
         self._was_open = False
 
     def pool_opened(self, name: str, /) -> None:
-        """Note that a pool writes here. Pools do it themselves."""
+        """Register a pool that records letters here. Pools call this when they start."""
         self._was_open = True
         self._open_pools.append(name)
 
     def pool_closed(self, name: str, /) -> None:
-        """Note that a pool writes here no more; after the last one, watches end. Pools do it themselves."""
+        """Remove a pool that records no more letters here; after the last one, watches end. Pools call this."""
         if name in self._open_pools:
             self._open_pools.remove(name)
             if not self._open_pools:
-                for watch in self._watches:
-                    watch.finish()
-                self._watches.clear()
+                for feed in self._feeds:
+                    feed.finish()
+                self._feeds.clear()
 
     def watch(self, max_unseen: int = 1000) -> DeadLetterWatch[JobT]:
-        """Return an async iterator over the letters that are recorded from this call on, as they come.
+        """Return an async iterator over the letters that are recorded from this call on.
 
-        It ends when all pools that write here have closed, after the letters recorded by then; at once, if that was so
-        before this call; if there was no pool yet, it waits for the first. To watch over pools that come one after the
-        other, be one yourself: `pool_opened("all")` before the first, `pool_closed("all")` after the last.
+        It ends when all pools that record letters here have closed, after the letters recorded until then. If they had
+        already closed before this call, it ends at once; if no pool has started yet, it waits for the first. To watch
+        pools that run one after the other, register a pool of your own around them: `pool_opened("all")` before the
+        first, `pool_closed("all")` after the last.
 
-        A slow reader slows no pool: when `max_unseen` letters are unread, the oldest unread one is passed over, and
-        counted in `skipped`. It is still in the store.
+        A slow reader does not slow the pools: while `max_unseen` letters are unread, each new letter makes the watch
+        skip the oldest unread one. `skipped` counts these letters; they are still in the store.
+
+        Args:
+            max_unseen: How many letters the watch keeps for its reader; at least 1.
 
         Raises:
             TypeError, ValueError: `max_unseen` is not an int of at least 1.
         """
-        watch = DeadLetterWatch[JobT](self._reading, check_count("max_unseen", max_unseen, least=1))
+        feed = _Feed[JobT](self._reading, check_count("max_unseen", max_unseen, least=1))
         if self._was_open and not self._open_pools:
-            watch.finish()
+            feed.finish()
         else:
-            self._watches.add(watch)
-        return watch
+            self._feeds.add(feed)
+        return DeadLetterWatch(feed)
 
-    def _show(self, letter: DeadLetter[JobT]) -> None:
-        if self._watches:
-            for watch in self._watches:
-                watch.offer(letter)
+    def _notify_watches(self, letter: DeadLetter[JobT]) -> None:
+        if self._feeds:
+            for feed in self._feeds:
+                feed.put(letter)
 
     async def _submit_again(
         self,
@@ -170,9 +205,9 @@ class DeadLetterStore(ABC, Generic[JobT]):
         where: Callable[[DeadLetter[JobT]], bool] | None,
         letters: Iterable[tuple[Hashable, DeadLetter[JobT]]],
     ) -> int:
-        """Submit the jobs of those letters that are meant, are still there, and are in the hands of no other replay."""
+        """Submit the jobs of the letters for which `where` is true, are still stored, and are not in another replay."""
         if where is not None:
-            check_function("where", where)  # what has to be awaited is always true: all would be submitted
+            check_function("where", where)  # a coroutine is always true, so an async function would select all letters
         count = 0
         for key, letter in letters:
             if not self._claim(key):
@@ -189,8 +224,8 @@ class DeadLetterStore(ABC, Generic[JobT]):
 
     @abstractmethod
     def _claim(self, key: Any) -> bool:
-        """Take a letter in hand, so that no other replay does; False if it is gone, or in hand already."""
+        """Reserve a letter for this replay; return False if it is gone, or reserved by another replay."""
 
     @abstractmethod
     def _release(self, key: Any, accepted: bool) -> None:
-        """Let a letter go that was in hand: it leaves the store if its job was accepted, and else it stays."""
+        """Release a reserved letter: remove it from the store if its job was accepted, otherwise keep it."""

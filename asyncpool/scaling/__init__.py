@@ -1,7 +1,6 @@
-"""How many workers a pool has: policies that decide it, and what they see and answer.
+"""Scaling policies, which decide how many workers a pool has, and the types of their arguments and results.
 
-Pure: a policy sees numbers and answers with a number. When it is asked, and what the pool does with the answer, is
-`_core/scaler.py`.
+Policies are pure: figures in, a number of workers out. `_core/scaler.py` calls them and applies the result.
 """
 
 from asyncpool.scaling.adaptive import Adaptive

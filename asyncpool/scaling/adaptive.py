@@ -1,6 +1,6 @@
-"""`Adaptive`: finds by itself how many jobs at a time are right, by small experiments on the running pool.
+"""`Adaptive`: finds the right number of concurrent jobs by small experiments on the running pool.
 
-Pure, as all policies. Nobody tells it what the backend is; it sees how long jobs take and how they fail.
+Pure, as all policies. It knows nothing about the backend: it sees only how long jobs take and how they fail.
 """
 
 from __future__ import annotations
@@ -16,79 +16,87 @@ from asyncpool.scaling.policy import Decide, Decision, PoolLoad
 
 __all__ = ["Adaptive"]
 
-# An experiment changes the workers by a factor between these two, and by one at least.
+# An experiment changes the number of workers by a factor between these two, and by at least one.
 _LEAST_STEP = 1.2
 _MOST_STEP = 2.0
 # More workers are kept if their elasticity (by how many percent the throughput rises for each percent of workers) is
-# surely above the first number; fewer, if it is surely below the second. "Surely" is in standard errors.
+# above the first number; fewer, if it is below the second. In both cases by at least this many standard errors.
 _WORTH_MORE = 0.15
 _WORTH_FEWER = 0.25
 _SURELY_MORE = 1.0
 _SURELY_FEWER = 1.0
-# What an elasticity is before anything was measured, and its standard error: else small samples make wild guesses.
+# The expected elasticity before any measurement, and its standard error. Without this prior, small samples lead to
+# extreme estimates.
 _EXPECTED = 0.5
 _EXPECTED_WITHIN = 1.0
-# An elasticity surely above this is not possible: then the backend has changed in the middle of an experiment.
+# A significantly higher elasticity than this is not possible: it means that the backend changed during an experiment.
 _IMPOSSIBLE = 1.3
-# After a change of ours, so many attempts for each worker are not measured: what began before it is to end. Then at
-# least and at most so many are; in between, until the elasticity is known to this standard error.
+# After a change of the number of workers, the first number of attempts per worker is not measured, because jobs that
+# began before the change must end. Then at least and at most the next two numbers are measured; in between, until the
+# standard error of the elasticity is at most the last.
 _SETTLING = 2
 _SHORTEST = 4
 _LONGEST = 20
 _PRECISION = 0.2
-# The longest measurement takes so many attempts at least, and no more than that, whatever the number of workers.
+# The longest measurement has at least and at most this many attempts, whatever the number of workers.
 _SMALL_SAMPLE = 120
 _LARGE_SAMPLE = 2000
-# After an experiment with fewer workers that was not worth it, the next waits for so many rounds (attempts of each
-# worker), and longer each time, up to the other number: fewer workers cost throughput, more cost only some latency.
+# After an experiment with fewer workers that was rejected, the next waits for this many rounds (attempts per worker),
+# and longer each time, up to the other number: fewer workers cost throughput, more workers cost only some latency.
 _FEWER_AFTER = 30.0
 _FEWER_AFTER_LONG = 120.0
-# By how much the throughput must differ from before, and in how many standard errors, to have changed by itself.
+# By which share, and by how many standard errors, the throughput must differ from before to count as changed by itself.
 _CHANGED = 0.2
 _SURELY_CHANGED = 4.0
-# What an attempt costs that failed, in attempts.
+# The cost of a failed attempt, in attempts.
 _PRICE_OF_OVERLOAD = 5.0
 _PRICE_OF_FAILURE = 2.0
-# From how many overloads on, and from which share of the attempts, the backend has said that it is too much; what share
-# is too much to experiment with; and what is done about it.
+# The backend is overloaded from this many overloads and this share of the attempts on. From the second share on, the
+# number of workers is reduced without an experiment. The last number is the factor of the reduction.
 _FEW_OVERLOADS = 5
-_FEW_OVERLOADS_MORE = 2  # while more workers are tried
+_FEW_OVERLOADS_MORE = 2  # while an experiment with more workers runs
 _OVERLOADED = 0.02
 _SWAMPED = 0.3
 _BACK_OFF = 0.75
-# For so many rounds (attempts of each worker) the number that was too much is not tried again; each time that it is too
-# much again, for twice as many, up to the other number.
+# For this many rounds (attempts per worker) the number of workers that overloaded the backend is not tried again; after
+# each further overload, for twice as many, up to the other number.
 _CEILING_LASTS = 100.0
 _CEILING_LASTS_LONG = 1600.0
-# What was measured before a pause in the load of so many seconds says nothing any more.
+# Measurements from before a pause in the load of this many seconds are discarded.
 _STALE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Adaptive:
-    """Raises the number of workers while that raises the throughput, and lowers it while that does not lower it.
+    """Adds workers while that raises the throughput, and removes workers while that does not lower it.
 
-    Hill climbing by experiment: it measures with the workers that there are, tries more, or now and then fewer, and
-    keeps what was worth it. Worth it is judged by the elasticity of the throughput, and that by Little's law (J. D. C.
-    Little, 1961) from how long jobs run: while all workers are busy, the throughput is their number over the mean
-    running time. It learns only while the pool is busy, and while nothing else holds jobs back. Its parents are the
-    incremental steps of H.-U. Heiss and R. Wagner (Adaptive Load Control in Transaction Processing Systems, 1991) and
-    the hill climbing of the .NET thread pool (J. L. Hellerstein, V. Morrison, E. Eilebrecht, 2009). What signals
-    overload is met by multiplicative decrease (D.-M. Chiu, R. Jain, 1989), and the number that was too much is
-    approached by halving the way, as in BIC (L. Xu, K. Harfoush, I. Rhee, 2004).
+    Hill climbing by experiment: it measures the throughput with the current number of workers, tries more, or now and
+    then fewer, and keeps the number that was better. The criterion is the elasticity of the throughput. The throughput
+    follows from the running times of the jobs by Little's law (J. D. C. Little, 1961): while all workers are busy, it
+    is their number divided by the mean running time. It measures only while all workers are busy and nothing else holds
+    jobs back. It combines the incremental steps of H.-U. Heiss and R. Wagner (Adaptive Load Control in Transaction
+    Processing Systems, 1991) with the hill climbing of the .NET thread pool (J. L. Hellerstein, V. Morrison,
+    E. Eilebrecht, 2009). It responds to signals of overload with multiplicative decrease (D.-M. Chiu, R. Jain, 1989),
+    and approaches a number of workers that was too high by halving the distance, as BIC does (L. Xu, K. Harfoush,
+    I. Rhee, 2004).
 
-    Each of the others lost somewhere in the simulation (`python -m benchmarks.scaling`, docs/scaling.md). AIMD grows
-    without end where nobody says no. TCP Vegas and Envoy's gradient compare with the shortest running time, and so take
-    contention, and the variance of the jobs, for a queue. Netflix's Gradient2 compares with a long average, which in a
-    pool that is always busy learns the queue that it made itself. And the thread pool's climbing, which is as good on
-    all backends that queue, does not hear one that says no.
+    Each alternative is worse in some case of the simulation (`python -m benchmarks.scaling`, docs/scaling.md):
+
+    * AIMD grows without limit if the backend never reports overload.
+    * TCP Vegas and Envoy's gradient compare with the shortest running time, so they mistake contention, and the
+      variance of the jobs, for a queue.
+    * Netflix's Gradient2 compares with a long average, which in a pool that is always busy includes the queue that the
+      pool itself has caused.
+    * The hill climbing of the thread pool is as good for all backends that queue, but ignores a backend that reports
+      overload.
 
     Args:
-        min_workers: Never fewer; at least 1. The pool starts with them, and doubles them while it pays.
-        max_workers: Never more.
-        interval: Seconds between two looks at what has ended.
-        overload: Which errors say that there is too much load, besides `JobTimeout` and `RetryAfter`: a type, a tuple
-            of types, or a predicate.
+        min_workers: The minimum number of workers; at least 1. The pool starts with it, and doubles the number while
+            that raises the throughput.
+        max_workers: The maximum number of workers; at least `min_workers`.
+        interval: Seconds between two decisions; above 0.
+        overload: Which errors mean that the backend is overloaded, besides `JobTimeout` and `RetryAfter`: a type, a
+            tuple of types, or a predicate.
 
     Raises:
         TypeError, ValueError: An argument is not of its type or range.
@@ -114,22 +122,22 @@ class Adaptive:
         return self.min_workers
 
     def start(self) -> Decide:
-        """Return what decides for one pool."""
+        """Return a new function that decides for one pool."""
         return _Climb(self)
 
 
 class _Trial:
-    """What was measured with one number of workers, while all of them were busy."""
+    """The measurements with one number of workers, while all of them were busy."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self.seconds: list[float] = []  # running times, in the order of the looks
+        self.seconds: list[float] = []  # running times, in the order in which they were added
         self.ended = 0
         self.overloads = 0
         self.failures = 0  # of other kinds
 
     def add(self, load: PoolLoad, overloads: int) -> None:
-        """Take in what has ended since the last look."""
+        """Add the attempts that have ended since the previous call."""
         self.seconds += load.seconds
         self.ended += load.succeeded + load.failed
         self.overloads += overloads
@@ -137,7 +145,7 @@ class _Trial:
         self._forget(3 * self.most)
 
     def joined(self, earlier: _Trial | None) -> _Trial:
-        """This trial and an earlier one with the same workers, as one."""
+        """Return this trial merged with an earlier one with the same number of workers."""
         if earlier is None:
             return self
         both = _Trial(self.workers)
@@ -149,7 +157,7 @@ class _Trial:
         return both
 
     def _forget(self, most: int) -> None:
-        """Keep no more than so many attempts, the latest."""
+        """Keep at most `most` attempts, the latest."""
         del self.seconds[:-most]
         if self.ended > most:
             self.overloads = round(self.overloads * most / self.ended)
@@ -158,7 +166,7 @@ class _Trial:
 
     @property
     def most(self) -> int:
-        """How many attempts are measured at most, before it is decided."""
+        """The maximum number of attempts to measure before a decision."""
         most = min(_LARGE_SAMPLE, max(_SMALL_SAMPLE, _LONGEST * self.workers))
         return max(most, _SHORTEST * self.workers)
 
@@ -169,12 +177,12 @@ class _Trial:
 
     @property
     def throughput(self) -> float:
-        """Jobs a second, by Little's law."""
+        """Jobs per second, by Little's law."""
         mean, _ = _mean(self.seconds)
         return self.workers / mean if mean else 0.0
 
     def is_known(self, other: int) -> bool:
-        """Whether enough was measured to compare it with another number of workers."""
+        """Return whether enough was measured to compare it with another number of workers."""
         size = len(self.seconds)
         if size < max(8, _SHORTEST * self.workers):
             return False
@@ -185,12 +193,12 @@ class _Trial:
 
 
 def _cap(values: Sequence[float]) -> float:
-    """Where to cut off the longest: a few would outweigh the rest of a heavy tail."""
+    """Return the cap for the longest values: in a heavy tail, a few would outweigh all others."""
     return sorted(values)[-1 - min(len(values) - 1, max(2, len(values) // 50))]
 
 
 def _mean(values: Sequence[float], cap: float = math.inf) -> tuple[float, float]:
-    """The mean, and the standard deviation relative to it, of values that are cut to a cap."""
+    """Return the mean of the capped values, and their standard deviation relative to it."""
     if not values:
         return 0.0, 1.0
     n = len(values)
@@ -199,12 +207,12 @@ def _mean(values: Sequence[float], cap: float = math.inf) -> tuple[float, float]
     if not mean:
         return 0.0, 1.0
     deviation = math.sqrt(sum((value - mean) ** 2 for value in cut) / max(1, n - 1))
-    return mean, deviation / mean + 0.05  # a little more, for what a small sample does not know
+    return mean, deviation / mean + 0.05  # increased a little, because a small sample underestimates it
 
 
 @dataclass(frozen=True, slots=True)
 class _Gain:
-    """How much more throughput one trial had than another, as the logarithm of the ratio, by the change in workers."""
+    """By how much the throughput of two trials differs, and by how much their workers: as logarithms of the ratios."""
 
     gain: float
     error: float  # its standard error
@@ -212,25 +220,25 @@ class _Gain:
 
     @property
     def _doubt(self) -> float:
-        """How much of the elasticity is what was expected, and not what was measured."""
+        """The weight of the expected elasticity relative to the measured one, between 0 and 1."""
         return self.error**2 / (self.error**2 + (_EXPECTED_WITHIN * self.step) ** 2)
 
     @property
     def elasticity(self) -> float:
-        """By how many percent the throughput rises for each percent of workers: the best guess (Bayes)."""
+        """By how many percent the throughput rises for each percent of workers: the Bayesian estimate."""
         return self._doubt * _EXPECTED + (1 - self._doubt) * self.gain / self.step
 
     @property
     def elasticity_error(self) -> float:
-        """The standard error of that."""
+        """The standard error of the elasticity."""
         return _EXPECTED_WITHIN * math.sqrt(self._doubt)
 
     def at_least(self, errors: float) -> float:
-        """The elasticity, less so many standard errors."""
+        """Return the elasticity minus `errors` standard errors."""
         return self.elasticity - errors * self.elasticity_error
 
     def at_most(self, errors: float) -> float:
-        """The elasticity, and so many standard errors more."""
+        """Return the elasticity plus `errors` standard errors."""
         return self.elasticity + errors * self.elasticity_error
 
     def __str__(self) -> str:
@@ -239,10 +247,10 @@ class _Gain:
 
 
 def _compare(a: _Trial, b: _Trial) -> _Gain:
-    """How much more `b` did than `a`.
+    """Return by how much the throughput of `b` is higher than that of `a`.
 
-    By Little's law (1961) the throughput of busy workers is their number over the mean running time. Failures count
-    against it, but only so far as there are more of them than before: what fails anyway says nothing about the load.
+    By Little's law (1961) the throughput of busy workers is their number divided by the mean running time. Failures
+    reduce it, but only by how many more of them there are than before: jobs that fail anyway are not caused by load.
     """
     step = math.log(b.workers / a.workers)
     gain, variance = step, 0.0
@@ -251,7 +259,7 @@ def _compare(a: _Trial, b: _Trial) -> _Gain:
         (mean_a, spread_a), (mean_b, spread_b) = _mean(a.seconds, cap), _mean(b.seconds, cap)
         if mean_a and mean_b:
             gain -= math.log(mean_b / mean_a)
-        # The larger of the two: where few jobs are long, a sample without any of them seems fast, and sure of it.
+        # The larger spread of the two: if few jobs are long, a sample without them would seem fast with certainty.
         variance = max(spread_a, spread_b) ** 2 * (1 / len(a.seconds) + 1 / len(b.seconds))
     for price, in_a, in_b in (
         (_PRICE_OF_OVERLOAD, a.overloads, b.overloads),
@@ -271,7 +279,7 @@ class _Way(Enum):
 
 
 class _Climb:
-    """The decisions for one pool: it measures its base, tries more or fewer workers, and keeps what was worth it."""
+    """The decisions for one pool: it measures a base, tries more or fewer workers, and keeps the better number."""
 
     def __init__(self, policy: Adaptive) -> None:
         self._policy = policy
@@ -280,15 +288,15 @@ class _Climb:
         self._probe: _Trial | None = None  # the number that is being tried
         self._way = _Way.MORE
         self._step = {_Way.MORE: _MOST_STEP, _Way.FEWER: _MOST_STEP}
-        self._rounds = 0.0  # how many attempts for each worker have ended: a clock that goes as fast as the jobs
-        self._fewer_from = 0.0  # of that clock: when fewer workers may be tried again
+        self._rounds = 0.0  # how many attempts per worker have ended: a clock that runs at the speed of the jobs
+        self._fewer_from = 0.0  # on that clock: from when on fewer workers can be tried again
         self._fewer_after = _FEWER_AFTER
-        self._ceiling: int | None = None  # how many workers were too much for the backend
-        self._ceiling_until = 0.0  # of that clock
+        self._ceiling: int | None = None  # the number of workers that overloaded the backend
+        self._ceiling_until = 0.0  # on that clock
         self._ceiling_lasts = _CEILING_LASTS
-        self._is_careful = False  # whether the backend has ever said so: it may do so late, and each time costs jobs
-        self._tolerated = 0.0  # which share of overloads fewer workers did not help against, when that was tried last
-        self._unsettled = 0  # how many attempts are to end before they are measured
+        self._is_careful = False  # whether the backend was ever overloaded: it can show late, and each time costs jobs
+        self._tolerated = 0.0  # the share of overloads that the last experiment with fewer workers did not reduce
+        self._unsettled = 0  # how many attempts must end before attempts are measured
         self._was_busy = False
         self._busy_at = 0.0
         self._is_begun = False
@@ -304,7 +312,7 @@ class _Climb:
         busy_at, self._busy_at = self._busy_at, load.now
         if load.now - busy_at > _STALE:
             self._base, self._before, self._probe = _Trial(self._base.workers), None, None
-            return self._stay("measures anew after a pause")
+            return self._stay("measures again after a pause")
         if load.workers != here.workers:
             return self._stay("waits for its workers")
         overloads = self._overloads(load)
@@ -314,7 +322,7 @@ class _Climb:
         if not was_busy or self._unsettled > 0 or load.running > load.workers:
             self._unsettled -= load.succeeded + load.failed
             if not (overloads and self._probe is not None and self._probe.workers > self._base.workers):
-                return self._stay("lets go what began before")
+                return self._stay("waits for jobs that began before the change")
         here.add(load, overloads)
         return self._at_base() if self._probe is None else self._at_probe(self._probe)
 
@@ -336,7 +344,7 @@ class _Climb:
             if abs(changed.gain) > max(_CHANGED, _SURELY_CHANGED * changed.error):
                 return self._follow(changed)
         self._way = self._next_way()
-        if not self._may_try(self._way) or not base.is_known(self._target(self._way)):
+        if not self._can_try(self._way) or not base.is_known(self._target(self._way)):
             return self._stay("measures")
         return self._try(f"{base.throughput:.4g} jobs/s with {base.workers} workers")
 
@@ -351,7 +359,7 @@ class _Climb:
             return self._stay(why)
         if base.overloaded < _SWAMPED:
             return self._try(why)
-        # Not an experiment: it is not the time for questions.
+        # Without an experiment: with so severe an overload there is no need to compare.
         self._base, self._before = _Trial(self._target(_Way.FEWER)), None
         return self._settle(why)
 
@@ -362,11 +370,11 @@ class _Climb:
         self._step[_Way.MORE] = _LEAST_STEP
 
     def _follow(self, changed: _Gain) -> Decision:
-        """The backend has become faster or slower: measure it anew, then try a number that would make up for it."""
+        """Measure a backend again that became faster or slower, then try a number that would make up for it."""
         self._way = _Way.MORE if changed.gain > 0 else _Way.FEWER
         self._step[self._way] = min(_MOST_STEP, max(_LEAST_STEP, math.exp(abs(changed.gain))))
         self._forget()
-        self._base = _Trial(self._base.workers)  # the change may have come in the middle of it
+        self._base = _Trial(self._base.workers)  # the change could have come in the middle of the measurements
         return self._stay("the throughput has changed by itself")
 
     def _forget(self) -> None:
@@ -384,11 +392,11 @@ class _Climb:
         return target
 
     def _next_way(self) -> _Way:
-        """The way that is due, if there are numbers to try there; else the other, if that may be tried now."""
+        """Return the current way if there is a number to try in it, otherwise the other if that can be tried now."""
         other = _Way.FEWER if self._way is _Way.MORE else _Way.MORE
-        return self._way if self._may_try(self._way) or not self._may_try(other) else other
+        return self._way if self._can_try(self._way) or not self._can_try(other) else other
 
-    def _may_try(self, way: _Way) -> bool:
+    def _can_try(self, way: _Way) -> bool:
         is_early = way is _Way.FEWER and self._rounds < self._fewer_from
         return not is_early and self._target(way) != self._base.workers
 
@@ -431,7 +439,7 @@ class _Climb:
         return self._stay("measures")
 
     def _tolerate(self, base: _Trial, fewer: _Trial) -> None:
-        """Fewer workers did not help against the overloads, if there are any: they are no reason to shrink."""
+        """Note the share of overloads that fewer workers did not reduce, so that it is no longer a reason to shrink."""
         self._tolerated = (base.overloads + fewer.overloads) / (base.ended + fewer.ended)
         if fewer.overloaded > base.overloaded / 2:
             self._ceiling = None
@@ -460,10 +468,10 @@ class _Climb:
             self._way = _Way.FEWER
         return self._settle(why, figures)
 
-    # -- Answers -----------------------------------------------------------------------------------------------------
+    # -- Decisions ---------------------------------------------------------------------------------------------------
 
     def _settle(self, why: str, figures: dict[str, float] | None = None) -> Decision:
-        """A new number of workers: what they do is measured when they have settled."""
+        """Return a decision for a new number of workers, and measure only when jobs that began before have ended."""
         workers = (self._probe or self._base).workers
         self._unsettled = _SETTLING * workers
         return self._stay(why, figures)
@@ -471,5 +479,5 @@ class _Climb:
     def _stay(self, why: str, figures: dict[str, float] | None = None) -> Decision:
         workers = (self._probe or self._base).workers
         is_more = workers > self._base.workers
-        failures = _FEW_OVERLOADS_MORE + 1 if is_more else None  # it may be too much: then each moment counts
+        failures = _FEW_OVERLOADS_MORE + 1 if is_more else None  # an overload must be noticed as soon as possible
         return Decision(workers, why, figures or {}, ask_again_after_failures=failures)

@@ -1,6 +1,6 @@
-"""`AutoScale`: as many workers as the backlog asks for, and no more than were needed of late.
+"""`AutoScale`: as many workers as the backlog needs, and no more than were needed recently.
 
-Pure, as all policies; for a pool that has to find out how much its backend bears, see `adaptive.py`.
+Pure, as all policies. For a pool that must find out how much load its backend can take, see `adaptive.py`.
 """
 
 from __future__ import annotations
@@ -17,25 +17,29 @@ __all__ = ["AutoScale"]
 
 @dataclass(frozen=True, slots=True)
 class AutoScale:
-    """Grows with the backlog, at once; shrinks when workers have been idle for a time.
+    """Adds workers at once when the backlog grows; removes workers that have been idle for some time.
 
-    The rule of the scaling goroutine in Go's worker pools (add a worker when the queue is longer than five jobs for
-    each; a worker that finds nothing to do for 30 s ends), with three changes. It grows in proportion to the backlog,
-    to `backlog / backlog_per_worker` workers in one step, and not by one a tick. It does not grow while workers would
-    not help: when the pool is paused, when jobs wait for a limiter or workers for their resource, when some are idle.
-    And who retires is decided in one place, so that there are never fewer than `min_workers`.
+    The rule of the scaling goroutine in Go's worker pools (add a worker when more than five jobs per worker are queued;
+    end a worker that has had nothing to do for 30 s), with three changes:
 
-    Where the queue cannot show the backlog because it is full (its submitters wait or are rejected), it doubles.
+    * It grows in proportion to the backlog, to `backlog / backlog_per_worker` workers in one step, and not by one
+      worker per tick.
+    * It does not grow while more workers would not help: while the pool is paused, jobs wait for a limiter, workers
+      wait for their resource, or some workers are idle.
+    * One place decides which workers retire, so that there are never fewer than `min_workers`.
 
-    Between growing and shrinking lies `idle_timeout`: so it does not flap, however the load does.
+    If the queue does not show the whole backlog because it is full (submitters wait or are rejected), it doubles the
+    number of workers. A worker retires only `idle_timeout` seconds after it was last needed, so the number of workers
+    does not oscillate with the load.
 
     Args:
-        min_workers: Never fewer; 0 lets the pool go to sleep without any, and wake for the first job at once.
-        max_workers: Never more.
-        backlog_per_worker: How many jobs may wait for each worker before there are more workers. The backlog is what
-            is queued, not what is delayed.
-        interval: Seconds between two looks at the backlog.
-        idle_timeout: Workers that were not needed for so many seconds retire.
+        min_workers: The minimum number of workers; at least 0. With 0 an idle pool has no workers, and the first job
+            starts one at once.
+        max_workers: The maximum number of workers; at least 1.
+        backlog_per_worker: How many jobs per worker can wait before workers are added; above 0. The backlog is what is
+            queued, not what is delayed.
+        interval: Seconds between two checks of the backlog; above 0.
+        idle_timeout: Workers that were not needed for this many seconds retire; at least 0.
 
     Raises:
         TypeError, ValueError: An argument is not a number of its range, or `max_workers` is below `min_workers`.
@@ -63,11 +67,11 @@ class AutoScale:
         return self.min_workers
 
     def start(self) -> Decide:
-        """Return what decides for one pool."""
+        """Return a new function that decides for one pool."""
         return _Backlog(self)
 
 
-# Timers may be so much early, in seconds.
+# How early a timer can fire, in seconds.
 _EARLY = 1e-3
 
 
@@ -78,14 +82,15 @@ def _count(number: int, what: str) -> str:
 class _Backlog:
     """The decisions for one pool.
 
-    Idle workers are a stack: who ended last takes the next job. So the workers that were idle all through a time are
-    all but the most that were busy at once in it, and nobody has to keep the time of each.
+    Idle workers are a stack: the worker that became idle last takes the next job. So the number of workers that were
+    idle during a whole period is the number of workers minus the most that were busy at once in it, and there is no
+    need to keep a time for each worker.
     """
 
     def __init__(self, policy: AutoScale) -> None:
         self._policy = policy
-        # (until when it counts, how many workers were needed), each less than the one before it: the first is the most
-        # that were needed at once in the last idle_timeout.
+        # Pairs (until when it counts, how many workers were needed), each number smaller than the one before it: the
+        # first is the most that were needed at once in the last idle_timeout.
         self._needed: deque[tuple[float, int]] = deque()
 
     def __call__(self, load: PoolLoad) -> Decision:
@@ -107,7 +112,7 @@ class _Backlog:
         if not load.idle and load.backlog > policy.backlog_per_worker * load.workers:
             wanted = self._workers_for(load.backlog)
             why = f"{load.backlog} jobs wait for {_count(load.workers, 'worker')}"
-        # The queue is full, and does not show how much more there is.
+        # The queue is full, so it does not show the whole backlog.
         if (load.waiting and not load.idle) or (load.rejected and load.peak_running >= load.workers):
             more = max(2 * load.workers, self._workers_for(load.backlog + load.rejected))
             if more > wanted:
@@ -118,15 +123,15 @@ class _Backlog:
         return math.ceil(min(jobs / self._policy.backlog_per_worker, self._policy.max_workers))
 
     def _grow(self, load: PoolLoad, wanted: int, why: str) -> Decision:
-        self._note(load.now, wanted)  # what is new has its time to be idle too
+        self._note(load.now, wanted)  # a new worker can be idle for idle_timeout too before it retires
         return Decision(wanted, why, {"backlog": load.backlog, "rejected": load.rejected})
 
     def _shrink(self, load: PoolLoad) -> Decision:
         policy = self._policy
         needed = max(load.running, load.peak_running)
         if load.backlog:
-            needed += load.starting  # what opens has not been idle
-        # At first, what there is has its time.
+            needed += load.starting  # a worker that is starting has not been idle
+        # In the first call, all workers count as needed until now.
         self._note(load.now, needed if self._needed else load.workers)
         while len(self._needed) > 1 and self._needed[0][0] <= load.now + _EARLY:
             self._needed.popleft()
@@ -138,7 +143,7 @@ class _Backlog:
         more = load.workers > policy.min_workers and load.running < load.workers
         return Decision(
             load.workers,
-            "as many as were needed of late",
+            f"as many workers as were needed in the last {policy.idle_timeout:g} s",
             ask_again_in=max(until - load.now, _EARLY) if more else None,
         )
 

@@ -1,7 +1,7 @@
-"""How many workers a pool has: what it tells its policy, what that answers, and the policy that answers always alike.
+"""The interface between a pool and its scaling policy: the load, the decision, the protocol, and a fixed size.
 
-Pure: a policy sees numbers and answers with a number. When it is asked, and what the answer does, is the matter of
-`_core/scaler.py`; policies that scale are `autoscale.py` and `adaptive.py`.
+Policies are pure: figures in, a number of workers out. `_core/scaler.py` calls them and applies the result;
+`autoscale.py` and `adaptive.py` are the policies that scale.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ __all__ = ["Decide", "Decision", "FixedSize", "PoolLoad", "ScalingPolicy", "Work
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolLoad:
-    """How busy a pool is, and what has happened since its policy was asked last."""
+    """How busy a pool is, and what has happened since the previous call of its policy."""
 
     now: float = 0.0
     """Loop time, in seconds."""
     elapsed: float = 0.0
-    """Seconds since the policy was asked last; 0.0 the first time."""
+    """Seconds since the previous call of the policy; 0.0 in the first call."""
     workers: int = 0
-    """How many workers there should be: what was decided last."""
+    """The target number of workers: the previous decision."""
     starting: int = 0
     """How many of these have no resource yet, and so take no jobs."""
     idle: int = 0
@@ -32,45 +32,47 @@ class PoolLoad:
     running: int = 0
     """Jobs that hold a worker."""
     peak_running: int = 0
-    """The most of these at a time, since the policy was asked last."""
+    """The most jobs that held a worker at the same time since the previous call of the policy."""
     blocked: int = 0
-    """Running jobs that wait for this very pool."""
+    """Running jobs that are waiting for this pool itself."""
     queued: int = 0
-    """Jobs that wait for a worker."""
+    """Jobs that are waiting for a worker."""
     waiting: int = 0
-    """Submitters and streams that wait for room in the queue."""
+    """Submitters and streams that are waiting for room in the queue."""
     rejected: int = 0
-    """Jobs that were turned away by `QueueFull` since the policy was asked last."""
+    """Jobs that were rejected with `QueueFull` since the previous call of the policy."""
     delayed: int = 0
-    """Jobs that wait for a time. They are no backlog: no worker could take them."""
+    """Jobs that are waiting for their next attempt or their rate limit. Not part of the backlog: no worker could take
+    them."""
     is_throttled: bool = False
-    """Whether something else than workers is wanting: the pool is paused, its rate limit is closed, jobs that hold a
-    worker wait in the limiter, or `max_delayed` jobs are delayed."""
+    """Whether something other than the number of workers holds jobs back: the pool is paused, its rate limit allows no
+    start now, jobs that hold a worker are waiting in the limiter, or `max_delayed` jobs are delayed."""
     succeeded: int = 0
-    """Attempts that have succeeded since the policy was asked last."""
+    """Attempts that have succeeded since the previous call of the policy."""
     failed: int = 0
-    """Attempts that have failed since then."""
+    """Attempts that have failed since the previous call of the policy."""
     seconds: tuple[float, ...] = ()
-    """How long the handler ran of those that succeeded: of all, or of an even sample."""
+    """Seconds that the handler ran, of the attempts that succeeded: of all of them, or of an even sample."""
     errors: tuple[BaseException, ...] = ()
-    """What the attempts that failed have raised, the first thousand; `RetryAfter` and `Permanent` as they are."""
+    """What the attempts that failed raised, of the first thousand. Can include `RetryAfter` and `Permanent`."""
 
     @property
     def backlog(self) -> int:
-        """Jobs that more workers could run now, as far as the pool knows of them."""
+        """Jobs that more workers could run now: those in the queue, and one for each waiting submitter or stream."""
         return self.queued + self.waiting
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a policy answers.
+    """What a policy returns.
 
     Args:
-        workers: How many workers there should be.
-        reason: Why, in a sentence with the figures; for whoever observes the pool.
-        figures: The same figures by name.
-        ask_again_in: Ask again after so many seconds, even if the pool has nothing to do until then.
-        ask_again_after_failures: Ask again when so many attempts have failed, even before the interval is over.
+        workers: The target number of workers.
+        reason: Why, in a sentence with the figures; for observers.
+        figures: The same figures, by name.
+        ask_again_in: Call the policy again after this many seconds, even if the pool has no activity until then.
+        ask_again_after_failures: Call the policy again when this many attempts have failed, even before the interval
+            is over.
     """
 
     workers: int
@@ -85,7 +87,7 @@ Decide: TypeAlias = Callable[[PoolLoad], Decision]
 
 @runtime_checkable
 class ScalingPolicy(Protocol):
-    """How many workers a pool has. Configuration only: what changes is in what `start()` returns, so that pools may
+    """Decides how many workers a pool has. Only configuration: `start()` returns the mutable part, so that pools can
     share a policy.
     """
 
@@ -96,33 +98,33 @@ class ScalingPolicy(Protocol):
 
     @property
     def max_workers(self) -> int:
-        """How many workers there may ever be; answers above it are capped."""
+        """The maximum number of workers; decisions above it are capped."""
         ...
 
     @property
     def interval(self) -> float:
-        """Seconds between two questions, while something happens in the pool.
+        """Seconds between two calls, while the pool is active.
 
-        When nothing of the load has changed from one question to the next (or, while jobs wait, in 50 of them), it is
-        not asked until something does, or until the decision's `ask_again_in`.
+        If the load did not change from one call to the next (while jobs wait: in 50 calls), the next call is only when
+        it changes, or after the decision's `ask_again_in`.
         """
         ...
 
     def start(self) -> Decide:
-        """Return what decides for one pool."""
+        """Return a new function that decides for one pool: the pool calls it with its `PoolLoad`, on its loop."""
         ...
 
 
 Workers: TypeAlias = int | ScalingPolicy | Callable[[PoolLoad], int]
-"""What a pool takes as `workers=`: a number, a policy, or a function that answers with a number."""
+"""What a pool accepts as `workers=`: a number, a policy, or a function that returns a number."""
 
 
 @dataclass(frozen=True, slots=True)
 class FixedSize:
-    """Always `workers` workers.
+    """A fixed number of workers.
 
     Args:
-        workers: How many; at least 1.
+        workers: The number of workers; at least 1.
 
     Raises:
         TypeError: `workers` is not an int.
@@ -136,20 +138,20 @@ class FixedSize:
 
     @property
     def initial_workers(self) -> int:
-        """How many workers the pool starts with."""
+        """How many workers the pool starts with: `workers`."""
         return self.workers
 
     @property
     def max_workers(self) -> int:
-        """How many workers there may ever be."""
+        """The maximum number of workers: `workers`."""
         return self.workers
 
     @property
     def interval(self) -> float:
-        """Any will do: a pool of fixed size asks once."""
+        """Seconds between two calls. It has no effect: a pool of fixed size calls its policy once."""
         return 1.0
 
     def start(self) -> Decide:
-        """Return the answer that is always the same."""
+        """Return a function that always returns the same decision."""
         decision = Decision(self.workers, f"the pool has a fixed size of {self.workers}")
         return lambda load: decision

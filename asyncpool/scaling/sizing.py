@@ -1,6 +1,6 @@
-"""How many workers to begin with, from what is known of the work.
+"""How many workers to start with, calculated from what is known about the jobs.
 
-A first guess from arithmetic; what a pool really needs shows in its `stats`.
+It is a first estimate; `stats` of the running pool shows how many workers it really needs.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ def recommended_workers(
 ) -> int:
     """Return how many workers suit jobs of a known duration.
 
-    Two laws bound it. Little's law (J. D. C. Little, "A Proof for the Queuing Formula L = λW", 1961): jobs that take
-    `seconds` each, ended at `rate` a second, are `rate * seconds` at a time. And an event loop is one thread: jobs
-    that keep it busy for `cpu_seconds` each saturate it at `seconds / cpu_seconds` at a time (the single-processor
-    case of B. Goetz's formula, "Java Concurrency in Practice", 8.2), more workers only add waiting.
+    Two laws bound the number. By Little's law (J. D. C. Little, "A Proof for the Queuing Formula L = λW", 1961), jobs
+    that take `seconds` each and complete at `rate` per second are `rate * seconds` at a time. And an event loop is one
+    thread: jobs that keep it busy for `cpu_seconds` each saturate it at `seconds / cpu_seconds` at a time (the
+    single-processor case of B. Goetz's formula, "Java Concurrency in Practice", 8.2); more workers only add waiting.
 
     Args:
-        seconds: Mean duration of a job, in seconds, waiting included.
-        rate: Jobs a second that are wanted. None: as many as the loop can carry.
+        seconds: Mean duration of a job, in seconds, including the time that it waits.
+        rate: The jobs per second to reach. None: as many as the event loop can run.
         cpu_seconds: The part of `seconds` in which the job keeps the event loop's thread busy (parsing, encoding).
-            Work that is handed to `offload` does not count.
-        limit: The most that the other side bears: connections of the database, requests that an API allows at once.
+            Work passed to `offload` does not count.
+        limit: The most jobs at a time that the backend can handle: the database's connections, or the concurrent
+            requests that an API allows. None: no limit.
 
     Returns:
         At least 1, and at most `limit`.
@@ -56,6 +57,9 @@ def recommended_workers(
     if limit is not None:
         bounds.append(check_count("limit", limit, least=1))
     if not bounds:
-        raise ValueError("recommended_workers needs rate, cpu_seconds or limit: seconds alone bounds nothing")
-    # 1e-9: a product such as 100 * 0.07 must not round up to a worker more than the numbers say.
+        raise ValueError(
+            "recommended_workers needs at least one of rate, cpu_seconds and limit, "
+            f"got only seconds={seconds:g}, which bounds nothing"
+        )
+    # 1e-9: the rounding error of a product such as 100 * 0.07 must not add a worker.
     return max(1, math.ceil(min(bounds) - 1e-9))

@@ -217,7 +217,7 @@ async def test_leaving_the_loop_over_a_watch_drops_it(make_store: MakeStore) -> 
         break
     gc.collect()
     assert seen == [1]
-    assert len(store._watches) == 0
+    assert len(store._feeds) == 0
 
 
 @virtual
