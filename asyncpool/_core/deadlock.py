@@ -139,7 +139,7 @@ class Deadlock:
     def check(self, *, is_final: bool = False) -> None:
         """End the newest wait with `PoolDeadlock` if no running job can go on.
 
-        To be called when a wait begins, and when a worker goes that could have taken another job.
+        Call it when a wait begins, and when a worker goes that could have taken another job.
         """
         if not self._is_possible():
             return

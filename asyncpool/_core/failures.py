@@ -43,7 +43,7 @@ def outcome_of(
 ) -> Failed[Any] | Cancelled[Any]:
     """Return the outcome of a running job whose attempt ended with `error` at loop time `now`. Never raises.
 
-    Whoever cancels every task, as asyncio.run does at its end, cancels the job by that.
+    A job is also cancelled by code that cancels every task, as asyncio.run does at its end.
     """
     assert job.worker is not None
     try:
@@ -130,8 +130,8 @@ def _clear(frame: types.FrameType) -> None:
 
 # More than a stack may have by default.
 _MOST_ENTRIES = 1000
-# Only in modules that run attempts are the frames over when an attempt is. An error object that a stream or another pool
-# has raised before leads to frames of theirs that are alive
+# Only in modules that run attempts are frames over when an attempt is. An error object that a stream or another pool
+# raised before leads to frames of theirs that are alive
 # (test_a_live_stream_in_the_traceback_of_a_shared_error_is_left_alone).
 _IS_PART_OF_ATTEMPT = True
 _SUSPENDABLE = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE

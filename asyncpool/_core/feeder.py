@@ -77,7 +77,7 @@ class FedChannel(Channel[ItemT_co]):
             await parts.tasks.wait_open()
             if self._feeder is not None or self.is_cancelled:
                 return
-            parts.state.check_open()  # the pool can have come to its end meanwhile
+            parts.state.check_open()  # the pool can have closed meanwhile
         except PoolClosed:
             self._drop_source()
             raise

@@ -58,7 +58,7 @@ class Ledger:
         self._observers = observers
         self.dead_letters = dead_letters
         self.submitted = 0
-        # Jobs that back off or are parked; each is told to its sink too, so that windows do not count them
+        # Jobs that back off or are parked; each is reported to its sink too, so that windows do not count them
         # (test_jobs_that_back_off_do_not_fill_the_window_of_a_stream).
         self.delayed = 0
         self.running = 0
@@ -114,12 +114,12 @@ class Ledger:
             )
 
     def delay(self, job: Job) -> None:
-        """Count a job that waits for a time, from now on."""
+        """Count a job that is delayed, from now on."""
         self.delayed += 1
         job.sink.on_delayed(1)
 
     def undelay(self, job: Job) -> None:
-        """Count a job that waits for a time no more."""
+        """Count a job that is no longer delayed."""
         self.delayed -= 1
         job.sink.on_delayed(-1)
 

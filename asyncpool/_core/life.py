@@ -154,7 +154,7 @@ class Life:
         async with PoolTaskGroup() as group:
             parts.tasks.open(group)  # from here on, resource tasks and feeders run in it
             await self._until_asked_to_stop()
-            # 1. The intake is stopped and a pause lifted, by whoever asked for the end.
+            # 1. The intake is stopped and a pause lifted, by the request.
             # 2. Let queued, delayed and running jobs finish.
             await self._until(lambda: parts.ledger.is_drained, lambda: self._drain_until)
             # 3. Hand back what is queued or delayed, then cancel what runs: in this order, so that a worker that
@@ -248,7 +248,7 @@ class Life:
     ) -> None:
         """Let the supervisor wait until something holds or a deadline, which can be brought forward, is over.
 
-        Whoever cancels the supervisor (asyncio.run does at its end, with every task) asks for the next step.
+        Cancelling the supervisor, as asyncio.run does at its end with every task, requests the next step.
         """
         loop = self._state.loop
         while not holds() and (turns or loop.time() < deadline()):

@@ -108,7 +108,7 @@ class JobQueue(asyncio.Queue[Job]):
     # -- The bound ---------------------------------------------------------------------------------------------------
 
     def set_bounds(self, target_workers: int, max_workers: int) -> None:
-        """Work out the bounds. To be called when either number changes: once then, and not twenty times a job."""
+        """Work out the bounds. Call it when either number changes: once then, and not twenty times a job."""
         self._target = target_workers
         self._maxsize = 10 * max_workers if self._queue_size is None else self._queue_size
         self.window = max(1, self._maxsize + max_workers)

@@ -35,7 +35,7 @@ class Histogram:
         self.reader: Callable[[list[float]], None] | None = None
 
     def flush(self) -> None:
-        """Sort what was recorded into the buckets. To be called from time to time: until then it takes memory."""
+        """Sort what was recorded into the buckets. Call it from time to time: until then it takes memory."""
         fresh = self._fresh
         if not fresh and not self._failures:
             return
