@@ -338,12 +338,13 @@ class Dispatcher:
             # What `_ended` does where nothing else is to do: the end of most jobs (x1.10 without, x1.11 on 3.11).
             worker.job = job.task = None
             job.outcome = ended
-            self._ledger.succeeded += 1
+            ledger = self._ledger
+            ledger.succeeded += 1
             job.sink.deliver(job, ended)
             if self._task_start is _AT_ONCE and (following := self._order.pop()) is not None:
                 self._start_on(following, worker)
             else:
-                self._ledger.running -= 1
+                ledger.running -= 1
                 self._idle.append(worker)
                 if not self._is_pumping and self._entries:
                     self.wake()

@@ -74,10 +74,11 @@ class FedChannel(Channel[ItemT_co]):
         parts = self.parts
         try:
             parts.state.check_open()
-            await parts.tasks.wait_open()
-            if self._feeder is not None or self.is_cancelled:
-                return
-            parts.state.check_open()  # the pool can have closed meanwhile
+            if not parts.tasks.is_open:
+                await parts.tasks.wait_open()
+                if self._feeder is not None or self.is_cancelled:
+                    return
+                parts.state.check_open()  # the pool can have closed meanwhile
         except PoolClosed:
             self._drop_source()
             raise

@@ -36,29 +36,33 @@ class Tasks:
     and is done when `close()` returns (test_nothing_runs_when_close_returns).
     """
 
-    __slots__ = ("_children", "_group", "_is_open", "_on_done", "_state")
+    __slots__ = ("_children", "_group", "_on_done", "_opened", "_state")
 
     def __init__(self, state: State, on_done: Callable[[], None]) -> None:
         self._state = state
         self._on_done = on_done
         self._group: asyncio.TaskGroup | None = None
-        self._is_open = asyncio.Event()
+        self._opened = asyncio.Event()
         self._children: set[asyncio.Task[None]] = set()
 
     def open(self, group: asyncio.TaskGroup) -> None:
         """Spawn tasks in this group from now on."""
         self._group = group
-        self._is_open.set()
+        self._opened.set()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether tasks can be spawned, or the supervisor has ended."""
+        return self._opened.is_set()
 
     async def wait_open(self) -> None:
         """Wait for the supervisor's first step. The pool may have ended after that: look again."""
-        if not self._is_open.is_set():
-            # An event and no shared future: cancelling one waiter would cancel it for all.
-            await self._is_open.wait()
+        # An event and no shared future: cancelling one waiter would cancel it for all.
+        await self._opened.wait()
 
     def give_up_opening(self) -> None:
         """Wake those that wait for a supervisor that was cancelled before its first step."""
-        self._is_open.set()
+        self._opened.set()
 
     def spawn(self, function: Callable[[], Awaitable[None]], *, name: str, context: Context) -> asyncio.Task[None]:
         """Start a task of the pool. A function and no coroutine: a task that is cancelled before its first step then
