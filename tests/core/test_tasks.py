@@ -531,7 +531,7 @@ async def test_a_pool_that_a_bug_has_ended_takes_no_more_jobs(
 
 def has_begun(pool: WorkerPool[Any, Any]) -> bool:
     """Whether the supervisor has had its first step."""
-    return pool._parts.tasks._is_open.is_set()
+    return pool._parts.tasks.is_open
 
 
 @fuzzed
