@@ -1,0 +1,76 @@
+"""The shape of the package: nothing too large to read, and no module that reaches into the private parts of another.
+
+The floors are checked by import-linter (`make check`), the map by tests/test_documents.py.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import asyncpool
+
+PACKAGE = Path(asyncpool.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+OUTSIDE_CORE = [file for file in FILES if "_core" not in file.parts]
+
+
+def name_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).as_posix()
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_a_file_has_at_most_500_lines_and_the_hot_path_400(file: Path) -> None:
+    most = 400 if name_of(file) == "_core/dispatch.py" else 500
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= most
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_a_class_has_at_most_40_methods(file: Path) -> None:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef):
+            methods = [item for item in node.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)]
+            assert len(methods) <= 40, node.name
+
+
+def reaches(source: str) -> list[str]:
+    """The private attributes of other objects that a module uses."""
+    return [
+        f"line {node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and not node.attr.endswith("__")
+        and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
+        and not (isinstance(node.value, ast.Call) and ast.unparse(node.value) == "super()")
+    ]
+
+
+@pytest.mark.parametrize("file", OUTSIDE_CORE, ids=name_of)
+def test_no_module_outside_the_core_reaches_into_another_object(file: Path) -> None:
+    # Of the same module is fine: a class and its helper. So are the hooks that the standard library names so.
+    source = file.read_text(encoding="utf-8")
+    own = {
+        name
+        for node in ast.walk(ast.parse(source))
+        for name in (
+            [
+                target.attr
+                for target in getattr(node, "targets", [getattr(node, "target", None)])
+                if isinstance(target, ast.Attribute)
+            ]
+            if isinstance(node, ast.Assign | ast.AnnAssign)
+            else [node.name]
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            else []
+        )
+    }
+    found = [text for text in reaches(source) if text.rsplit(".", 1)[1] not in own | {"_get_running_loop", "_current_frames"}]
+    assert found == []
+
+
+def test_reaching_is_found() -> None:
+    assert reaches("def f(pool):\n    return pool._parts.queue") == ["line 2: pool._parts"]
+    assert reaches("class A:\n    def f(self):\n        return self._own, super()._own") == []
