@@ -152,6 +152,14 @@ class Cancellation:
                 JobStuck(pool=self._state.name, id=job.number, job=job.input, worker=worker.number, seconds=STUCK_AFTER)
             )
 
+    def close(self) -> None:
+        """Wait for no job any more: the pool is closed. Only jobs that an interrupt has lost are left."""
+        for job, timer in self._cancelling.items():
+            if timer is not None:
+                timer.cancel()
+            job.sink.on_stuck(job)
+        self._cancelling.clear()
+
     def report_abandoned(self, job: Job, outcome: Outcome[Any, Any]) -> None:
         """Log that a job has ended after all, which was settled without waiting for that."""
         name = self._state.name
@@ -178,15 +186,22 @@ class Cancellation:
         """Settle what still runs, whatever its tasks do: the last resort when the pool closes. Return its workers,
         which are free.
         """
-        free: list[Worker] = []
-        now = self._state.time()
+        return [self._settle_running(job, CancelReason.ABANDONED) for job in self.running_jobs()]
+
+    def settle_lost(self) -> None:
+        """Settle running jobs whose task is over: a KeyboardInterrupt came in the middle of the step that ends a job
+        (test_an_interrupt_at_any_line_leaves_a_pool_that_closes). Their workers are free.
+        """
         for job in self.running_jobs():
-            worker = job.worker
-            assert worker is not None
-            self.attempt_ended(job)
-            outcome = self._ledger.cancelled_outcome(job, CancelReason.ABANDONED, now)
-            worker.job = None
-            self._ledger.running -= 1
-            self._ledger.settle(job, outcome, now)
-            free.append(worker)
-        return free
+            if job.task is None or job.task.done():
+                self._settle_running(job, CancelReason.SHUTDOWN)
+
+    def _settle_running(self, job: Job, reason: CancelReason) -> Worker:
+        worker, now = job.worker, self._state.time()
+        assert worker is not None
+        self.attempt_ended(job)
+        outcome = self._ledger.cancelled_outcome(job, reason, now)
+        worker.job = None
+        self._ledger.running -= 1
+        self._ledger.settle(job, outcome, now)
+        return worker

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from asyncpool._core.job import Job
 from asyncpool._core.line import WaitLine, wake
 from asyncpool._core.parts import Parts
+from asyncpool._core.state import Phase
 from asyncpool._logs import log
 from asyncpool.errors import PoolClosed, StreamClosed
 from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, Succeeded
@@ -60,7 +61,6 @@ class Channel(Generic[ItemT_co]):
         self.reading = Reading.NEW
         self.is_cancelled = False  # whether nobody will read what is still to come; FINISHED can follow CANCELLED
         self._reader: asyncio.Future[None] | None = None
-        self._closers: list[asyncio.Future[None]] = []
         self.intake_is_open = True
         self.failed_at: int | None = None  # of a channel of values: the number of the first job that failed
         self._end: BaseException | None = None  # what the reader gets after the last outcome
@@ -97,8 +97,6 @@ class Channel(Generic[ItemT_co]):
         if self.is_cancelled:
             if isinstance(outcome, Failed):
                 self.parts.ledger.count_unread((outcome,))
-            if not self.live or self._has_stuck:
-                self._wake_closers()
             return
         if self.in_order is None:
             self.ready.append(outcome)
@@ -118,7 +116,7 @@ class Channel(Generic[ItemT_co]):
     def on_stuck(self, job: Job, /) -> None:
         """Wait for this job no more, if its end is all that is waited for."""
         self._has_stuck = True
-        self._wake_closers()
+        self.parts.wakeups.notify()
 
     def _move_to_ready(self, jobs: deque[Job]) -> None:
         while jobs and (outcome := jobs[0].outcome) is not None:
@@ -241,19 +239,14 @@ class Channel(Generic[ItemT_co]):
         Cancel-safe: what was asked to end goes on ending.
         """
         self.cancel()
-        while self.live and self.parts.cancellation.is_waited_for(self):
-            await self.wait_as_closer()
+        if self.live and self.parts.cancellation.is_waited_for(self):
+            await self.parts.wakeups.wait_until(self._has_ended)
 
-    async def wait_as_closer(self) -> None:
-        """Wait until something may have ended that `aclose` waits for."""
-        future: asyncio.Future[None] = self.parts.state.loop.create_future()
-        self._closers.append(future)
-        await future
-
-    def _wake_closers(self) -> None:
-        closers, self._closers = self._closers, []
-        for future in closers:
-            wake(future)
+    def _has_ended(self) -> bool:
+        """Whether no job is left that `aclose` waits for. A closed pool has none, whatever an interrupt has left."""
+        if not self.live or self.parts.state.phase is Phase.CLOSED:
+            return True
+        return self._has_stuck and not self.parts.cancellation.is_waited_for(self)
 
     def __repr__(self) -> str:
         return f"{self.name}, {self.reading.value}: {len(self.ready)} outcomes ready, {self.live} jobs to come"

@@ -100,14 +100,16 @@ class FedChannel(Channel[ItemT_co]):
     async def aclose(self) -> None:
         """Cancel what is queued or runs, close the source, and wait for both, at most until they count as stuck."""
         await super().aclose()
-        if self._feeder is None or self._feeder.done() or self._is_abandoned:
+        if self._is_fed():
             return
         timer = self.parts.state.loop.call_later(STUCK_AFTER, self._report_stuck_feeder)
         try:
-            while not self._feeder.done() and not self._is_abandoned:
-                await self.wait_as_closer()
+            await self.parts.wakeups.wait_until(self._is_fed)
         finally:
             timer.cancel()
+
+    def _is_fed(self) -> bool:
+        return self._is_abandoned or self._feeder is None or self._feeder.done()
 
     def _report_stuck_feeder(self) -> None:
         log.warning("%s: its source has not ended %g s after it was asked to", self.name, STUCK_AFTER)
@@ -117,7 +119,7 @@ class FedChannel(Channel[ItemT_co]):
         """Do not wait for the feeder any more: it ignores its cancellation."""
         self._is_abandoned = True
         super().end_intake()
-        self._wake_closers()
+        self.parts.wakeups.notify()
 
     def _stop_feeding(self) -> None:
         self.is_stopped = True
@@ -134,7 +136,6 @@ class FedChannel(Channel[ItemT_co]):
             self._feeder.uncancel()
 
     def _feeder_is_done(self, feeder: asyncio.Task[None]) -> None:
-        self._wake_closers()
         if self in self.parts.producers:  # somebody cancelled it before its first step: it never ran
             self.is_stopped = True
             self._end_feeding(asyncio.CancelledError())

@@ -123,6 +123,8 @@ class Life:
             self._grace_until = min(self._grace_until, now + grace)
         elif state.phase is Phase.STARTING:
             self._drain_until = now  # nothing runs yet that could be drained
+        # First: if an interrupt comes from here on, the supervisor does what is left.
+        self._stop_is_requested.set()
         if state.phase in (Phase.STARTING, Phase.OPEN):
             self._stop_intake(drains=self._drain_until > now)
         self._parts.wakeups.notify()
@@ -138,13 +140,17 @@ class Life:
     def _stop_intake(self, *, drains: bool) -> None:
         parts, state = self._parts, self._state
         state.move(Phase.DRAINING)
-        self._stop_is_requested.set()
+        self._close_intake()
+        if parts.observers.any:
+            parts.observers.emit(PoolStopping(pool=state.name, drains=drains))
+
+    def _close_intake(self) -> None:
+        """Turn submitters away, stop the producers and lift the user's pause. Safe to repeat."""
+        parts, state = self._parts, self._state
         parts.queue.line.close(state.closed_error)
         for producer in parts.producers:
             producer.stop(state.closed_error())
         parts.pauses.resume()
-        if parts.observers.any:
-            parts.observers.emit(PoolStopping(pool=state.name, drains=drains))
 
     # -- The ladder --------------------------------------------------------------------------------------------------
 
@@ -154,6 +160,7 @@ class Life:
         async with PoolTaskGroup() as group:
             parts.tasks.open(group)  # from here on, resource tasks and feeders run in it
             await self._until_asked_to_stop()
+            self._finish_stopping_intake()
             # 1. The intake is stopped and a pause lifted, by the request.
             # 2. Let queued, delayed and running jobs finish.
             await self._until(lambda: parts.ledger.is_drained, lambda: self._drain_until)
@@ -178,6 +185,14 @@ class Life:
                 except asyncio.CancelledError:
                     continue
 
+    def _finish_stopping_intake(self) -> None:
+        """Repeat what a KeyboardInterrupt in the middle of a request may have left out; otherwise nothing is left to do
+        (test_an_interrupt_at_any_line_leaves_a_pool_that_closes).
+        """
+        if self._state.phase is not Phase.DRAINING:
+            self._stop_intake(drains=False)
+        self._close_intake()
+
     async def _until_asked_to_stop(self) -> None:
         while not self._stop_is_requested.is_set():
             try:
@@ -187,6 +202,7 @@ class Life:
 
     def _cancel_jobs(self) -> None:
         self._parts.cancellation.cancel_where(lambda job: True, CancelReason.SHUTDOWN)
+        self._parts.cancellation.settle_lost()
         self._parts.scaler.end()
         self._parts.workers.retire_all()
 
@@ -238,6 +254,7 @@ class Life:
             self._cancel_jobs()
             parts.workers.abandon()
             self._close([task for task in parts.tasks.cancel_all() if not task.done()])
+        parts.wakeups.notify()
         if not supervisor.cancelled() and (error := supervisor.exception()) is not None:
             log.error("pool %r: a task of the pool has failed, which ended the pool", state.name, exc_info=error)
 

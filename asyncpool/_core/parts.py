@@ -241,6 +241,7 @@ class Parts:
         self.load.forget()
         self.deadlock.close()
         self.retries.close()
+        self.cancellation.close()
         if self.lanes is not None:
             self.lanes.close()
         self.pauses.close(self._rate_limit)

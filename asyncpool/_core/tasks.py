@@ -77,7 +77,9 @@ class Tasks:
             raise
         if not task.done():  # an eager task factory can run it to its end
             self._children.add(task)
-            # After the group's own callback: when our set is empty, the group's is too.
+            # After the group's own callback: when our set is empty, the group's is too. And a method of the set itself,
+            # which no KeyboardInterrupt can leave half done.
+            task.add_done_callback(self._children.discard)
             task.add_done_callback(self._child_is_done)
         return task
 
@@ -103,7 +105,6 @@ class Tasks:
             self._state.raise_later(error)
 
     def _child_is_done(self, task: asyncio.Task[None]) -> None:
-        self._children.discard(task)
         self._on_done()
 
 
