@@ -10,7 +10,8 @@ The steps of stopping, at the first SIGINT or SIGTERM:
 4. Close the connections that no answer has closed. Wait until all are closed, and what was written is sent.
 5. Close what is left, at most `_LAST_WORDS` seconds later, and the application.
 
-The second signal goes to step 3 with a `drain_timeout` of 0.
+The second signal goes to step 3 with a `drain_timeout` of 0. It counts only half a second after the first: supervisors
+and terminals can send the same signal twice.
 
 Why not `drain_on_signal`: it would close the pool at once, in step 1. Why not `web.run_app`: `AppRunner.cleanup()`
 makes every connection deaf before it waits for its handlers, so a request whose body is still on its way hangs, and one
@@ -26,6 +27,7 @@ that closes its sending half is taken for one that went away: asyncio's transpor
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
@@ -40,6 +42,8 @@ __all__ = ["Server"]
 
 _TICK = 0.02
 """Seconds between two looks at the connections."""
+_SECOND_AFTER = 0.5
+"""Seconds after the first signal from which on another one is the second."""
 _LAST_WORDS = 5.0
 """Seconds that clients have to take their answers."""
 
@@ -163,6 +167,7 @@ class _StopSignals:
 
     def __init__(self, first: Callable[[str], None], second: Callable[[str], None]) -> None:
         self._calls = [second, first]
+        self._last_at = -math.inf
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -178,7 +183,10 @@ class _StopSignals:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # Runs between any two instructions of the main thread: so it asks the loop, and does nothing itself.
-        self._loop.call_soon_threadsafe(self._act, number)
+        now = self._loop.time()
+        if now - self._last_at >= _SECOND_AFTER:
+            self._last_at = now
+            self._loop.call_soon_threadsafe(self._act, number)
 
     def _act(self, number: int) -> None:
         if not self._calls:

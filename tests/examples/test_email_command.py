@@ -217,6 +217,7 @@ def test_ctrl_c_twice_cancels_and_tells_what_was_cut_off(tmp_path: Path, start: 
             if line.startswith("Campaign"):
                 process.send_signal(signal.SIGINT)
             if line.startswith("Stopping"):
+                time.sleep(0.5)  # before that, it is not a second signal
                 process.send_signal(signal.SIGINT)
                 break
         output = process.stdout.read()

@@ -481,6 +481,7 @@ def test_the_second_interrupt_cancels_what_is_under_way(
     while "Stopping" not in process.stdout.readline():
         pass
 
+    time.sleep(0.5)  # before that, it is not a second signal
     process.send_signal(signal.SIGINT)
     rest = rest_of(process)
 

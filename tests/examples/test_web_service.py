@@ -471,6 +471,9 @@ async def test_a_second_signal_cancels_what_is_queued_and_answers_it(gate: Gate)
         await until(lambda: running.service.pool.stats.queued == 3)
         os.kill(os.getpid(), signal.SIGTERM)
         await until(lambda: running.service.is_draining)
+        os.kill(os.getpid(), signal.SIGINT)  # at once: it is not the second
+        await asyncio.sleep(0.5)
+        assert running.service.pool.state == "open"
         os.kill(os.getpid(), signal.SIGINT)
         await until(lambda: running.service.pool.state == "stopping")
         gate.open()
@@ -670,6 +673,7 @@ async def test_a_second_sigterm_ends_the_command_with_130_and_answers_everybody(
         process.terminate()
         assert process.stdout is not None
         assert (await process.stdout.readline()).startswith(b"SIGTERM: draining")
+        await asyncio.sleep(0.5)  # before that, it is not a second signal
         process.terminate()
         statuses = [(await post).status for post in posts]
         status, lines = await end_of(process)
