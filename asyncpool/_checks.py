@@ -6,13 +6,15 @@ import inspect
 import math
 from typing import cast
 
+from asyncpool._guard import describe
+
 __all__ = ["check_count", "check_filter", "check_function", "check_number", "check_seconds"]
 
 
 def check_count(name: str, value: object, *, least: int) -> int:
     """Return `value` if it is an int (not a bool) of at least `least`; otherwise raise TypeError or ValueError."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {value!r}")
+        raise TypeError(f"{name} must be an int, got {describe(value)}")
     if value < least:
         raise ValueError(f"{name} must be >= {least}, got {value}")
     return value
@@ -26,7 +28,7 @@ def check_seconds(name: str, value: object, *, positive: bool = False) -> float:
 def check_number(name: str, value: object, *, least: float = 0.0, above: bool = False, what: str = "number") -> float:
     """Return `value` as a float if it is a finite number (not a bool) that is >= `least` (or > it, if `above`)."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a {what}, got {value!r}")
+        raise TypeError(f"{name} must be a {what}, got {describe(value)}")
     if not _is_finite(value) or value < least or (above and value == least):
         raise ValueError(f"{name} must be a finite {what} {'>' if above else '>='} {least:g}, got {value}")
     return float(value)
@@ -45,13 +47,13 @@ def check_filter(name: str, value: object) -> None:
     if all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
         return
     if isinstance(value, (type, tuple)) or not callable(value):
-        raise TypeError(f"{name} must be an exception type, a tuple of them, or a predicate, got {value!r}")
+        raise TypeError(f"{name} must be an exception type, a tuple of them, or a predicate, got {describe(value)}")
     check_function(name, value)
 
 
 def check_function(name: str, value: object) -> None:
     """Raise TypeError unless `value` is callable and not an async function."""
     if not callable(value):
-        raise TypeError(f"{name} must be callable, got {value!r}")
+        raise TypeError(f"{name} must be callable, got {describe(value)}")
     if inspect.iscoroutinefunction(value):
-        raise TypeError(f"{name} is called and not awaited, so it must not be an async function, got {value!r}")
+        raise TypeError(f"{name} is called and not awaited, so it must not be an async function, got {describe(value)}")

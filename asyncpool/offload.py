@@ -14,6 +14,8 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import anyio
 
+from asyncpool._guard import describe
+
 __all__ = ["Offloaded", "offload"]
 
 P = ParamSpec("P")
@@ -58,7 +60,7 @@ class Offloaded(Generic[P, ValueT]):
         return future.result()
 
     def __repr__(self) -> str:
-        return f"offload({self._fn!r})"
+        return f"offload({describe(self._fn)})"
 
 
 class _Call:
@@ -101,9 +103,11 @@ def offload(fn: Callable[P, ValueT], executor: Executor | None = None) -> Offloa
         TypeError: `fn` is not callable, or is an async function already; `executor` is not an Executor.
     """
     if not callable(fn):
-        raise TypeError(f"fn must be callable, got {fn!r}")
+        raise TypeError(f"fn must be callable, got {describe(fn)}")
     if inspect.iscoroutinefunction(fn):
-        raise TypeError(f"fn must be a synchronous function, got the async function {fn!r}: pass it to the pool as is")
+        raise TypeError(
+            f"fn must be a synchronous function, got the async function {describe(fn)}: pass it to the pool as is"
+        )
     if executor is not None and not isinstance(cast("object", executor), Executor):
-        raise TypeError(f"executor must be a concurrent.futures.Executor, got {executor!r}")
+        raise TypeError(f"executor must be a concurrent.futures.Executor, got {describe(executor)}")
     return Offloaded(fn, executor)

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypedDict, TypeVar
 from asyncpool._checks import check_count, check_filter, check_function, check_seconds
 from asyncpool._core.parts import Parts
 from asyncpool._core.scaler import as_policy
+from asyncpool._guard import describe
 from asyncpool.dead_letters.letter import DeadLetterSink
 from asyncpool.errors import ErrorFilter
 from asyncpool.events import Observer, Observers
@@ -81,15 +82,15 @@ def build_parts(
     if priority is not None:
         check_function("priority", priority)
     if retry is not None and not isinstance(retry, Retry):
-        raise TypeError(f"retry must be a Retry, got {retry!r}: write retry=Retry(attempts=3)")
+        raise TypeError(f"retry must be a Retry, got {describe(retry)}: write retry=Retry(attempts=3)")
     _check_limiter(limiter)
     if dead_letters is not None:
         if isinstance(dead_letters, type) or not isinstance(dead_letters, DeadLetterSink):
-            raise TypeError(f"dead_letters must have a method record(letter), got {dead_letters!r}")
+            raise TypeError(f"dead_letters must have a method record(letter), got {describe(dead_letters)}")
         check_function("record(letter) of dead_letters", dead_letters.record)
     check_filter("recycle_on", recycle_on)
     if not isinstance(name, str):
-        raise TypeError(f"name must be a str, got {name!r}")
+        raise TypeError(f"name must be a str, got {describe(name)}")
     return Parts(
         name=name,
         handler=handler,
@@ -109,7 +110,7 @@ def build_parts(
 
 def _check_callable(name: str, value: object) -> None:
     if not callable(value):
-        raise TypeError(f"{name} must be callable, got {value!r}")
+        raise TypeError(f"{name} must be callable, got {describe(value)}")
 
 
 def _check_handler(handler: object) -> None:
@@ -117,11 +118,11 @@ def _check_handler(handler: object) -> None:
         return
     if not callable(handler):
         hint = " (a coroutine: pass the function, do not call it)" if inspect.iscoroutine(handler) else ""
-        raise TypeError(f"handler must be callable, got {handler!r}{hint}")
+        raise TypeError(f"handler must be callable, got {describe(handler)}{hint}")
     call = handler if inspect.isroutine(handler) else getattr(type(handler), "__call__", handler)  # noqa: B004 -- to look at it
     for function in (handler, call):
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise TypeError(f"handler must return one awaitable, got the generator function {handler!r}")
+            raise TypeError(f"handler must return one awaitable, got the generator function {describe(handler)}")
 
 
 def _check_limiter(limiter: object) -> None:
@@ -130,6 +131,6 @@ def _check_limiter(limiter: object) -> None:
     if isinstance(limiter, type) or not callable(limiter):
         raise TypeError(
             "limiter must be a RateLimit, a function of the job that returns one, or an async context manager, "
-            f"got {limiter!r}"
+            f"got {describe(limiter)}"
         )
     check_function("limiter", limiter)

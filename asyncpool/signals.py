@@ -6,17 +6,15 @@ See `WorkerPool.close` for what draining and cancelling mean.
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from asyncpool._logs import log
 from asyncpool.pool import WorkerPool
 
 __all__ = ["drain_on_signal"]
-
-_log = logging.getLogger("asyncpool")
 
 
 class drain_on_signal:
@@ -81,10 +79,10 @@ class drain_on_signal:
         self.received += 1
         name = signal.Signals(number).name
         if self.received == 1:
-            _log.warning("pool %r: %s: draining; a second signal cancels running jobs", self._pool.name, name)
+            log.warning("pool %r: %s: draining; a second signal cancels running jobs", self._pool.name, name)
             self._pool.drain(drain_timeout=self._drain_timeout, grace=self._grace)
         else:
-            _log.warning("pool %r: %s: cancelling running jobs", self._pool.name, name)
+            log.warning("pool %r: %s: cancelling running jobs", self._pool.name, name)
             self._pool.cancel()
             self._restore()
 

@@ -19,6 +19,7 @@ from asyncpool._core.orders import ReentryOrder
 from asyncpool._core.queue import JobQueue
 from asyncpool._core.timers import TimerHeap
 from asyncpool._core.wakeups import Wakeups
+from asyncpool._guard import describe
 from asyncpool.rate import RateLimit, is_manager
 
 __all__ = ["RateLanes"]
@@ -118,7 +119,7 @@ class RateLanes:
             return limiter
         raise TypeError(
             "the function that is the limiter must return a RateLimit, an async context manager or None, "
-            f"got {limiter!r:.80}"
+            f"got {describe(limiter)}"
         )
 
     def admit_or_park(self, job: Job, limiter: RateLimit | AbstractAsyncContextManager[Any] | None, now: float) -> bool:

@@ -18,6 +18,7 @@ from asyncpool._core.queue import JobQueue
 from asyncpool._core.state import Phase, State
 from asyncpool._core.wakeups import Wakeups
 from asyncpool._core.workers import Workers
+from asyncpool._guard import describe
 from asyncpool._logs import is_logged, log
 from asyncpool.scaling.policy import Decide, Decision, FixedSize, PoolLoad, ScalingPolicy
 from asyncpool.scaling.policy import Workers as WorkersArgument
@@ -52,7 +53,9 @@ def as_policy(workers: WorkersArgument) -> ScalingPolicy:
         return _Function(workers)
     missing = [name for name in ("initial_workers", "max_workers", "interval") if not hasattr(workers, name)]
     hint = f" (it has start(), but no {' and no '.join(missing)})" if hasattr(workers, "start") else ""
-    raise TypeError(f"workers must be an int, a scaling policy, or a function of a PoolLoad, got {workers!r}{hint}")
+    raise TypeError(
+        f"workers must be an int, a scaling policy, or a function of a PoolLoad, got {describe(workers)}{hint}"
+    )
 
 
 def _check_answers(name: str, function: object) -> None:
@@ -61,7 +64,7 @@ def _check_answers(name: str, function: object) -> None:
     for called in (function, getattr(type(function), "__call__", None)):  # noqa: B004 -- to look at it
         check_function(name, called or function)
         if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
-            raise TypeError(f"{name} must return one number, got the generator function {function!r}")
+            raise TypeError(f"{name} must return one number, got the generator function {describe(function)}")
 
 
 def _started(policy: ScalingPolicy) -> Decide:
@@ -209,7 +212,7 @@ class Scaler:
 
     def _checked(self, decision: object) -> Decision:
         if not isinstance(decision, Decision):
-            raise TypeError(f"a scaling policy must answer with a Decision, got {decision!r:.80}")
+            raise TypeError(f"a scaling policy must answer with a Decision, got {describe(decision)}")
         check_count("what a scaling policy answers", decision.workers, least=0)
         if decision.ask_again_in is not None:
             check_seconds("ask_again_in", decision.ask_again_in)

@@ -6,18 +6,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from asyncpool._checks import check_count
-from asyncpool.dead_letters.letter import DeadLetter, safe_text
+from asyncpool._logs import is_logged, log
+from asyncpool.dead_letters.letter import DeadLetter
 from asyncpool.dead_letters.store import BATCH, DeadLetterStore, Submitter
 
 __all__ = ["DeadLetters"]
-
-_log = logging.getLogger("asyncpool")
 
 JobT = TypeVar("JobT")
 
@@ -76,12 +74,12 @@ class DeadLetters(DeadLetterStore[JobT]):
         while len(self._letters) - len(self._claimed) > self._max_size:
             oldest = self._letters.pop(next(key for key in self._letters if key not in self._claimed))
             self.dropped += 1
-            if self.dropped & (self.dropped - 1) == 0:
-                _log.error(
-                    "the store of %d dead letters is full, so its oldest is dropped (occurrence %d): %.200s",
+            if is_logged(self.dropped):
+                log.error(
+                    "the store of %d dead letters is full, so its oldest is dropped (occurrence %d): %.200r",
                     self._max_size,
                     self.dropped,
-                    safe_text(repr, oldest),
+                    oldest,
                 )
 
     def __len__(self) -> int:

@@ -6,7 +6,6 @@ The letters are in `letter.py`, the stores in `memory.py` and `file.py`.
 from __future__ import annotations
 
 import asyncio
-import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable
@@ -23,8 +22,6 @@ __all__ = [
     "DeadLetterWatch",
     "Submitter",
 ]
-
-_log = logging.getLogger("asyncpool")
 
 JobT = TypeVar("JobT")
 JobT_contra = TypeVar("JobT_contra", contravariant=True)
