@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from typing import cast
 
 from asyncpool._guard import describe
 
-__all__ = ["check_count", "check_filter", "check_function", "check_number", "check_seconds"]
+__all__ = ["check_count", "check_filter", "check_function", "check_number", "check_seconds", "is_async_function"]
 
 
 def check_count(name: str, value: object, *, least: int) -> int:
@@ -52,8 +53,23 @@ def check_filter(name: str, value: object) -> None:
 
 
 def check_function(name: str, value: object) -> None:
-    """Raise TypeError unless `value` is callable and not an async function."""
+    """Raise TypeError unless `value` is callable, and calling it runs it: no async function, and no generator."""
     if not callable(value):
         raise TypeError(f"{name} must be callable, got {describe(value)}")
-    if inspect.iscoroutinefunction(value):
+    if is_async_function(value):
         raise TypeError(f"{name} is called and not awaited, so it must not be an async function, got {describe(value)}")
+    if any(inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called) for called in _called(value)):
+        raise TypeError(f"{name} must run when it is called, got the generator function {describe(value)}")
+
+
+def is_async_function(value: object) -> bool:
+    """Return whether calling `value` only makes a coroutine: an async function, or an object with such a `__call__`."""
+    return any(inspect.iscoroutinefunction(called) for called in _called(value))
+
+
+def _called(value: object) -> tuple[object, object]:
+    """Return what runs when an object is called: itself, or the `__call__` of its class."""
+    while isinstance(value, functools.partial):
+        value = cast("functools.partial[object]", value).func
+    kind: type[object] = type(value)
+    return value, getattr(kind, "__call__", None)  # noqa: B004  # to look at it

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from asyncpool._checks import check_function
 from asyncpool._guard import describe, fields_text
 from asyncpool._logs import log
 from asyncpool.outcomes import Outcome, ShutdownReport
@@ -203,6 +204,7 @@ class Observers:
         for observer in self._observers:
             if not callable(observer):
                 raise TypeError(f"observers must be callables that take an event, got {describe(observer)}")
+            check_function("an observer", observer)
         self.any = bool(self._observers)
         # Receives a KeyboardInterrupt raised while an observer runs, and re-raises it where that is safe.
         self.interrupted: Callable[[KeyboardInterrupt], object] = _log_interrupt

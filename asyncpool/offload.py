@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import inspect
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import anyio
 
+from asyncpool._checks import is_async_function
 from asyncpool._guard import describe
 
 __all__ = ["Offloaded", "offload"]
@@ -104,7 +104,7 @@ def offload(fn: Callable[P, ValueT], executor: Executor | None = None) -> Offloa
     """
     if not callable(fn):
         raise TypeError(f"fn must be callable, got {describe(fn)}")
-    if inspect.iscoroutinefunction(fn):
+    if is_async_function(fn):
         raise TypeError(
             f"fn must be a synchronous function, got the async function {describe(fn)}: pass it to the pool as is"
         )

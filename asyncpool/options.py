@@ -14,7 +14,7 @@ from asyncpool._checks import check_count, check_filter, check_function, check_s
 from asyncpool._core.parts import Parts
 from asyncpool._core.scaler import as_policy
 from asyncpool._guard import describe
-from asyncpool.dead_letters.letter import DeadLetterSink
+from asyncpool.dead_letters.letter import DeadLetterSink, PoolAwareSink
 from asyncpool.errors import ErrorFilter
 from asyncpool.events import Observer, Observers
 from asyncpool.rate import Limiter, RateLimit, is_manager
@@ -74,7 +74,7 @@ def build_parts(
     """
     _check_handler(handler)
     if resource is not None:
-        _check_callable("resource", resource)
+        check_function("resource", resource)
         if handler is None:
             raise TypeError(
                 "resource= needs a handler(job, resource); a pool without a handler cannot pass one to its jobs"
@@ -88,6 +88,9 @@ def build_parts(
         if isinstance(dead_letters, type) or not isinstance(dead_letters, DeadLetterSink):
             raise TypeError(f"dead_letters must have a method record(letter), got {describe(dead_letters)}")
         check_function("record(letter) of dead_letters", dead_letters.record)
+        if isinstance(dead_letters, PoolAwareSink):
+            check_function("pool_opened(name) of dead_letters", dead_letters.pool_opened)
+            check_function("pool_closed(name) of dead_letters", dead_letters.pool_closed)
     check_filter("recycle_on", recycle_on)
     if not isinstance(name, str):
         raise TypeError(f"name must be a str, got {describe(name)}")
@@ -106,11 +109,6 @@ def build_parts(
         recycle_on=recycle_on,
         observers=Observers(observers),
     )
-
-
-def _check_callable(name: str, value: object) -> None:
-    if not callable(value):
-        raise TypeError(f"{name} must be callable, got {describe(value)}")
 
 
 def _check_handler(handler: object) -> None:

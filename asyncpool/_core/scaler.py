@@ -6,7 +6,6 @@ What a policy answers is `asyncpool/scaling`; what becomes of the workers is `wo
 from __future__ import annotations
 
 import asyncio
-import inspect
 import math
 from collections.abc import Callable
 from contextvars import Context
@@ -49,7 +48,7 @@ def as_policy(workers: WorkersArgument) -> ScalingPolicy:
         check_seconds("interval of the scaling policy", workers.interval, positive=True)
         return workers
     if callable(workers) and not isinstance(workers, type):
-        _check_answers("workers", workers)
+        check_function("workers", workers)
         return _Function(workers)
     missing = [name for name in ("initial_workers", "max_workers", "interval") if not hasattr(workers, name)]
     hint = f" (it has start(), but no {' and no '.join(missing)})" if hasattr(workers, "start") else ""
@@ -58,18 +57,9 @@ def as_policy(workers: WorkersArgument) -> ScalingPolicy:
     )
 
 
-def _check_answers(name: str, function: object) -> None:
-    """Raise unless something can be called, and then answers: no async function, and no generator."""
-    check_function(name, function)
-    for called in (function, getattr(type(function), "__call__", None)):  # noqa: B004 -- to look at it
-        check_function(name, called or function)
-        if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
-            raise TypeError(f"{name} must return one number, got the generator function {describe(function)}")
-
-
 def _started(policy: ScalingPolicy) -> Decide:
     decide = policy.start()
-    _check_answers("what start() of the scaling policy returns", decide)
+    check_function("what start() of the scaling policy returns", decide)
     return decide
 
 

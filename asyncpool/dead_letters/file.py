@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeVar, cast
 
 from anyio import to_thread
 
+from asyncpool._checks import check_function
 from asyncpool._guard import describe, safe_text
 from asyncpool._logs import is_logged, log
 from asyncpool.dead_letters.letter import DeadLetter
@@ -71,7 +72,7 @@ class DeadLetterFile(DeadLetterStore[JobT]):
     Raises:
         FileNotFoundError, NotADirectoryError: The folder does not exist, or is not a folder.
         IsADirectoryError: The path is a folder.
-        TypeError: `encode` or `decode` is not callable.
+        TypeError: `encode` or `decode` is not callable, or is an async function.
     """
 
     def __init__(
@@ -93,8 +94,7 @@ class DeadLetterFile(DeadLetterStore[JobT]):
             folder = str(self.path.parent)
             raise NotADirectoryError(errno.ENOTDIR, "the parent of the dead letters' path must be a folder", folder)
         for name, function in (("encode", encode), ("decode", decode)):
-            if not callable(function):
-                raise TypeError(f"{name} must be callable, got {describe(function)}")
+            check_function(name, function)
         self._encode = encode
         self._decode = decode
         self._lock = threading.Lock()  # held while the file changes: no letter is written to a file being replaced
@@ -128,7 +128,9 @@ class DeadLetterFile(DeadLetterStore[JobT]):
         }
         try:
             line = _line({**fields, "job": self._encode(letter.job), **about})
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             self._as_text += 1
             if is_logged(self._as_text):
                 log.error(
@@ -266,6 +268,8 @@ class DeadLetterFile(DeadLetterStore[JobT]):
             TypeError: `where` is not callable, or is an async function.
             Exception: What else `submit` or `where` raised.
         """
+        if where is not None:
+            check_function("where", where)  # a coroutine is always true, so an async function would select all letters
         count = passed_over = 0
         letters = self._read()
         try:

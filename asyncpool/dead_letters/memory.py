@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from asyncpool._checks import check_count
+from asyncpool._checks import check_count, check_function
 from asyncpool._logs import is_logged, log
 from asyncpool.dead_letters.letter import DeadLetter
 from asyncpool.dead_letters.store import BATCH, DeadLetterStore, Submitter
@@ -94,7 +94,13 @@ class DeadLetters(DeadLetterStore[JobT]):
         return f"<DeadLetters: {len(self)} of at most {self._max_size}, {self.dropped} dropped>"
 
     def find(self, where: Callable[[DeadLetter[JobT]], bool]) -> list[DeadLetter[JobT]]:
-        """Return the letters for which `where(letter)` is true, the oldest first. Raises what `where` raises."""
+        """Return the letters for which `where(letter)` is true, the oldest first.
+
+        Raises:
+            TypeError: `where` is not callable, or is an async function.
+            Exception: What `where` raised.
+        """
+        check_function("where", where)
         return [letter for letter in self if where(letter)]
 
     def remove(self, letter: DeadLetter[JobT]) -> bool:
@@ -122,6 +128,8 @@ class DeadLetters(DeadLetterStore[JobT]):
             TypeError: `where` is not callable, or is an async function.
             Exception: What else `submit` or `where` raised.
         """
+        if where is not None:
+            check_function("where", where)  # a coroutine is always true, so an async function would select all letters
         count = 0
         letters = list(self._letters.items())
         for start in range(0, len(letters), BATCH):
