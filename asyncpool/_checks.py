@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from typing import cast
 
-__all__ = ["check_count", "check_filter", "check_function", "check_number", "check_seconds"]
+from asyncpool._guard import describe
+
+__all__ = ["check_count", "check_filter", "check_function", "check_number", "check_seconds", "is_async_function"]
 
 
 def check_count(name: str, value: object, *, least: int) -> int:
     """Return `value` if it is an int (not a bool) of at least `least`; otherwise raise TypeError or ValueError."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {value!r}")
+        raise TypeError(f"{name} must be an int, got {describe(value)}")
     if value < least:
         raise ValueError(f"{name} must be >= {least}, got {value}")
     return value
@@ -26,7 +29,7 @@ def check_seconds(name: str, value: object, *, positive: bool = False) -> float:
 def check_number(name: str, value: object, *, least: float = 0.0, above: bool = False, what: str = "number") -> float:
     """Return `value` as a float if it is a finite number (not a bool) that is >= `least` (or > it, if `above`)."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a {what}, got {value!r}")
+        raise TypeError(f"{name} must be a {what}, got {describe(value)}")
     if not _is_finite(value) or value < least or (above and value == least):
         raise ValueError(f"{name} must be a finite {what} {'>' if above else '>='} {least:g}, got {value}")
     return float(value)
@@ -45,13 +48,28 @@ def check_filter(name: str, value: object) -> None:
     if all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
         return
     if isinstance(value, (type, tuple)) or not callable(value):
-        raise TypeError(f"{name} must be an exception type, a tuple of them, or a predicate, got {value!r}")
+        raise TypeError(f"{name} must be an exception type, a tuple of them, or a predicate, got {describe(value)}")
     check_function(name, value)
 
 
 def check_function(name: str, value: object) -> None:
-    """Raise TypeError unless `value` is callable and not an async function."""
+    """Raise TypeError unless `value` is callable, and calling it runs it: no async function, and no generator."""
     if not callable(value):
-        raise TypeError(f"{name} must be callable, got {value!r}")
-    if inspect.iscoroutinefunction(value):
-        raise TypeError(f"{name} is called and not awaited, so it must not be an async function, got {value!r}")
+        raise TypeError(f"{name} must be callable, got {describe(value)}")
+    if is_async_function(value):
+        raise TypeError(f"{name} is called and not awaited, so it must not be an async function, got {describe(value)}")
+    if any(inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called) for called in _called(value)):
+        raise TypeError(f"{name} must run when it is called, got the generator function {describe(value)}")
+
+
+def is_async_function(value: object) -> bool:
+    """Return whether calling `value` only makes a coroutine: an async function, or an object with such a `__call__`."""
+    return any(inspect.iscoroutinefunction(called) for called in _called(value))
+
+
+def _called(value: object) -> tuple[object, object]:
+    """Return what runs when an object is called: itself, or the `__call__` of its class."""
+    while isinstance(value, functools.partial):
+        value = cast("functools.partial[object]", value).func
+    kind: type[object] = type(value)
+    return value, getattr(kind, "__call__", None)  # noqa: B004  # to look at it

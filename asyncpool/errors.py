@@ -33,6 +33,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from asyncpool._checks import check_seconds
+from asyncpool._guard import cause_of, describe, is_error, qualname_of, safe_text, set_cause
 
 __all__ = [
     "ErrorFilter",
@@ -66,7 +67,7 @@ ErrorFilter: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] 
 def matches(which: ErrorFilter, error: BaseException) -> bool:
     """Return whether `which` selects `error`. Raises what a predicate raises."""
     if isinstance(which, (type, tuple)):
-        return isinstance(error, which)
+        return is_error(error, which)  # pyright: ignore[reportUnknownArgumentType]  # narrowed to more than it can be
     return bool(which(error))
 
 
@@ -151,11 +152,12 @@ class _Crashed(PoolError):
     def __init__(self, error: BaseException) -> None:
         super().__init__(error)
         self.error = error
-        self.__cause__ = error
+        set_cause(self, error)
 
     def __str__(self) -> str:
-        said = str(self.error)
-        return f"{self.who} ended with {type(self.error).__name__}{': ' + said if said else ''}"
+        said = safe_text(str, self.error)
+        name = qualname_of(type(self.error)).rpartition(".")[2]
+        return f"{self.who} ended with {name}{': ' + said if said else ''}"
 
 
 class JobCrashed(_Crashed):
@@ -210,7 +212,7 @@ class RetryAfter(RetryAdvice):
     def __init__(self, seconds: float, *, pause: bool = False) -> None:
         self.seconds = check_seconds("seconds", seconds)
         if not isinstance(pause, bool):
-            raise TypeError(f"pause must be a bool, got {pause!r}")
+            raise TypeError(f"pause must be a bool, got {describe(pause)}")
         self.pause = pause
         super().__init__(self.seconds)
 
@@ -238,9 +240,8 @@ class Permanent(RetryAdvice):
 
 def recorded_error(error: BaseException) -> BaseException:
     """Return the error to record for a job that raised `error`: the cause of a `RetryAdvice`, otherwise `error`."""
-    if isinstance(error, RetryAdvice) and error.__cause__ is not None:
-        return error.__cause__
-    return error
+    cause = cause_of(error) if is_error(error, RetryAdvice) else None
+    return error if cause is None else cause
 
 
 def is_safe_to_raise(error: BaseException) -> bool:
@@ -249,4 +250,4 @@ def is_safe_to_raise(error: BaseException) -> bool:
     A `CancelledError` would silently end the caller's task group, a `StopAsyncIteration` would truncate its loop, and a
     `SystemExit` would end the program. So only an `Exception` is safe, except the two that end iterations.
     """
-    return isinstance(error, Exception) and not isinstance(error, (StopIteration, StopAsyncIteration))
+    return is_error(error, Exception) and not is_error(error, (StopIteration, StopAsyncIteration))

@@ -5,11 +5,13 @@ The modules of `_core/` decide when each event occurs. Events have no timestamp:
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from asyncpool._checks import check_function
+from asyncpool._guard import describe, fields_text
+from asyncpool._logs import log
 from asyncpool.outcomes import Outcome, ShutdownReport
 from asyncpool.scaling.policy import PoolLoad
 
@@ -31,16 +33,17 @@ __all__ = [
     "ResourceFailed",
 ]
 
-_log = logging.getLogger("asyncpool")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class _Event:
     pool: str
     """The name of the pool."""
 
+    def __repr__(self) -> str:
+        return fields_text(self)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class PoolStarted(_Event):
     """The pool has started and accepts jobs."""
 
@@ -48,7 +51,7 @@ class PoolStarted(_Event):
     """The number of workers that it starts with."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class PoolResized(_Event):
     """The target number of workers has changed."""
 
@@ -64,7 +67,7 @@ class PoolResized(_Event):
     """The load that the decision is based on; None before the pool is open."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class PoolPaused(_Event):
     """Workers take no jobs until the pool is resumed, or until the pause of a `RetryAfter(pause=True)` is over."""
 
@@ -72,12 +75,12 @@ class PoolPaused(_Event):
     """The length of the pause that a `RetryAfter` requested; None after `pause()`, which lasts until `resume()`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class PoolResumed(_Event):
     """Workers take jobs again."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class PoolStopping(_Event):
     """The pool accepts no new jobs."""
 
@@ -85,7 +88,7 @@ class PoolStopping(_Event):
     """Whether it finishes the jobs that it has already accepted."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class PoolEnded(_Event):
     """The pool is closed."""
 
@@ -93,7 +96,7 @@ class PoolEnded(_Event):
     """What it did not finish, as `close()` returns it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class JobAccepted(_Event):
     """The pool has accepted a job."""
 
@@ -103,7 +106,7 @@ class JobAccepted(_Event):
     """The input, as it was submitted."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class JobStarted(_Event):
     """A worker has taken a job; its handler begins now, or as soon as the limiter allows."""
 
@@ -117,7 +120,7 @@ class JobStarted(_Event):
     """The number of the worker."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class JobRetrying(_Event):
     """An attempt has failed, and the job will be retried after a backoff."""
 
@@ -133,7 +136,7 @@ class JobRetrying(_Event):
     """The backoff, in seconds: after it a worker can take the job again."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class JobEnded(_Event):
     """A job has its outcome."""
 
@@ -143,7 +146,7 @@ class JobEnded(_Event):
     """The outcome, which also has the input."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class JobStuck(_Event):
     """A running job was cancelled or timed out, and is still running. It keeps its worker busy until it stops."""
 
@@ -157,7 +160,7 @@ class JobStuck(_Event):
     """Seconds since the job was cancelled or timed out."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ResourceFailed(_Event):
     """A worker's resource could not be entered, could not be left, or left its context by itself."""
 
@@ -196,14 +199,15 @@ class Observers:
 
     def __init__(self, observers: Iterable[Observer]) -> None:
         if callable(observers) or not isinstance(observers, Iterable):
-            raise TypeError(f"observers must be a sequence of callables that take an event, got {observers!r}")
+            raise TypeError(f"observers must be a sequence of callables that take an event, got {describe(observers)}")
         self._observers = tuple(observers)
         for observer in self._observers:
             if not callable(observer):
-                raise TypeError(f"observers must be callables that take an event, got {observer!r}")
+                raise TypeError(f"observers must be callables that take an event, got {describe(observer)}")
+            check_function("an observer", observer)
         self.any = bool(self._observers)
         # Receives a KeyboardInterrupt raised while an observer runs, and re-raises it where that is safe.
-        self.interrupted: Callable[[KeyboardInterrupt], object] = _log.error
+        self.interrupted: Callable[[KeyboardInterrupt], object] = _log_interrupt
 
     def emit(self, event: Event) -> None:
         """Call each observer with the event."""
@@ -212,7 +216,13 @@ class Observers:
                 observer(event)
             except KeyboardInterrupt as error:
                 self.interrupted(error)
-            except BaseException:
+            except BaseException as error:
                 self._observers = tuple(other for other in self._observers if other is not observer)
                 self.any = bool(self._observers)
-                _log.exception("pool %r: observer %r raised an exception and is removed", event.pool, observer)
+                log.error(
+                    "pool %r: observer %r raised an exception and is removed", event.pool, observer, exc_info=error
+                )
+
+
+def _log_interrupt(error: KeyboardInterrupt) -> None:
+    log.error("an observer raised KeyboardInterrupt before its pool was started", exc_info=error)

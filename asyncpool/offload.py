@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import inspect
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import anyio
+
+from asyncpool._checks import is_async_function
+from asyncpool._guard import describe
 
 __all__ = ["Offloaded", "offload"]
 
@@ -58,7 +60,7 @@ class Offloaded(Generic[P, ValueT]):
         return future.result()
 
     def __repr__(self) -> str:
-        return f"offload({self._fn!r})"
+        return f"offload({describe(self._fn)})"
 
 
 class _Call:
@@ -101,9 +103,11 @@ def offload(fn: Callable[P, ValueT], executor: Executor | None = None) -> Offloa
         TypeError: `fn` is not callable, or is an async function already; `executor` is not an Executor.
     """
     if not callable(fn):
-        raise TypeError(f"fn must be callable, got {fn!r}")
-    if inspect.iscoroutinefunction(fn):
-        raise TypeError(f"fn must be a synchronous function, got the async function {fn!r}: pass it to the pool as is")
+        raise TypeError(f"fn must be callable, got {describe(fn)}")
+    if is_async_function(fn):
+        raise TypeError(
+            f"fn must be a synchronous function, got the async function {describe(fn)}: pass it to the pool as is"
+        )
     if executor is not None and not isinstance(cast("object", executor), Executor):
-        raise TypeError(f"executor must be a concurrent.futures.Executor, got {executor!r}")
+        raise TypeError(f"executor must be a concurrent.futures.Executor, got {describe(executor)}")
     return Offloaded(fn, executor)

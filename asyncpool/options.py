@@ -13,7 +13,8 @@ from typing import Any, Generic, TypedDict, TypeVar
 from asyncpool._checks import check_count, check_filter, check_function, check_seconds
 from asyncpool._core.parts import Parts
 from asyncpool._core.scaler import as_policy
-from asyncpool.dead_letters.letter import DeadLetterSink
+from asyncpool._guard import describe
+from asyncpool.dead_letters.letter import DeadLetterSink, PoolAwareSink
 from asyncpool.errors import ErrorFilter
 from asyncpool.events import Observer, Observers
 from asyncpool.rate import Limiter, RateLimit, is_manager
@@ -73,7 +74,7 @@ def build_parts(
     """
     _check_handler(handler)
     if resource is not None:
-        _check_callable("resource", resource)
+        check_function("resource", resource)
         if handler is None:
             raise TypeError(
                 "resource= needs a handler(job, resource); a pool without a handler cannot pass one to its jobs"
@@ -81,15 +82,18 @@ def build_parts(
     if priority is not None:
         check_function("priority", priority)
     if retry is not None and not isinstance(retry, Retry):
-        raise TypeError(f"retry must be a Retry, got {retry!r}: write retry=Retry(attempts=3)")
+        raise TypeError(f"retry must be a Retry, got {describe(retry)}: write retry=Retry(attempts=3)")
     _check_limiter(limiter)
     if dead_letters is not None:
         if isinstance(dead_letters, type) or not isinstance(dead_letters, DeadLetterSink):
-            raise TypeError(f"dead_letters must have a method record(letter), got {dead_letters!r}")
+            raise TypeError(f"dead_letters must have a method record(letter), got {describe(dead_letters)}")
         check_function("record(letter) of dead_letters", dead_letters.record)
+        if isinstance(dead_letters, PoolAwareSink):
+            check_function("pool_opened(name) of dead_letters", dead_letters.pool_opened)
+            check_function("pool_closed(name) of dead_letters", dead_letters.pool_closed)
     check_filter("recycle_on", recycle_on)
     if not isinstance(name, str):
-        raise TypeError(f"name must be a str, got {name!r}")
+        raise TypeError(f"name must be a str, got {describe(name)}")
     return Parts(
         name=name,
         handler=handler,
@@ -107,21 +111,16 @@ def build_parts(
     )
 
 
-def _check_callable(name: str, value: object) -> None:
-    if not callable(value):
-        raise TypeError(f"{name} must be callable, got {value!r}")
-
-
 def _check_handler(handler: object) -> None:
     if handler is None:
         return
     if not callable(handler):
         hint = " (a coroutine: pass the function, do not call it)" if inspect.iscoroutine(handler) else ""
-        raise TypeError(f"handler must be callable, got {handler!r}{hint}")
+        raise TypeError(f"handler must be callable, got {describe(handler)}{hint}")
     call = handler if inspect.isroutine(handler) else getattr(type(handler), "__call__", handler)  # noqa: B004 -- to look at it
     for function in (handler, call):
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise TypeError(f"handler must return one awaitable, got the generator function {handler!r}")
+            raise TypeError(f"handler must return one awaitable, got the generator function {describe(handler)}")
 
 
 def _check_limiter(limiter: object) -> None:
@@ -130,6 +129,6 @@ def _check_limiter(limiter: object) -> None:
     if isinstance(limiter, type) or not callable(limiter):
         raise TypeError(
             "limiter must be a RateLimit, a function of the job that returns one, or an async context manager, "
-            f"got {limiter!r}"
+            f"got {describe(limiter)}"
         )
     check_function("limiter", limiter)

@@ -6,12 +6,12 @@ recorded. The tracer is an observer and a wrapper around the handler, so a pool 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from asyncpool._core.invoke import call_handler
-from asyncpool.dead_letters.letter import safe_text
+from asyncpool._guard import describe, qualname_of, safe_text
+from asyncpool._logs import log
 from asyncpool.events import Event, JobAccepted, JobEnded, JobRetrying, JobStarted, JobStuck
 from asyncpool.jobs import current_job
 from asyncpool.outcomes import Cancelled, Failed, Outcome
@@ -30,8 +30,6 @@ _IS_PART_OF_ATTEMPT = True  # so `failures.py` releases the frames of this modul
 
 P = ParamSpec("P")
 ValueT = TypeVar("ValueT")
-
-_log = logging.getLogger("asyncpool")
 
 
 class PoolTracer:
@@ -78,7 +76,7 @@ class PoolTracer:
             TypeError: `handler` is not callable.
         """
         if not callable(handler):
-            raise TypeError(f"handler must be callable, got {handler!r}")
+            raise TypeError(f"handler must be callable, got {describe(handler)}")
         return TracedHandler(handler, self._span_of_current_job)
 
     def __call__(self, event: Event) -> None:
@@ -105,7 +103,7 @@ class PoolTracer:
         span = self._spans.get((job.pool, job.id))
         if span is None and not self._has_observed and not self._has_warned:
             self._has_warned = True
-            _log.warning(
+            log.warning(
                 "pool %r: the handler is wrapped by a PoolTracer that is not an observer of the pool, so no spans are "
                 "created: pass it to WorkerPool(..., observers=[tracer]) too",
                 job.pool,
@@ -137,14 +135,14 @@ class TracedHandler(Generic[P, ValueT]):
                 context.detach(token)
 
     def __repr__(self) -> str:
-        return f"<traced {self._handler!r}>"
+        return f"<traced {describe(self._handler)}>"
 
 
 def _end(span: trace.Span, outcome: Outcome[Any, Any]) -> None:
     span.set_attribute("asyncpool.job.attempts", outcome.attempts)
     if isinstance(outcome, Failed):
         span.set_attribute("asyncpool.job.outcome", "failed")
-        span.set_attribute("error.type", type(outcome.error).__qualname__)
+        span.set_attribute("error.type", qualname_of(type(outcome.error)))
         _record_exception(span, outcome.error, {"asyncpool.attempt": outcome.attempts})
         span.set_status(trace.StatusCode.ERROR, safe_text(str, outcome.error))
     elif isinstance(outcome, Cancelled):
@@ -158,6 +156,8 @@ def _end(span: trace.Span, outcome: Outcome[Any, Any]) -> None:
 def _record_exception(span: trace.Span, error: BaseException, attributes: dict[str, Any]) -> None:
     try:
         span.record_exception(error, attributes)
-    except Exception:  # an error whose own methods raise: one bad job must not end the tracing of all jobs
-        kind = type(error).__qualname__
-        span.add_event("exception", {"exception.type": kind, "exception.message": safe_text(str, error), **attributes})
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # an error whose own methods raise: one bad job must not end the tracing of all jobs
+        what = {"exception.type": qualname_of(type(error)), "exception.message": safe_text(str, error)}
+        span.add_event("exception", {**what, **attributes})

@@ -12,6 +12,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
 
+from asyncpool._guard import fields_text, safe_text, traceback_of
 from asyncpool.errors import JobCancelled, JobCrashed, is_safe_to_raise
 
 __all__ = ["CancelReason", "Cancelled", "Failed", "Outcome", "ShutdownReport", "Succeeded", "Unfinished"]
@@ -108,7 +109,7 @@ class Succeeded(_Ended[JobT_co], Generic[JobT_co, ValueT_co]):
         return self._value
 
     def __repr__(self) -> str:
-        return f"Succeeded({self._job!r}, {self._value!r})"
+        return f"Succeeded({safe_text(repr, self._job)}, {safe_text(repr, self._value)})"
 
 
 class Failed(_Ended[JobT_co]):
@@ -128,7 +129,7 @@ class Failed(_Ended[JobT_co]):
     ) -> None:
         super().__init__(job, attempts, worker, seconds_queued, seconds_running)
         self._error = error
-        self._traceback: TracebackType | None = error.__traceback__
+        self._traceback: TracebackType | None = traceback_of(error)
 
     @property
     def error(self) -> BaseException:
@@ -141,7 +142,8 @@ class Failed(_Ended[JobT_co]):
     def unwrap(self) -> NoReturn:
         """Raise the job's own error, or a `JobCrashed` if that is not safe to re-raise in the caller."""
         # The traceback is reset before each raise, or every reader would add its frames to the one object (bpo-45924).
-        error = self._error.with_traceback(self._traceback)
+        error = self._error
+        BaseException.with_traceback(error, self._traceback)
         if is_safe_to_raise(error):
             raise error
         raise JobCrashed(error)
@@ -152,7 +154,7 @@ class Failed(_Ended[JobT_co]):
         return _restore_failed, (state,)
 
     def __repr__(self) -> str:
-        return f"Failed({self._job!r}, {self._error!r})"
+        return f"Failed({safe_text(repr, self._job)}, {safe_text(repr, self._error)})"
 
 
 _FAILED_FIELDS = ("job", "error", "attempts", "worker", "seconds_queued", "seconds_running")
@@ -200,14 +202,14 @@ class Cancelled(_Ended[JobT_co]):
         raise JobCancelled(self._reason.value)
 
     def __repr__(self) -> str:
-        return f"Cancelled({self._job!r}, {self._reason.value!r}, started={self._started})"
+        return f"Cancelled({safe_text(repr, self._job)}, {self._reason.value!r}, started={self._started})"
 
 
 Outcome: TypeAlias = Succeeded[JobT_co, ValueT_co] | Failed[JobT_co] | Cancelled[JobT_co]
 """The closed union of the outcomes of a job."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Unfinished(Generic[JobT_co]):
     """An input that the pool hands back when it closes, because its job did not complete."""
 
@@ -216,8 +218,11 @@ class Unfinished(Generic[JobT_co]):
     started: bool
     """Whether the handler began. If so, the job might have had effects, although it did not complete."""
 
+    def __repr__(self) -> str:
+        return fields_text(self)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ShutdownReport(Generic[JobT_co]):
     """What a pool did not finish when it closed. Empty, and false, if all jobs completed and all resources were left
     without an error.
@@ -231,6 +236,9 @@ class ShutdownReport(Generic[JobT_co]):
     except those that their owner had cancelled."""
     errors: Sequence[BaseException] = ()
     """What resources raised when they were left, and a `TimeoutError` for each that could not be left in time."""
+
+    def __repr__(self) -> str:
+        return fields_text(self)
 
     def __bool__(self) -> bool:
         return bool(self.unfinished or self.abandoned or self.errors)

@@ -31,6 +31,7 @@ from asyncpool._core.job import CURRENT_JOB, NULL_SINK
 from asyncpool._core.life import Life
 from asyncpool._core.scaler import as_policy
 from asyncpool._core.state import Phase
+from asyncpool._guard import describe
 from asyncpool.dead_letters.letter import DeadLetterSink
 from asyncpool.errors import ErrorFilter, PoolClosed, PoolDeadlock, QueueFull
 from asyncpool.events import Observer
@@ -180,7 +181,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         phase = self._parts.state.phase
-        if phase is Phase.STOPPING or (phase is Phase.DRAINING and (kind is None or isinstance(error, PoolClosed))):
+        if phase is Phase.STOPPING or (phase is Phase.DRAINING and (kind is None or issubclass(kind, PoolClosed))):
             await self._life.wait_closed()  # the end was already requested, with its own drain_timeout and grace
         else:
             self._request_stop(None if kind is None else 0.0, 5.0, "close")
@@ -337,7 +338,7 @@ class WorkerPool(Generic[JobT, ValueT]):
             Exception: The job's own error, or what `priority` raised.
         """
         if if_full not in ("wait", "raise"):
-            raise ValueError(f'if_full must be "wait" or "raise", got {if_full!r}')
+            raise ValueError(f'if_full must be "wait" or "raise", got {describe(if_full)}')
         parts = self._parts
         parts.state.check_open()
         if not parts.queue.line.is_free():

@@ -17,6 +17,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from asyncpool._checks import check_seconds
+from asyncpool._guard import describe
 from asyncpool.dead_letters.memory import DeadLetters
 from asyncpool.pool import WorkerPool
 from asyncpool.stats import Distribution, PoolStats
@@ -128,7 +129,7 @@ class PoolCollector:
             ValueError: A pool with this name is already collected, or the name cannot be encoded as UTF-8.
         """
         if not isinstance(pool, WorkerPool):
-            raise TypeError(f"a PoolCollector takes WorkerPools, got {pool!r}")
+            raise TypeError(f"a PoolCollector takes WorkerPools, got {describe(pool)}")
         try:
             pool.name.encode()
         except UnicodeEncodeError:

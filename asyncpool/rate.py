@@ -34,7 +34,7 @@ class StartSchedule:
         tolerance: Seconds by which a start can be early, which is what makes a burst possible.
     """
 
-    __slots__ = ("_interval", "_tolerance", "next_start", "users")
+    __slots__ = ("__weakref__", "_interval", "_tolerance", "next_start", "users")
 
     def __init__(self, interval: float, tolerance: float) -> None:
         self._interval = interval
@@ -73,6 +73,11 @@ class StartSchedule:
     def pause_until(self, when: float) -> None:
         """Allow no start before loop time `when`, and no burst then."""
         self.next_start = max(self.next_start, when)
+
+    @property
+    def was_used(self) -> bool:
+        """Whether it was ever asked for a start, or paused."""
+        return self.next_start > float("-inf")
 
     def is_idle(self, now: float) -> bool:
         """Return whether the schedule is in its initial state: a new one would allow the same starts."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from random import Random
 
 from asyncpool._checks import check_count, check_filter, check_number, check_seconds
+from asyncpool._guard import describe, is_error
 from asyncpool.errors import (
     ErrorFilter,
     JobCrashed,
@@ -144,12 +145,12 @@ class Retry:
             raise ValueError(f"max_backoff must be >= backoff, got {self.max_backoff} and {self.backoff}")
         check_number("factor", self.factor, least=1.0)
         if not isinstance(self.jitter, bool):
-            raise TypeError(f"jitter must be a bool, got {self.jitter!r}")
+            raise TypeError(f"jitter must be a bool, got {describe(self.jitter)}")
         check_filter("on", self.on)
         if self.max_elapsed is not None:
             check_seconds("max_elapsed", self.max_elapsed, positive=True)
         if self.budget is not None and not isinstance(self.budget, RetryBudget):
-            raise TypeError(f"budget must be a RetryBudget, got {self.budget!r}")
+            raise TypeError(f"budget must be a RetryBudget, got {describe(self.budget)}")
 
     def delay(self, attempt: int, error: BaseException, random: Random) -> float | None:
         """Return the seconds to wait before the next attempt; None if the job must not be retried.
@@ -169,13 +170,13 @@ class Retry:
             pause = min(self.backoff * self.factor ** (attempt - 1), self.max_backoff)
         except OverflowError:
             pause = self.max_backoff if self.backoff else 0.0
-        floor = check_seconds("seconds", error.seconds) if isinstance(error, RetryAfter) else 0.0
+        floor = check_seconds("seconds", error.seconds) if is_error(error, RetryAfter) else 0.0
         return floor + random.uniform(0.0, pause) if self.jitter else max(floor, pause)
 
     def _is_meant(self, error: BaseException) -> bool:
         cause = recorded_error(error)
-        if not is_safe_to_raise(cause) or isinstance(cause, (JobCrashed, PoolDeadlock)):
+        if not is_safe_to_raise(cause) or is_error(cause, (JobCrashed, PoolDeadlock)):
             return False
-        if isinstance(error, RetryAdvice):
-            return isinstance(error, RetryAfter)
+        if is_error(error, RetryAdvice):
+            return is_error(error, RetryAfter)
         return matches(self.on, error)

@@ -255,6 +255,28 @@ async def test_a_job_that_ignores_its_cancellation_is_marked_as_stuck() -> None:
     assert [name for name, _ in events_of(traces.job())] == ["attempt", "stuck"]
 
 
+class HandsOffError(Exception):
+    """Each of its attributes asks to end the program."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise SystemExit(name)
+
+
+@virtual
+async def test_an_error_that_cannot_be_read_costs_its_text_and_not_the_tracing() -> None:
+    async def handler(job: int) -> int:
+        if job:
+            return job
+        raise HandsOffError
+
+    traces = Traces()
+    async with traces.pool(handler, workers=1) as pool:
+        for job in (0, 1):
+            await (await pool.submit(job)).outcome()
+    assert [(span.attributes or {})["asyncpool.job.outcome"] for span in traces.jobs] == ["failed", "succeeded"]
+    assert (traces.jobs[0].attributes or {})["error.type"] == "HandsOffError"
+
+
 @virtual
 async def test_a_span_ends_with_its_job_and_not_before() -> None:
     traces = Traces()

@@ -786,3 +786,52 @@ def test_a_keyboard_interrupt_in_a_job_leaves_the_others_of_its_limit_to_go_on()
     loop.run_until_complete(go_on())
     assert pools[0].stats.succeeded == 3
     loop.close()
+
+
+# -- A function that makes a limit for each call -----------------------------------------------------------------------
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+@virtual
+async def test_a_function_that_makes_a_limit_for_each_job_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    async with WorkerPool(Starts(), workers=2, limiter=lambda job: RateLimit(1), name="fetch") as pool:
+        await pool.map(range(100))
+    assert warnings_in(caplog) == [
+        "pool 'fetch': the limiter function has returned 11 rate limits, each of them new, so nothing was limited: "
+        "return the same RateLimit for jobs that share it, or use RateLimit.per_key"
+    ]
+
+
+@virtual
+async def test_a_function_that_keeps_its_limits_and_never_returns_one_again_is_reported_later(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    limits: dict[int, RateLimit] = {}
+    async with WorkerPool(Starts(), workers=2, limiter=lambda job: limits.setdefault(job, RateLimit(1))) as pool:
+        await pool.map(range(999))
+        assert warnings_in(caplog) == []
+        await pool.map(range(999, 2000))
+    assert len(warnings_in(caplog)) == 1
+
+
+@pytest.mark.parametrize("kind", ["shared", "by key", "keyed", "none", "manager"])
+@virtual
+async def test_a_function_whose_limits_are_used_again_is_not_suspected(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shared = RateLimit(1000)
+    limits = [RateLimit(1000) for _ in range(50)]
+    keyed = RateLimit.per_key(lambda job: job, 1000)
+    functions: dict[str, Any] = {
+        "shared": lambda job: shared,
+        "by key": lambda job: limits[job % 50],
+        "keyed": keyed,
+        "none": lambda job: None,
+        "manager": lambda job: asyncio.Semaphore(1),
+    }
+    async with WorkerPool(Starts(), workers=2, limiter=functions[kind]) as pool:
+        await pool.map(range(1100))
+    assert warnings_in(caplog) == []

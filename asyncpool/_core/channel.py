@@ -15,6 +15,7 @@ from asyncpool._core.job import Job
 from asyncpool._core.line import WaitLine, wake
 from asyncpool._core.parts import Parts
 from asyncpool._core.state import Phase
+from asyncpool._guard import is_error
 from asyncpool._logs import log
 from asyncpool.errors import PoolClosed, StreamClosed
 from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, Succeeded
@@ -203,7 +204,7 @@ class Channel(Generic[ItemT_co]):
             return
         self.reading = Reading.CANCELLED
         self.is_cancelled = True
-        if self._end is not None and not isinstance(self._end, PoolClosed):
+        if self._end is not None and not is_error(self._end, PoolClosed):
             log.error("%s was closed before its reader saw this error of its source", self.name, exc_info=self._end)
         self.end_intake()
         self.line.close(self.cancelled_error)

@@ -6,13 +6,13 @@ What a letter holds, and who may keep it, is `asyncpool/dead_letters`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from asyncpool._core.job import Job
 from asyncpool._core.state import State
+from asyncpool._guard import is_error
 from asyncpool._logs import is_logged, log
-from asyncpool.dead_letters.letter import DeadLetter, DeadLetterSink, PoolAwareSink, safe_text
+from asyncpool.dead_letters.letter import DeadLetter, DeadLetterSink, PoolAwareSink
 from asyncpool.outcomes import Failed
 
 __all__ = ["DeadLetterWriter"]
@@ -39,30 +39,29 @@ class DeadLetterWriter:
             self._failures += 1
             if is_logged(self._failures):
                 log.error(
-                    "pool %r: could not record the dead letter of a failed job (occurrence %d): %s",
+                    "pool %r: could not record the dead letter of a failed job (occurrence %d): %r",
                     self._state.name,
                     self._failures,
-                    safe_text(repr, job.input),
+                    job.input,
                     exc_info=failed.error,
                 )
                 log.error("pool %r: record() of the dead letters raised", self._state.name, exc_info=error)
-            if isinstance(error, KeyboardInterrupt):
+            if is_error(error, KeyboardInterrupt):
                 self._state.raise_later(error)
 
     def opened(self) -> None:
         """Report to the sink, if it wants to know, that the pool can write letters from now on."""
-        if isinstance(self._sink, PoolAwareSink):
-            self._report(self._sink.pool_opened)
+        self._report("pool_opened")
 
     def closed(self) -> None:
         """Report to the sink, if it wants to know, that the pool writes no more letters."""
-        if isinstance(self._sink, PoolAwareSink):
-            self._report(self._sink.pool_closed)
+        self._report("pool_closed")
 
-    def _report(self, method: Callable[[str], object]) -> None:
+    def _report(self, method: str) -> None:
         try:
-            method(self._state.name)
+            if isinstance(self._sink, PoolAwareSink):
+                getattr(self._sink, method)(self._state.name)
         except BaseException as error:
-            log.error("pool %r: %s of the dead letters raised", self._state.name, method.__name__, exc_info=error)
-            if isinstance(error, KeyboardInterrupt):
+            log.error("pool %r: %s() of the dead letters raised", self._state.name, method, exc_info=error)
+            if is_error(error, KeyboardInterrupt):
                 self._state.raise_later(error)

@@ -274,7 +274,7 @@ class Dispatcher:
                 task = self._state.loop.create_task(attempt, name=self._task_name, context=context)
             except BaseException as error:  # the loop's task factory raised: it must not leave a job without an outcome
                 self._fail_unstarted(job, worker, attempt, context, error)
-                if isinstance(error, KeyboardInterrupt):
+                if issubclass(type(error), KeyboardInterrupt):
                     raise
                 return
             task.add_done_callback(partial(self._task_is_done, job, worker, attempt, context))
@@ -354,7 +354,7 @@ class Dispatcher:
         self._ended_by(raised, job, worker)
         del job, worker  # see `_start_on`
         try:
-            if isinstance(raised, KeyboardInterrupt):
+            if issubclass(type(raised), KeyboardInterrupt):
                 raise raised
         finally:
             del raised  # its traceback refers to this frame

@@ -14,6 +14,15 @@ from typing import Any
 
 from asyncpool._core.job import Job
 from asyncpool._core.state import State
+from asyncpool._guard import (
+    cause_of,
+    context_of,
+    errors_of_group,
+    is_error,
+    qualname_of,
+    set_cause,
+    traceback_of,
+)
 from asyncpool._logs import log
 from asyncpool.errors import RetryAdvice, recorded_error
 from asyncpool.outcomes import Cancelled, CancelReason, Failed
@@ -50,12 +59,12 @@ def outcome_of(
         if (
             job.cancel_reason is None
             and state.is_loop_shutting_down()
-            and isinstance(recorded_error(error), asyncio.CancelledError)
+            and is_error(recorded_error(error), asyncio.CancelledError)
         ):
             job.cancel_reason = CancelReason.SHUTDOWN
         return _classify(job, error, now, handler)
-    except Exception as broken:  # an error whose own attributes raise is an outcome all the same
-        kinds = type(error).__qualname__, type(broken).__qualname__
+    except Exception as broken:  # an outcome all the same; no way to get here is known
+        kinds = qualname_of(type(error)), qualname_of(type(broken))
         log.error("pool %r: inspecting the %s raised by a job raised %s", state.name, *kinds)
         return Failed(job.input, error, job.attempt, job.worker.number, now - job.ready_at, 0.0)
 
@@ -71,13 +80,13 @@ def _classify(job: Job, error: BaseException, now: float, handler: object) -> Fa
     queued = (now if started is None else started) - job.ready_at
     ran = 0.0 if started is None else now - started
     raised, error = error, recorded_error(error)
-    if reason is not None and isinstance(error, asyncio.CancelledError):
+    if reason is not None and is_error(error, asyncio.CancelledError):
         if isinstance(reason, CancelReason):
             return Cancelled(job.input, reason, job.has_started, job.attempt, job.worker.number, queued, ran)
         # Where the job was when its time was over: the line numbers are worth having.
-        error = reason.with_traceback(error.__traceback__)
-        if isinstance(raised, RetryAdvice):
-            raised.__cause__ = error
+        error = reason.with_traceback(traceback_of(error))
+        if is_error(raised, RetryAdvice):
+            set_cause(raised, error)
     if raised is not error:
         release_frames(raised)  # nobody gets it, but the frames that it knows lead to what others keep
     release_frames(error, handler)
@@ -89,7 +98,7 @@ def release_frames(error: BaseException, handler: object = None) -> None:
 
     Ours hold the job, and so its outcome, which holds this error: a cycle.
     """
-    traceback = error.__traceback__
+    traceback = traceback_of(error)
     while traceback is not None and traceback.tb_frame.f_globals.get("_IS_PART_OF_ATTEMPT"):
         _clear(traceback.tb_frame)  # the frames of the handler lead back to it
         traceback = traceback.tb_next
@@ -153,10 +162,10 @@ def _clear_locals(error: BaseException, handler_code: object) -> None:
         if error_or_none is None or id(error_or_none) in seen:
             continue
         seen.add(id(error_or_none))
-        todo += (error_or_none.__cause__, error_or_none.__context__)
-        if isinstance(error_or_none, BaseExceptionGroup):
-            todo += error_or_none.exceptions  # pyright: ignore[reportUnknownMemberType]  # of Any
-        traceback = error_or_none.__traceback__
+        todo += (cause_of(error_or_none), context_of(error_or_none))
+        if is_error(error_or_none, BaseExceptionGroup):
+            todo += errors_of_group(error_or_none)
+        traceback = traceback_of(error_or_none)
         handler_is_next = error_or_none is error
         while traceback is not None:
             frame = traceback.tb_frame

@@ -15,6 +15,7 @@ from asyncpool._core.cancellation import STUCK_AFTER
 from asyncpool._core.channel import Channel, Readable, Reading
 from asyncpool._core.job import Job, new_job
 from asyncpool._core.parts import Parts
+from asyncpool._guard import describe, is_error, set_context
 from asyncpool._logs import log
 from asyncpool.errors import PoolClosed, PoolError, SourceCrashed, is_safe_to_raise
 from asyncpool.outcomes import CancelReason
@@ -47,7 +48,7 @@ class FedChannel(Channel[ItemT_co]):
     ) -> None:
         super().__init__(parts, ordered=ordered, raises=raises, window=None, what="the stream")
         if not isinstance(source, (Iterable, AsyncIterable)):
-            raise TypeError(f"jobs must be an iterable or an async iterable, got {source!r:.80}")
+            raise TypeError(f"jobs must be an iterable or an async iterable, got {describe(source)}")
         self._source: Iterable[Any] | AsyncIterable[Any] = source
         # Of the call that made the stream, for its jobs and its source: sources read context variables too.
         self.context = copy_context()
@@ -176,9 +177,9 @@ class FedChannel(Channel[ItemT_co]):
                 iterator = iter(source)
                 is_exhausted = await self._feed_sync(iterator)
         except BaseException as caught:
-            if isinstance(caught, KeyboardInterrupt) or self.parts.state.loop.is_closed():
+            if is_error(caught, KeyboardInterrupt) or self.parts.state.loop.is_closed():
                 raise  # the program's, or we are being collected
-            if self.is_stopped and isinstance(caught, asyncio.CancelledError):
+            if self.is_stopped and is_error(caught, asyncio.CancelledError):
                 self._cancel_is_served()
             else:
                 error = caught
@@ -197,7 +198,7 @@ class FedChannel(Channel[ItemT_co]):
                 if error is None:
                     error = caught
                 else:
-                    caught.__context__ = error
+                    set_context(caught, error)
                     error = caught
         self._end_feeding(error)
 
@@ -250,7 +251,7 @@ class FedChannel(Channel[ItemT_co]):
             job = new_job(input, parts.ledger.submitted + 1, self, self.context, now)
             parts.ledger.refuse(job, error, now)
             parts.queue.line.wake_next()  # its place goes to the next
-            if isinstance(error, KeyboardInterrupt):
+            if is_error(error, KeyboardInterrupt):
                 raise
         self.expect(job)
         if self.is_cancelled or self.failed_at is not None:

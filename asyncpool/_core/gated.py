@@ -8,6 +8,7 @@ from asyncpool._core.dispatch import MAX_PUMP_JOBS, PUMP_JOBS, PUMP_SECONDS, Dis
 from asyncpool._core.failures import release_frames
 from asyncpool._core.job import Job, Worker
 from asyncpool._core.lanes import RateLanes
+from asyncpool._guard import is_error
 from asyncpool.rate import RateLimit
 
 __all__ = ["GatedDispatcher"]
@@ -76,7 +77,7 @@ class GatedDispatcher(Dispatcher):
         except BaseException as error:  # then the job has no limit, and cannot run
             if order.peek() is job:
                 self._fail_first(job, error, self._time())
-            if isinstance(error, KeyboardInterrupt):
+            if is_error(error, KeyboardInterrupt):
                 raise
             return
         if order.peek() is not job or not self._idle or self._pauses.is_paused:

@@ -22,6 +22,7 @@ from asyncpool._core.lanes import RateLanes
 from asyncpool._core.retries import Retries
 from asyncpool._core.state import State
 from asyncpool._core.wakeups import Wakeups
+from asyncpool._guard import describe
 from asyncpool.errors import JobTimeout
 
 __all__ = ["Invoke", "call_handler", "call_job"]
@@ -33,7 +34,7 @@ def call_job(job: Any) -> Any:
     """Call a job that is a function itself: the handler of pools without a handler."""
     if not callable(job):
         raise TypeError(
-            f"a job of a pool without a handler must be an async function without arguments, got {job!r:.80}: "
+            f"a job of a pool without a handler must be an async function without arguments, got {describe(job)}: "
             "pass the function itself, or functools.partial(function, ...)"
         )
     return job()
@@ -122,7 +123,7 @@ async def _within_limiter(limiter: AbstractAsyncContextManager[Any], inner: Awai
     """Await `inner` inside the limiter, which is entered and left in the job's own task."""
     async with limiter:
         return await inner
-    raise RuntimeError(f"the limiter {limiter!r} swallowed the job's exception")
+    raise RuntimeError(f"the limiter {describe(limiter)} swallowed the job's exception")
 
 
 async def _within_deadline(

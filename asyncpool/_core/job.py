@@ -11,6 +11,7 @@ from contextvars import Context, ContextVar
 from typing import Any, Protocol
 
 from asyncpool._core.state import State
+from asyncpool._guard import describe
 from asyncpool.errors import PoolError
 from asyncpool.outcomes import CancelReason, Failed, Outcome
 
@@ -187,7 +188,7 @@ class Job:
             state = "running"
         elif self.is_backing_off:
             state = "delayed"
-        return f"<Job {self.number} {state}: {self.input!r:.80}>"
+        return f"<Job {self.number} {state}: {describe(self.input)}>"
 
 
 def new_job(input: Any, number: int, sink: Sink, context: Context, now: float) -> Job:

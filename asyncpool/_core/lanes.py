@@ -8,6 +8,7 @@ queue, before all that are fresh there.
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context
@@ -19,11 +20,17 @@ from asyncpool._core.orders import ReentryOrder
 from asyncpool._core.queue import JobQueue
 from asyncpool._core.timers import TimerHeap
 from asyncpool._core.wakeups import Wakeups
-from asyncpool.rate import RateLimit, is_manager
+from asyncpool._guard import describe
+from asyncpool._logs import log
+from asyncpool.rate import KeyedRateLimit, RateLimit, is_manager
 
 __all__ = ["RateLanes"]
 
 _IS_PART_OF_ATTEMPT = True  # so `failures.py` releases the frames of this module
+
+# A function of a pool's limits is suspected after this many limits that nothing keeps, or that were never used before.
+_MAX_GONE = 10
+_MAX_UNUSED = 1000
 
 
 class _Lane:
@@ -43,16 +50,55 @@ class _Lane:
         self.has_timer = False
 
 
+class _ReuseCheck:
+    """Calls the function of a pool's limits until it returns one that was used before, and warns if it never does.
+
+    `limiter=lambda job: RateLimit(1)` limits nothing: each limit is asked once. It is noticed by limits that are gone
+    when the next is asked for, because only the pool referred to them, or by many that are all unused.
+    """
+
+    __slots__ = ("_function", "_gone", "_lanes", "_last", "_name", "_unused")
+
+    def __init__(self, function: Callable[[Any], object], lanes: RateLanes, name: str) -> None:
+        self._function = function
+        self._lanes = weakref.ref(lanes)
+        self._name = name
+        self._last: weakref.ref[RateLimit] | None = None
+        self._gone = 0
+        self._unused = 0
+
+    def __call__(self, job: Any) -> object:
+        limit = self._function(job)
+        if isinstance(limit, RateLimit):
+            self._unused += 1
+            self._gone += self._last is not None and self._last() is None
+            self._last = weakref.ref(limit)
+            is_new_each_time = self._gone >= _MAX_GONE or self._unused >= _MAX_UNUSED
+            if is_new_each_time:
+                log.warning(
+                    "pool %r: the limiter function has returned %d rate limits, each of them new, so nothing was "
+                    "limited: return the same RateLimit for jobs that share it, or use RateLimit.per_key",
+                    self._name,
+                    self._unused,
+                )
+            lanes = self._lanes()
+            if lanes is not None and (is_new_each_time or limit.was_used):
+                lanes.stop_reuse_check(self._function)
+        return limit
+
+
 class RateLanes:
     """Decides for each job whether it can start, and keeps those that cannot yet.
 
     Args:
         limiter_of: The limit of a job, or another context manager to run it in, or None.
+        name: The pool's, for the log.
         make_order: Makes the order of a lane. Not a queue: an `asyncio.Queue` takes 3 KiB, and there can be a lane for
             each host.
     """
 
     __slots__ = (
+        "__weakref__",
         "_lanes",
         "_ledger",
         "_left",
@@ -70,12 +116,15 @@ class RateLanes:
     def __init__(
         self,
         limiter_of: Callable[[Any], object],
+        name: str,
         make_order: Callable[[], ReentryOrder],
         queue: JobQueue,
         ledger: Ledger,
         wakeups: Wakeups,
     ) -> None:
-        self._limiter_of = limiter_of
+        # A keyed limit returns a new one for each new key, as it should.
+        is_keyed = type(limiter_of) is KeyedRateLimit
+        self._limiter_of = limiter_of if is_keyed else _ReuseCheck(limiter_of, self, name)
         self._make_order = make_order
         self._queue = queue
         self._ledger = ledger
@@ -118,7 +167,7 @@ class RateLanes:
             return limiter
         raise TypeError(
             "the function that is the limiter must return a RateLimit, an async context manager or None, "
-            f"got {limiter!r:.80}"
+            f"got {describe(limiter)}"
         )
 
     def admit_or_park(self, job: Job, limiter: RateLimit | AbstractAsyncContextManager[Any] | None, now: float) -> bool:
@@ -161,6 +210,10 @@ class RateLanes:
         lane, self._left = self._left, None
         if lane is not None:
             self._serve(lane, has_taken=True)
+
+    def stop_reuse_check(self, limiter_of: Callable[[Any], object]) -> None:
+        """Call the user's function directly from now on."""
+        self._limiter_of = limiter_of
 
     def manager_of(self, job: Job) -> AbstractAsyncContextManager[Any] | None:
         """Return, once, the context manager to run the attempt in, if the job has one."""

@@ -12,6 +12,7 @@ from asyncpool._core.queue import JobQueue
 from asyncpool._core.state import State
 from asyncpool._core.wakeups import Wakeups
 from asyncpool._core.workers import Workers
+from asyncpool._guard import is_error
 from asyncpool.errors import RetryAdvice
 from asyncpool.rate import RateLimit
 from asyncpool.scaling.policy import PoolLoad
@@ -54,7 +55,7 @@ class LoadWindow:
         """
         self.failed += 1
         if len(self.errors) < _MAX_ERRORS:
-            self.errors.append(raised if isinstance(raised, RetryAdvice) else error)
+            self.errors.append(raised if is_error(raised, RetryAdvice) else error)
         return self.failed == self.max_failed
 
 

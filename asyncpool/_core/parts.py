@@ -99,7 +99,7 @@ class Parts:
         self.lanes: RateLanes | None = None
         if limiter_of is not None:
             makes = cast("Callable[[], ReentryOrder]", make_order)
-            self.lanes = RateLanes(limiter_of, makes, self.queue, self.ledger, self.wakeups)
+            self.lanes = RateLanes(limiter_of, name, makes, self.queue, self.ledger, self.wakeups)
         self.cancellation = Cancellation(
             self.state,
             self.ledger,

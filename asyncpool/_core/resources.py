@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from asyncpool._core.job import Worker
 from asyncpool._core.line import wake
 from asyncpool._core.tasks import Tasks
+from asyncpool._guard import describe, is_error, set_cause
 from asyncpool.errors import PoolClosed, ResourceDied, is_safe_to_raise
 
 __all__ = ["ResourceHost", "ResourceTask"]
@@ -29,7 +30,7 @@ def _safe(error: BaseException | None) -> BaseException:
     if error is not None and is_safe_to_raise(error):
         return error
     died = ResourceDied("the resource could not be entered")
-    died.__cause__ = error
+    set_cause(died, error)
     return died
 
 
@@ -111,8 +112,8 @@ class ResourceTask:
             held, lost, error = await self._enter_and_hold()
             failures = 0 if held and lost is None and error is None else failures + 1
             if lost is not None:
-                lost.__cause__ = error
-            if isinstance(error, asyncio.CancelledError) and self._is_ending():
+                set_cause(lost, error)
+            if is_error(error, asyncio.CancelledError) and self._is_ending():
                 return  # given up, because of leave() or because somebody cancels every task
             if not held and self.entered is not None and not self.entered.done():
                 self.entered.set_exception(_safe(error))
@@ -137,7 +138,7 @@ class ResourceTask:
         try:
             manager = self._enter()
             if not isinstance(manager, AbstractAsyncContextManager):
-                raise TypeError(f"resource must return an async context manager, got {manager!r:.80}")
+                raise TypeError(f"resource must return an async context manager, got {describe(manager)}")
             async with manager as worker.resource:
                 self._is_entering = False
                 held = True
@@ -154,9 +155,9 @@ class ResourceTask:
                     lost = self._host.resource_lost(worker)
                     raise
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) or self._loop.is_closed():
+            if is_error(error, KeyboardInterrupt) or self._loop.is_closed():
                 raise
-            if isinstance(error, asyncio.CancelledError):
+            if is_error(error, asyncio.CancelledError):
                 self._forget_cancellation()
             return held, lost, error
         finally:

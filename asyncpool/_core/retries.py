@@ -22,6 +22,7 @@ from asyncpool._core.scaler import Scaler
 from asyncpool._core.state import State
 from asyncpool._core.timers import TimerHeap
 from asyncpool._core.wakeups import Wakeups
+from asyncpool._guard import add_note, describe, is_error, set_cause
 from asyncpool._logs import is_logged, log
 from asyncpool.errors import ErrorFilter, JobExpired, RetryAdvice, RetryAfter, matches
 from asyncpool.events import JobRetrying, Observers
@@ -113,7 +114,7 @@ class Retries:
         if worker.resource_task is not None and not worker.needs_recycle and job.started_at is not None:
             worker.needs_recycle = self._spoils_resource(failed)
         try:
-            if isinstance(raised, RetryAfter) and raised.pause:
+            if is_error(raised, RetryAfter) and raised.pause:
                 self._pauses.pause_for(check_seconds("seconds", raised.seconds), now)
             return None if self._policy is None else self._backoff(self._policy, job, failed, raised, now)
         except BaseException as error:
@@ -121,17 +122,17 @@ class Retries:
             return None
 
     def _backoff(self, policy: Retry, job: Job, failed: Failed[Any], raised: BaseException, now: float) -> float | None:
-        advice = raised if isinstance(raised, RetryAdvice) else failed.error
+        advice = raised if is_error(raised, RetryAdvice) else failed.error
         assert self._random is not None
         backoff = policy.delay(job.attempt, advice, self._random)
         # Its end was requested, or its time is over (by a timer, and some fire a little early).
         if backoff is None or isinstance(job.cancel_reason, (CancelReason, JobExpired)):
             return None
         if policy.max_elapsed is not None and now + backoff >= job.accepted_at + policy.max_elapsed:
-            _add_note(failed.error, f"not tried again: that would be later than max_elapsed={policy.max_elapsed:g} s")
+            add_note(failed.error, f"not tried again: that would be later than max_elapsed={policy.max_elapsed:g} s")
             return None
         if self._budget is not None and not self._budget.withdraw(now):
-            _add_note(failed.error, f"not tried again: the budget is spent, {policy.budget!r}")
+            add_note(failed.error, f"not tried again: the budget is spent, {describe(policy.budget)}")
             self._report_rejected(job)
             return None
         return backoff
@@ -156,7 +157,7 @@ class Retries:
     def _log_hook(self, what: str, error: BaseException) -> None:
         """Log what the user's code raises at the end of a job. It changes nothing else: the job must be settled."""
         log.error("pool %r: %s raised", self._state.name, what, exc_info=error)
-        if isinstance(error, KeyboardInterrupt):
+        if is_error(error, KeyboardInterrupt):
             self._state.raise_later(error)
 
     # -- Between two attempts ----------------------------------------------------------------------------------------
@@ -209,14 +210,5 @@ class Retries:
         assert self._policy.max_elapsed is not None
         error = JobExpired(self._policy.max_elapsed)
         if job.prior is not None:
-            error.__cause__ = job.prior.last_failure.error
+            set_cause(error, job.prior.last_failure.error)
         return error
-
-
-def _add_note(error: BaseException, note: str) -> None:
-    """Add a note to an error, once: it may be one object that is raised again and again."""
-    try:
-        if note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
-    except Exception:
-        pass  # it takes no notes (a frozen dataclass does not): the note is a courtesy

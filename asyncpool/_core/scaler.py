@@ -6,7 +6,6 @@ What a policy answers is `asyncpool/scaling`; what becomes of the workers is `wo
 from __future__ import annotations
 
 import asyncio
-import inspect
 import math
 from collections.abc import Callable
 from contextvars import Context
@@ -18,6 +17,7 @@ from asyncpool._core.queue import JobQueue
 from asyncpool._core.state import Phase, State
 from asyncpool._core.wakeups import Wakeups
 from asyncpool._core.workers import Workers
+from asyncpool._guard import describe
 from asyncpool._logs import is_logged, log
 from asyncpool.scaling.policy import Decide, Decision, FixedSize, PoolLoad, ScalingPolicy
 from asyncpool.scaling.policy import Workers as WorkersArgument
@@ -48,25 +48,18 @@ def as_policy(workers: WorkersArgument) -> ScalingPolicy:
         check_seconds("interval of the scaling policy", workers.interval, positive=True)
         return workers
     if callable(workers) and not isinstance(workers, type):
-        _check_answers("workers", workers)
+        check_function("workers", workers)
         return _Function(workers)
     missing = [name for name in ("initial_workers", "max_workers", "interval") if not hasattr(workers, name)]
     hint = f" (it has start(), but no {' and no '.join(missing)})" if hasattr(workers, "start") else ""
-    raise TypeError(f"workers must be an int, a scaling policy, or a function of a PoolLoad, got {workers!r}{hint}")
-
-
-def _check_answers(name: str, function: object) -> None:
-    """Raise unless something can be called, and then answers: no async function, and no generator."""
-    check_function(name, function)
-    for called in (function, getattr(type(function), "__call__", None)):  # noqa: B004 -- to look at it
-        check_function(name, called or function)
-        if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
-            raise TypeError(f"{name} must return one number, got the generator function {function!r}")
+    raise TypeError(
+        f"workers must be an int, a scaling policy, or a function of a PoolLoad, got {describe(workers)}{hint}"
+    )
 
 
 def _started(policy: ScalingPolicy) -> Decide:
     decide = policy.start()
-    _check_answers("what start() of the scaling policy returns", decide)
+    check_function("what start() of the scaling policy returns", decide)
     return decide
 
 
@@ -209,7 +202,7 @@ class Scaler:
 
     def _checked(self, decision: object) -> Decision:
         if not isinstance(decision, Decision):
-            raise TypeError(f"a scaling policy must answer with a Decision, got {decision!r:.80}")
+            raise TypeError(f"a scaling policy must answer with a Decision, got {describe(decision)}")
         check_count("what a scaling policy answers", decision.workers, least=0)
         if decision.ask_again_in is not None:
             check_seconds("ask_again_in", decision.ask_again_in)

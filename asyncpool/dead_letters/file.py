@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import stat
 import sys
@@ -18,12 +17,13 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeVar, cast
 
 from anyio import to_thread
 
-from asyncpool.dead_letters.letter import DeadLetter, safe_text
+from asyncpool._checks import check_function
+from asyncpool._guard import describe, safe_text
+from asyncpool._logs import is_logged, log
+from asyncpool.dead_letters.letter import DeadLetter
 from asyncpool.dead_letters.store import BATCH, DeadLetterStore, Submitter
 
 __all__ = ["DeadLetterFile"]
-
-_log = logging.getLogger("asyncpool")
 
 JobT = TypeVar("JobT")
 
@@ -72,7 +72,7 @@ class DeadLetterFile(DeadLetterStore[JobT]):
     Raises:
         FileNotFoundError, NotADirectoryError: The folder does not exist, or is not a folder.
         IsADirectoryError: The path is a folder.
-        TypeError: `encode` or `decode` is not callable.
+        TypeError: `encode` or `decode` is not callable, or is an async function.
     """
 
     def __init__(
@@ -94,8 +94,7 @@ class DeadLetterFile(DeadLetterStore[JobT]):
             folder = str(self.path.parent)
             raise NotADirectoryError(errno.ENOTDIR, "the parent of the dead letters' path must be a folder", folder)
         for name, function in (("encode", encode), ("decode", decode)):
-            if not callable(function):
-                raise TypeError(f"{name} must be callable, got {function!r}")
+            check_function(name, function)
         self._encode = encode
         self._decode = decode
         self._lock = threading.Lock()  # held while the file changes: no letter is written to a file being replaced
@@ -129,14 +128,16 @@ class DeadLetterFile(DeadLetterStore[JobT]):
         }
         try:
             line = _line({**fields, "job": self._encode(letter.job), **about})
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             self._as_text += 1
-            if self._as_text & (self._as_text - 1) == 0:
-                _log.error(
-                    "dead letters: a job cannot be written to %s, so it cannot be replayed (occurrence %d): %.200s",
-                    self.path,
+            if is_logged(self._as_text):
+                log.error(
+                    "dead letters: a job cannot be written to %s, so it cannot be replayed (occurrence %d): %.200r",
+                    str(self.path),
                     self._as_text,
-                    safe_text(repr, letter.job),
+                    letter.job,
                     exc_info=error,
                 )
             line = _line({**fields, "job_repr": safe_text(repr, letter.job), **about})
@@ -236,13 +237,13 @@ class DeadLetterFile(DeadLetterStore[JobT]):
         if offset >= self._reported_until:
             self._reported_until = offset + 1
             self.skipped += 1
-            if self.skipped & (self.skipped - 1) == 0:
-                _log.error(
-                    "dead letters: %s:%d cannot be read and is skipped (occurrence %d): %.200s",
-                    self.path,
+            if is_logged(self.skipped):
+                log.error(
+                    "dead letters: %s:%d cannot be read and is skipped (occurrence %d): %.200r",
+                    str(self.path),
                     number,
                     self.skipped,
-                    safe_text(repr, error),
+                    error,
                 )
 
     # -- Replaying and compacting ------------------------------------------------------------------------------------
@@ -267,6 +268,8 @@ class DeadLetterFile(DeadLetterStore[JobT]):
             TypeError: `where` is not callable, or is an async function.
             Exception: What else `submit` or `where` raised.
         """
+        if where is not None:
+            check_function("where", where)  # a coroutine is always true, so an async function would select all letters
         count = passed_over = 0
         letters = self._read()
         try:
@@ -280,10 +283,10 @@ class DeadLetterFile(DeadLetterStore[JobT]):
             except ValueError:
                 pass  # cancelled while the thread is reading: the file is closed when the thread drops its reference
         if passed_over:
-            _log.warning(
+            log.warning(
                 "dead letters: %d in %s cannot be replayed, because their job could not be written",
                 passed_over,
-                self.path,
+                str(self.path),
             )
         return count
 
@@ -391,14 +394,14 @@ def _fields(line: bytes) -> dict[str, Any] | None:
         return None
     fields = json.loads(line)
     if not isinstance(fields, dict):
-        raise ValueError(f"a line must be a JSON object, got {fields!r:.80}")
+        raise ValueError(f"a line must be a JSON object, got {describe(fields)}")
     return cast("dict[str, Any]", fields)
 
 
 def _id(text: Any) -> _Id:
     run, dot, number = str(text).rpartition(".")
     if not dot:
-        raise ValueError(f"the id of a letter must have a dot before its number, got {text!r:.80}")
+        raise ValueError(f"the id of a letter must have a dot before its number, got {describe(text)}")
     return run, int(number)
 
 

@@ -5,22 +5,20 @@ The stores are `memory.py` and `file.py`. `_core/dead_letter_writer.py` decides 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
+from asyncpool._guard import fields_text, name_of, safe_text
 from asyncpool.outcomes import Failed
 
-__all__ = ["DeadLetter", "DeadLetterSink", "PoolAwareSink", "safe_text"]
+__all__ = ["DeadLetter", "DeadLetterSink", "PoolAwareSink"]
 
 JobT = TypeVar("JobT")
 JobT_co = TypeVar("JobT_co", covariant=True)
 JobT_contra = TypeVar("JobT_contra", contravariant=True)
 
-_MAX_TEXT = 4000
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DeadLetter(Generic[JobT_co]):
     """The record of a job that failed permanently. It has the error only as text, so it keeps no frames alive."""
 
@@ -39,6 +37,9 @@ class DeadLetter(Generic[JobT_co]):
     pool: str = ""
     """The name of the pool."""
 
+    def __repr__(self) -> str:
+        return fields_text(self)
+
     @staticmethod
     def of(failed: Failed[JobT], *, pool: str = "", first_at: float, last_at: float) -> DeadLetter[JobT]:
         """Return the letter of a failed job.
@@ -51,29 +52,13 @@ class DeadLetter(Generic[JobT_co]):
         """
         return DeadLetter(
             job=failed.job,
-            error_type=_name(type(failed.error)),
+            error_type=name_of(type(failed.error)),
             error=safe_text(str, failed.error),
             attempts=failed.attempts,
             first_at=first_at,
             last_at=last_at,
             pool=pool,
         )
-
-
-def safe_text(text_of: Callable[[object], str], value: object) -> str:
-    """Return the `str` or `repr` of any object: at most 4,000 characters, or a note if the call raised."""
-    try:
-        text = text_of(value)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        return f"<{text_of.__name__}() of this {_name(type(value))} raised {_name(type(error))}>"
-    # A slice is a plain str. `__str__` can return an instance of a subclass, which could hold references to anything.
-    return text[:_MAX_TEXT] if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
-
-
-def _name(kind: type) -> str:
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 @runtime_checkable

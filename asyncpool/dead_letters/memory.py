@@ -6,18 +6,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from asyncpool._checks import check_count
-from asyncpool.dead_letters.letter import DeadLetter, safe_text
+from asyncpool._checks import check_count, check_function
+from asyncpool._logs import is_logged, log
+from asyncpool.dead_letters.letter import DeadLetter
 from asyncpool.dead_letters.store import BATCH, DeadLetterStore, Submitter
 
 __all__ = ["DeadLetters"]
-
-_log = logging.getLogger("asyncpool")
 
 JobT = TypeVar("JobT")
 
@@ -76,12 +74,12 @@ class DeadLetters(DeadLetterStore[JobT]):
         while len(self._letters) - len(self._claimed) > self._max_size:
             oldest = self._letters.pop(next(key for key in self._letters if key not in self._claimed))
             self.dropped += 1
-            if self.dropped & (self.dropped - 1) == 0:
-                _log.error(
-                    "the store of %d dead letters is full, so its oldest is dropped (occurrence %d): %.200s",
+            if is_logged(self.dropped):
+                log.error(
+                    "the store of %d dead letters is full, so its oldest is dropped (occurrence %d): %.200r",
                     self._max_size,
                     self.dropped,
-                    safe_text(repr, oldest),
+                    oldest,
                 )
 
     def __len__(self) -> int:
@@ -96,7 +94,13 @@ class DeadLetters(DeadLetterStore[JobT]):
         return f"<DeadLetters: {len(self)} of at most {self._max_size}, {self.dropped} dropped>"
 
     def find(self, where: Callable[[DeadLetter[JobT]], bool]) -> list[DeadLetter[JobT]]:
-        """Return the letters for which `where(letter)` is true, the oldest first. Raises what `where` raises."""
+        """Return the letters for which `where(letter)` is true, the oldest first.
+
+        Raises:
+            TypeError: `where` is not callable, or is an async function.
+            Exception: What `where` raised.
+        """
+        check_function("where", where)
         return [letter for letter in self if where(letter)]
 
     def remove(self, letter: DeadLetter[JobT]) -> bool:
@@ -124,6 +128,8 @@ class DeadLetters(DeadLetterStore[JobT]):
             TypeError: `where` is not callable, or is an async function.
             Exception: What else `submit` or `where` raised.
         """
+        if where is not None:
+            check_function("where", where)  # a coroutine is always true, so an async function would select all letters
         count = 0
         letters = list(self._letters.items())
         for start in range(0, len(letters), BATCH):

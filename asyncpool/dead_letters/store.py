@@ -6,14 +6,13 @@ The letters are in `letter.py`, the stores in `memory.py` and `file.py`.
 from __future__ import annotations
 
 import asyncio
-import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable
 from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakSet
 
-from asyncpool._checks import check_count, check_function
+from asyncpool._checks import check_count
 from asyncpool.dead_letters.letter import DeadLetter
 from asyncpool.errors import StreamClosed
 
@@ -23,8 +22,6 @@ __all__ = [
     "DeadLetterWatch",
     "Submitter",
 ]
-
-_log = logging.getLogger("asyncpool")
 
 JobT = TypeVar("JobT")
 JobT_contra = TypeVar("JobT_contra", contravariant=True)
@@ -206,8 +203,6 @@ class DeadLetterStore(ABC, Generic[JobT]):
         letters: Iterable[tuple[Hashable, DeadLetter[JobT]]],
     ) -> int:
         """Submit the jobs of the letters for which `where` is true, are still stored, and are not in another replay."""
-        if where is not None:
-            check_function("where", where)  # a coroutine is always true, so an async function would select all letters
         count = 0
         for key, letter in letters:
             if not self._claim(key):

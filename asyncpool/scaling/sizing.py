@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 from asyncpool._checks import check_count, check_seconds
+from asyncpool._guard import describe
 
 __all__ = ["recommended_workers"]
 
@@ -48,7 +49,7 @@ def recommended_workers(
     bounds: list[float] = []
     if rate is not None:
         if isinstance(rate, bool) or not isinstance(rate, (int, float)):
-            raise TypeError(f"rate must be a number of jobs a second, got {rate!r}")
+            raise TypeError(f"rate must be a number of jobs a second, got {describe(rate)}")
         if not math.isfinite(rate) or rate <= 0:
             raise ValueError(f"rate must be a finite number of jobs a second > 0, got {rate}")
         bounds.append(rate * seconds)

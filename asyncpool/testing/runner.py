@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
+from asyncpool._guard import add_note
 from asyncpool.testing._task_report import task_report
 from asyncpool.testing.virtual_time import DeadlockError, VirtualTimeLoop
 
@@ -130,7 +131,7 @@ def _no_problems(collect: bool) -> Generator[_Problems]:
             yield problems
         except BaseException as error:
             for text in problems.texts:
-                error.add_note(text)
+                add_note(error, text)
             raise
         if collect:
             gc.collect()

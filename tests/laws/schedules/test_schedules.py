@@ -8,13 +8,16 @@ The programs are the scenarios of the modules beside this one. A failure names t
 from __future__ import annotations
 
 import sys
+import traceback
 from functools import partial
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from asyncpool.testing import run
-from tests.laws.budget import IS_SHORT, SCHEDULES
+from tests.laws.budget import HOSTILE_SCHEDULES, IS_SHORT, SCHEDULES
+from tests.laws.hostile import at_large
 from tests.laws.schedules import (
     dead_letters,
     groups,
@@ -50,6 +53,25 @@ def test_the_laws_hold_under_random_schedules(name: str, mode: str) -> None:
         except BaseException as error:
             error.add_note(f"the schedule was seed {seed} of {name!r}, mode {mode!r}")
             raise
+
+
+@pytest.mark.parametrize("mode", FACTORIES)
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_laws_hold_whatever_the_log_and_the_methods_of_jobs_and_errors_raise(name: str, mode: str) -> None:
+    for seed in range(HOSTILE_SCHEDULES[mode]):
+        try:
+            with at_large(Random(seed)):
+                run(partial(program, name, mode, seed), seed=seed)
+        except BaseException as error:  # which pytest may not be able to show
+            where = "".join(traceback.format_tb(vars(BaseException)["__traceback__"].__get__(error)))
+            pytest.fail(f"seed {seed} of {name!r}, mode {mode!r}: {type(error).__name__}\n{where}", pytrace=False)
+
+
+def test_hostile_code_is_at_large_in_the_scenarios() -> None:
+    with at_large(Random(0)) as hostile:
+        for seed in range(8):
+            run(partial(program, "jobs_run_into_their_timeout", "default", seed), seed=seed)
+    assert hostile.raised
 
 
 @pytest.mark.skipif(IS_SHORT, reason="this budget is a quarter of the default")
