@@ -17,6 +17,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self, cast
 
 from asyncpool._checks import check_seconds
+from asyncpool._guard import describe
 from asyncpool._logs import log
 from asyncpool.errors import WrongLoop
 from asyncpool.pool import WorkerPool
@@ -87,7 +88,9 @@ class drain_on_signal:
             raise RuntimeError("this drain_on_signal is entered already: use another one for each block")
         for pool in self._pools:
             if pool.loop is not None and pool.loop is not loop and pool.state != "closed":
-                raise WrongLoop(f"drain_on_signal must be entered on the loop of its pools: {pool!r} is on another")
+                raise WrongLoop(
+                    f"drain_on_signal must be entered on the loop of its pools: {describe(pool)} is on another"
+                )
         self._loop = loop
         # asyncio's loops read the clock at each call, or have a clock of their own, as on virtual time. uvloop returns
         # the time at which its iteration began, which is too early while the loop is blocked.
@@ -240,23 +243,23 @@ def _check_pools(pools: tuple[object, ...]) -> tuple[WorkerPool[Any, Any], ...]:
     found: dict[int, WorkerPool[Any, Any]] = {}  # by id: the same pool twice is one pool
     for pool in pools:
         if not isinstance(pool, WorkerPool):
-            raise TypeError(f"drain_on_signal takes pools (WorkerPool), got {pool!r}")
+            raise TypeError(f"drain_on_signal takes pools (WorkerPool), got {describe(pool)}")
         found[id(cast("object", pool))] = pool
     return tuple(found.values())
 
 
 def _check_signals(signals: object) -> tuple[int, ...]:
     if not isinstance(signals, Iterable):
-        raise TypeError(f"signals must be an iterable of signal numbers, got {signals!r}")
+        raise TypeError(f"signals must be an iterable of signal numbers, got {describe(signals)}")
     numbers: dict[int, None] = {}
     for number in cast("Iterable[object]", signals):
         if not isinstance(number, int) or isinstance(number, bool):
-            raise TypeError(f"signals must be signal numbers (int), got {number!r}")
+            raise TypeError(f"signals must be signal numbers (int), got {describe(number)}")
         if number not in signal.valid_signals():
-            raise ValueError(f"signals must be signals of this system, got {number!r}")
+            raise ValueError(f"signals must be signals of this system, got {describe(number)}")
         if number in (getattr(signal, "SIGKILL", None), getattr(signal, "SIGSTOP", None)):
-            raise ValueError(f"signals must be signals that a program can handle, got {number!r}")
+            raise ValueError(f"signals must be signals that a program can handle, got {describe(number)}")
         numbers[number] = None
     if not numbers:
-        raise ValueError(f"signals must hold at least one signal, got {signals!r}")
+        raise ValueError(f"signals must hold at least one signal, got {describe(signals)}")
     return tuple(numbers)

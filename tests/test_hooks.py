@@ -101,7 +101,9 @@ def test_a_sink_with_an_async_method_is_refused(name: str) -> None:
         WorkerPool(echo, workers=1, dead_letters=sink)
 
 
-@pytest.mark.parametrize("function", [sleeper, LaterCaller(), functools.partial(LaterCaller())], ids=repr)
+@pytest.mark.parametrize(
+    "function", [sleeper, LaterCaller(), functools.partial(LaterCaller())], ids=["function", "caller", "partial"]
+)
 def test_an_async_callable_is_not_offloaded(function: Any) -> None:
     with pytest.raises(TypeError, match="fn must be a synchronous function"):
         offload(function)

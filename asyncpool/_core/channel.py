@@ -244,7 +244,7 @@ class Channel(Generic[ItemT_co]):
             await self.parts.wakeups.wait_until(self._has_ended)
 
     def _has_ended(self) -> bool:
-        """Whether no job is left that `aclose` waits for. A closed pool has none, whatever an interrupt has left."""
+        """Whether no job is left that `aclose` waits for. A closed pool has no such job, whatever an interrupt left."""
         if not self.live or self.parts.state.phase is Phase.CLOSED:
             return True
         return self._has_stuck and not self.parts.cancellation.is_waited_for(self)
