@@ -169,7 +169,9 @@ class Life:
             self._state.move(Phase.STOPPING)
             self._grace_until = self._state.loop.time() + self._grace
             self._cancel_jobs()
-            await self._until(self._is_empty, lambda: self._grace_until, turns=_LAST_TURNS)
+            await self._until(self._is_empty, lambda: -math.inf, turns=_LAST_TURNS)
+            parts.workers.release_lost()
+            await self._until(self._is_empty, lambda: self._grace_until)
             # 4. Abandon and name what ignores its cancellation.
             parts.workers.abandon()
             await self._until(self._is_empty, lambda: -math.inf, turns=_LAST_TURNS)
@@ -202,7 +204,6 @@ class Life:
 
     def _cancel_jobs(self) -> None:
         self._parts.cancellation.cancel_where(lambda job: True, CancelReason.SHUTDOWN)
-        self._parts.cancellation.settle_lost()
         self._parts.scaler.end()
         self._parts.workers.retire_all()
 

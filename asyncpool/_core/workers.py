@@ -237,6 +237,12 @@ class Workers:
             worker.retiring = True
             self.release(worker)
 
+    def release_lost(self) -> None:
+        """Let the workers go whose jobs a KeyboardInterrupt has lost."""
+        for worker in self._cancellation.settle_lost():
+            worker.retiring = True
+            self.release(worker)
+
     def fail_start(self) -> None:
         """Wake whoever waits for a first resource that will not be entered."""
         for worker in self.by_number.values():
