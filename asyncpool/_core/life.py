@@ -181,9 +181,9 @@ class Life:
             # Close() has returned by now. Only the supervisor waits for tasks that ignore their cancellation
             # (test_a_task_that_ignores_the_end_holds_the_supervisor). Here, and not by leaving the block: if every task
             # is cancelled meanwhile, as at the end of asyncio.run, the group would cancel these once more.
-            while not parts.tasks.is_empty:
+            while not parts.tasks.are_done:
                 try:
-                    await parts.wakeups.wait_until(lambda: parts.tasks.is_empty)
+                    await parts.wakeups.wait_until(lambda: parts.tasks.are_done)
                 except asyncio.CancelledError:
                     continue
 

@@ -88,6 +88,11 @@ class Tasks:
         """Whether no task is left."""
         return not self._children
 
+    @property
+    def are_done(self) -> bool:
+        """Whether no task runs; one that an interrupt kept from its callbacks may still be listed."""
+        return all(task.done() for task in self._children)
+
     def cancel_all(self) -> list[asyncio.Task[None]]:
         """Cancel every task, once, and return them."""
         children = list(self._children)
