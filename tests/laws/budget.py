@@ -15,14 +15,14 @@ IS_SHORT = _BUDGET == "short"
 # How many random schedules each scenario runs under, by the way in which the loop makes tasks (test_schedules.py).
 SCHEDULES = {"default": 136, "factory": 26, "wrapping": 26, "eager": 26}
 # And how many in which the log, the reprs of jobs and the errors are hostile: these cost more, because all is logged.
-HOSTILE_SCHEDULES = {"default": 20, "factory": 4, "wrapping": 4, "eager": 4}
+HOSTILE_SCHEDULES = {"default": 8, "factory": 2, "wrapping": 2, "eager": 2}
 # How many random programs the state machine runs, and how many steps each has (test_machine.py).
 MACHINE_EXAMPLES = 300
 MACHINE_STEPS = 40
 
 if IS_SHORT:
     SCHEDULES = {mode: seeds // 4 for mode, seeds in SCHEDULES.items()}
-    HOSTILE_SCHEDULES = {mode: seeds // 4 for mode, seeds in HOSTILE_SCHEDULES.items()}
+    HOSTILE_SCHEDULES = {mode: max(1, seeds // 4) for mode, seeds in HOSTILE_SCHEDULES.items()}
     MACHINE_EXAMPLES //= 4
 if IS_LONG:
     SCHEDULES = {mode: 25 * seeds for mode, seeds in SCHEDULES.items()}
