@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -497,3 +498,24 @@ async def test_the_log_says_which_worker_and_why(caplog: pytest.LogCaptureFixtur
     assert "pool 'mail': the resource of worker 2 failed" in record.getMessage()
     assert record.exc_info is not None
     assert record.exc_info[0] is ConnectionRefusedError
+
+
+@virtual
+async def test_a_resource_that_cannot_be_opened_for_hours_costs_no_worker() -> None:
+    @asynccontextmanager
+    async def connection() -> AsyncIterator[int]:
+        if 1 < now() < 3 * 3600:
+            raise ConnectionRefusedError("down for maintenance")
+        yield 1
+
+    async def use(job: int, resource: int) -> int:
+        if job == 0:
+            raise ConnectionResetError
+        return job
+
+    async with WorkerPool(use, workers=1, resource=connection) as pool:
+        await asyncio.sleep(2)
+        with pytest.raises(ConnectionResetError):
+            await pool.run(0)
+        assert await pool.run(1) == 1
+        assert now() >= 3 * 3600

@@ -174,7 +174,7 @@ class ResourceTask:
         return self._worker.job is None and (self._worker.retiring or self._worker.needs_recycle)
 
     def _pause(self, failures: int) -> float:
-        return min(_FIRST_PAUSE * 2.0 ** (failures - 1), _LONGEST_PAUSE) * self._random.uniform(0.5, 1.0)
+        return min(_FIRST_PAUSE * 2.0 ** min(failures - 1, 10), _LONGEST_PAUSE) * self._random.uniform(0.5, 1.0)
 
     async def _wait(self, seconds: float) -> None:
         """Wait for some seconds, or until the worker retires."""
