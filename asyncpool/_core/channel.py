@@ -25,6 +25,8 @@ __all__ = ["Channel", "Cursor", "Readable", "Reading"]
 ItemT_co = TypeVar("ItemT_co", covariant=True)
 ChannelT = TypeVar("ChannelT", bound="Channel[Any]")
 
+_LOOK_AGAIN_AFTER = 1.0  # seconds
+
 
 class Reading(Enum):
     """How far the reader of a channel is."""
@@ -240,8 +242,10 @@ class Channel(Generic[ItemT_co]):
         Cancel-safe: what was asked to end goes on ending.
         """
         self.cancel()
-        if self.live and self.parts.cancellation.is_waited_for(self):
-            await self.parts.wakeups.wait_until(self._has_ended)
+        # Looked at again now and then: after a KeyboardInterrupt in the middle of a delivery, `live` is too high
+        # (test_an_interrupt_at_any_line_leaves_a_pool_that_closes).
+        while not self._has_ended() and self.parts.cancellation.is_waited_for(self):
+            await self.parts.wakeups.wait_until(self._has_ended, until=self.parts.state.time() + _LOOK_AGAIN_AFTER)
 
     def _has_ended(self) -> bool:
         """Whether no job is left that `aclose` waits for. A closed pool has no such job, whatever an interrupt left."""

@@ -45,7 +45,8 @@ class Order(ABC):
 
     def __len__(self) -> int:
         """How many live jobs are queued."""
-        return len(self.entries) - self._tombstones
+        # Not below 0, whatever a KeyboardInterrupt left out.
+        return max(0, len(self.entries) - self._tombstones)
 
     def __iter__(self) -> Iterator[Job]:
         """The live jobs."""
@@ -72,14 +73,16 @@ class Order(ABC):
 
     def drop_tombstone(self) -> None:
         """Note that a tombstone was just taken."""
-        self._tombstones -= 1
+        # Right again when the queue is empty, if an interrupt came before `discard_settled`; otherwise there would be a
+        # job that nobody can take (test_an_interrupt_at_any_line_leaves_a_pool_that_closes).
+        self._tombstones = self._tombstones - 1 if self.entries else 0
 
     def discard_settled(self) -> None:
         """Note that one queued job was just settled."""
         self._tombstones += 1
         if self._tombstones > len(self.entries) // 2 + 32:
-            self._sweep()
             self._tombstones = 0
+            self._sweep()
 
     @abstractmethod
     def _first(self) -> Job:
@@ -91,9 +94,8 @@ class Order(ABC):
 
 
 def _sweep_deque(jobs: deque[Job]) -> None:
-    live = [job for job in jobs if job.outcome is None]
-    jobs.clear()
-    jobs.extend(live)
+    # One call, which empties it first: between two, an interrupt would lose the jobs.
+    deque.__init__(jobs, [job for job in jobs if job.outcome is None])
 
 
 class Fifo(Order):
@@ -239,8 +241,9 @@ class ByPriority(ReentryOrder):
         return self.entries[0].job
 
     def _sweep(self) -> None:
-        self.entries[:] = [entry for entry in self.entries if entry.job.outcome is None]
-        heapq.heapify(self.entries)
+        live = [entry for entry in self.entries if entry.job.outcome is None]
+        heapq.heapify(live)
+        self.entries[:] = live
 
     def __iter__(self) -> Iterator[Job]:
         """The live jobs, in no order."""

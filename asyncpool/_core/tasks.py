@@ -88,10 +88,12 @@ class Tasks:
         """Whether no task is left."""
         return not self._children
 
-    @property
-    def are_done(self) -> bool:
-        """Whether no task runs; one that an interrupt kept from its callbacks may still be listed."""
-        return all(task.done() for task in self._children)
+    async def wait_done(self) -> None:
+        """Wait until no task runs."""
+        # For the tasks themselves: a KeyboardInterrupt can keep one from its callbacks, and can end `spawn` before it
+        # has added them (test_an_interrupt_at_any_line_leaves_a_pool_that_closes).
+        while running := [task for task in self._children if not task.done()]:
+            await asyncio.wait(running)
 
     def cancel_all(self) -> list[asyncio.Task[None]]:
         """Cancel every task, once, and return them."""

@@ -46,7 +46,7 @@ class TimerHeap(Generic[ItemT]):
     @property
     def size(self) -> int:
         """How many live items wait."""
-        return len(self._heap) - self._tombstones
+        return max(0, len(self._heap) - self._tombstones)
 
     def __iter__(self) -> Iterator[ItemT]:
         """The live items, in no order."""
@@ -62,9 +62,9 @@ class TimerHeap(Generic[ItemT]):
         """Note that an item that waits here is no longer live."""
         self._tombstones += 1
         if self._tombstones > len(self._heap) // 2 + 32:
-            self._heap = [entry for entry in self._heap if self._is_live(entry[2])]
-            heapq.heapify(self._heap)
-            self._tombstones = 0
+            live = [entry for entry in self._heap if self._is_live(entry[2])]
+            heapq.heapify(live)
+            self._heap, self._tombstones = live, 0
         if not self.size:
             self.clear()  # no timer for tombstones alone
 

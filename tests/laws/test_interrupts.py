@@ -6,7 +6,7 @@ on virtual time: a program that hangs then is a deadlock, which is detected at o
 
 An interrupt inside asyncio itself is not tried, because it is not ours. When it comes between taking a callback and
 calling it, a task is never resumed, and the cancellation of all tasks at the end of `asyncio.run` waits for it forever.
-This happens to programs without any pool too.
+This happens to programs without any pool too. Nor is one inside a finalizer, where Python swallows it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,13 +24,13 @@ from typing import Any
 import pytest
 
 import asyncpool
-from asyncpool import Retry, WorkerPool
+from asyncpool import AutoScale, RateLimit, Retry, WorkerPool
 from asyncpool.testing import DeadlockError, VirtualTimeLoop
 from tests.laws.budget import IS_LONG, IS_SHORT
 
 PACKAGE = str(Path(asyncpool.__file__).parent)
 TESTING = str(Path(asyncpool.__file__).parent / "testing")
-STEP = 1 if IS_LONG else 197 if IS_SHORT else 97
+RUNS = 3000 if IS_LONG else 30 if IS_SHORT else 60  # of a program, each with another line
 GRACE = 5.0 + 2.0  # that of a pool, and what else the program takes
 
 
@@ -47,7 +48,7 @@ class Interrupt:
     def _call(self, frame: FrameType, event: str, arg: object) -> Any:
         name = frame.f_code.co_filename
         is_ours = name.startswith(PACKAGE) and not name.startswith(TESTING)
-        return self._line if is_ours and frame.f_code.co_name != "__del__" else None
+        return self._line if is_ours and not is_in_finalizer(frame) else None
 
     def _line(self, frame: FrameType, event: str, arg: object) -> Any:
         if event == "line":
@@ -57,6 +58,15 @@ class Interrupt:
                 sys.settrace(None)
                 raise KeyboardInterrupt
         return self._line
+
+
+def is_in_finalizer(frame: FrameType | None) -> bool:
+    """Whether the collector has called this."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 @asynccontextmanager
@@ -81,10 +91,10 @@ async def numbers() -> AsyncIterator[int]:
         yield number
 
 
-async def program(interrupt: Interrupt, *, has_resource: bool, is_cancelled: bool) -> None:
+async def all_ways(interrupt: Interrupt, *, has_resource: bool) -> None:
+    """Jobs come to the pool in every way, some fail, and all end."""
     options: dict[str, Any] = {"resource": connection} if has_resource else {}
-    if not is_cancelled:
-        interrupt.begin()
+    interrupt.begin()
     async with WorkerPool(handler, workers=2, retry=Retry(attempts=2, backoff=0.001), **options) as pool:
         task = asyncio.ensure_future(pool.run(5))
         async for _ in pool.outcomes(numbers()):
@@ -97,13 +107,61 @@ async def program(interrupt: Interrupt, *, has_resource: bool, is_cancelled: boo
         async for _ in group:
             pass
         await task
-        if is_cancelled:  # the first Ctrl+C, while jobs are under their way
-            for number in range(4):
-                await pool.submit(5 + number)
-            main = asyncio.current_task()
-            assert main is not None
-            asyncio.get_running_loop().call_soon(lambda: (interrupt.begin(), main.cancel()))
-            await asyncio.sleep(1)
+
+
+async def second_ctrl_c(interrupt: Interrupt, *, has_resource: bool) -> None:
+    """The program is cancelled, as by a first Ctrl+C, while jobs run and wait."""
+    options: dict[str, Any] = {"resource": connection} if has_resource else {}
+    async with WorkerPool(handler, workers=2, **options) as pool:
+        for number in range(4):
+            await pool.submit(5 + number)
+        main = asyncio.current_task()
+        assert main is not None
+        asyncio.get_running_loop().call_soon(lambda: (interrupt.begin(), main.cancel()))
+        await asyncio.sleep(1)
+
+
+async def many_waiting(interrupt: Interrupt, *, priority: bool) -> None:
+    """A long queue, jobs that back off or are parked, cancellations by owners, and sizes that change."""
+    options: dict[str, Any] = {"priority": lambda job: -job} if priority else {}
+    limits = {0: RateLimit(1, per=0.01), 1: RateLimit(2, per=0.01), 2: None}
+    interrupt.begin()
+    async with WorkerPool(
+        handler,
+        workers=AutoScale(1, 3),
+        queue_size=200,
+        retry=Retry(attempts=3, backoff=0.005),
+        limiter=lambda job: limits[job % 3],
+        timeout=0.5,
+        **options,
+    ) as pool:
+        async with pool.group() as group:
+            handles = [await pool.submit(number) for number in range(20)]
+            for number in range(90):
+                await group.submit(number)
+            for handle in handles[::3]:
+                handle.cancel()
+            await asyncio.sleep(0.02)
+            group.cancel()
+        pool.pause()
+        pool.resize(2)
+        handles = [await pool.submit(number) for number in range(70)]
+        for handle in handles[:66]:
+            handle.cancel()
+        pool.resume()
+        async for _ in pool.outcomes(range(10), ordered=True):
+            break
+        await pool.close(drain=False, grace=1.0)
+
+
+PROGRAMS: dict[str, Callable[[Interrupt], Coroutine[Any, Any, None]]] = {
+    "all ways": partial(all_ways, has_resource=False),
+    "all ways, resource": partial(all_ways, has_resource=True),
+    "second Ctrl+C": partial(second_ctrl_c, has_resource=False),
+    "second Ctrl+C, resource": partial(second_ctrl_c, has_resource=True),
+    "many waiting": partial(many_waiting, priority=False),
+    "many waiting, priority": partial(many_waiting, priority=True),
+}
 
 
 def run_interrupted(at: int | None, main: Callable[[Interrupt], Any]) -> Interrupt:
@@ -126,14 +184,10 @@ def run_interrupted(at: int | None, main: Callable[[Interrupt], Any]) -> Interru
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("is_cancelled", [False, True], ids=["running", "cancelled"])
-@pytest.mark.parametrize("has_resource", [False, True], ids=["plain", "resource"])
-def test_an_interrupt_at_any_line_leaves_a_pool_that_closes(has_resource: bool, is_cancelled: bool) -> None:
-    def main(interrupt: Interrupt) -> Any:
-        return program(interrupt, has_resource=has_resource, is_cancelled=is_cancelled)
-
-    lines = run_interrupted(None, main).lines
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+def test_an_interrupt_at_any_line_leaves_a_pool_that_closes(program: Callable[[Interrupt], Any]) -> None:
+    lines = run_interrupted(None, program).lines
     assert lines > 100
-    for at in range(1, lines, STEP):
-        interrupt = run_interrupted(at, main)
+    for at in range(1, lines, max(1, lines // RUNS)):
+        interrupt = run_interrupted(at, program)
         assert interrupt.place or at > lines - 200  # it has run this far
