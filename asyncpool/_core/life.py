@@ -17,6 +17,7 @@ import anyio
 from asyncpool._core.parts import Parts
 from asyncpool._core.state import Phase
 from asyncpool._core.tasks import PoolTaskGroup
+from asyncpool._guard import is_error
 from asyncpool._logs import log
 from asyncpool.errors import PoolClosed, PoolReused
 from asyncpool.events import PoolEnded, PoolStarted, PoolStopping
@@ -41,10 +42,10 @@ class Life:
         self._state = parts.state
         self.report: ShutdownReport[Any] | None = None
         self.is_report_awaited = False  # otherwise nobody may ever look at it, and the log says what it says
+        # Invariant: each of the next three only gets smaller (tests/laws: a_close_is_cancelled_once_or_twice).
         self._drain_until = math.inf  # loop time at which step 3 begins
-        self._grace = math.inf
+        self._grace = math.inf  # seconds
         self._grace_until = math.inf  # loop time at which step 4 begins, once step 3 has
-        # Invariant: each of the three only ever comes earlier (tests/laws: a_close_is_cancelled_once_or_twice).
         self._stop_is_requested = asyncio.Event()
 
     # -- The beginning -----------------------------------------------------------------------------------------------
@@ -181,9 +182,10 @@ class Life:
             # Close() has returned by now. Only the supervisor waits for tasks that ignore their cancellation
             # (test_a_task_that_ignores_the_end_holds_the_supervisor). Here, and not by leaving the block: if every task
             # is cancelled meanwhile, as at the end of asyncio.run, the group would cancel these once more.
-            while not parts.tasks.are_done:
+            while True:
                 try:
-                    await parts.wakeups.wait_until(lambda: parts.tasks.are_done)
+                    await parts.tasks.wait_done()
+                    break
                 except asyncio.CancelledError:
                     continue
 
@@ -256,7 +258,11 @@ class Life:
             parts.workers.abandon()
             self._close([task for task in parts.tasks.cancel_all() if not task.done()])
         parts.wakeups.notify()
-        if not supervisor.cancelled() and (error := supervisor.exception()) is not None:
+        if supervisor.cancelled():
+            return
+        error = supervisor.exception()
+        # The loop has raised an interrupt already (test_an_interrupt_of_the_supervisor_is_not_logged_as_a_failure).
+        if error is not None and not is_error(error, (KeyboardInterrupt, SystemExit)):
             log.error("pool %r: a task of the pool has failed, which ended the pool", state.name, exc_info=error)
 
     # -- Waiting -----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pytest
 
 from asyncpool import PoolClosed, PoolError, SourceCrashed, StreamClosed, WorkerPool
 from asyncpool._core.feeder import FedChannel
+from asyncpool._core.life import Life
 from asyncpool._core.resources import ResourceTask
 from asyncpool._core.state import State
 from asyncpool._core.tasks import Producers, Tasks
@@ -524,6 +525,27 @@ async def test_a_pool_that_a_bug_has_ended_takes_no_more_jobs(
         await pool.submit(1)
     assert not await pool.close()
     reader.exception()
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_of_the_supervisor_is_not_logged_as_a_failure(
+    kind: type[BaseException], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupt(self: Life) -> None:
+        raise kind
+
+    monkeypatch.setattr(Life, "_finish_stopping_intake", interrupt)
+    loop = VirtualTimeLoop()
+    pool = WorkerPool(sleeper, workers=1)
+    loop.run_until_complete(pool.start())
+    handles = [loop.run_until_complete(pool.submit(60)) for _ in range(2)]
+    with pytest.raises(kind):
+        loop.run_until_complete(pool.close())
+    report = loop.run_until_complete(pool.close())
+    loop.close()
+    assert [(entry.job, entry.started) for entry in report.unfinished] == [(60, True), (60, False)]
+    assert [handle.done() for handle in handles] == [True] * 2
+    assert failures_logged(caplog) == []
 
 
 # -- Before the supervisor's first step
