@@ -161,11 +161,8 @@ class drain_on_signal:
         self._loop.call_soon_threadsafe(callback, *args, context=self._context.copy())
 
     def _warn(self, number: int, what: str) -> None:
-        try:
-            names = ", ".join(repr(pool.name) for pool in self._pools)
-            log.warning("pool%s %s: %s: %s", "s" * (len(self._pools) > 1), names, _name(number), what)
-        except Exception:  # of a filter, a handler or a name: what was to be done is done
-            pass
+        names = ", ".join(describe(pool.name) for pool in self._pools)
+        log.warning("pool%s %s: %s: %s", "s" * (len(self._pools) > 1), names, _name(number), what)
 
 
 class _Link:

@@ -28,9 +28,6 @@ STUCK_AFTER = 5.0
 """How long a running job can ignore its cancellation before it is reported as stuck, in seconds."""
 
 
-_SHUTDOWN = CancelReason.SHUTDOWN
-
-
 class Cancellation:
     """The cancelled jobs of a pool that have not ended, and how a job comes to be one."""
 
@@ -195,11 +192,14 @@ class Cancellation:
         """Settle running jobs whose task was over some loop iterations ago: a KeyboardInterrupt came in the middle of
         the step that ends a job (test_an_interrupt_at_any_line_leaves_a_pool_that_closes). Return their free workers.
         """
-        lost = [job for job in self.running_jobs() if job.task is None or job.task.done()]
-        return [
-            self._settle_running(job, job.cancel_reason if isinstance(job.cancel_reason, CancelReason) else _SHUTDOWN)
-            for job in lost
-        ]
+        free = []
+        for job in self.running_jobs():
+            if job.task is None or job.task.done():
+                reason = job.cancel_reason
+                free.append(
+                    self._settle_running(job, reason if isinstance(reason, CancelReason) else CancelReason.SHUTDOWN)
+                )
+        return free
 
     def _settle_running(self, job: Job, reason: CancelReason) -> Worker:
         worker, now = job.worker, self._state.time()

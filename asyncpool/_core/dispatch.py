@@ -146,7 +146,7 @@ class Dispatcher:
     # -- Accept ------------------------------------------------------------------------------------------------------
 
     def accept(self, input: Any, sink: Sink, context: Context) -> Job:
-        """Accept a job, whether or not there is room. Raises what the priority function raises; then it did not."""
+        """Accept a job, whether or not there is room; not if the priority function raises, which is raised here."""
         ledger = self._ledger
         job = new_job(input, ledger.submitted + 1, sink, context, self._time())
         self._queue.append(job)

@@ -156,11 +156,6 @@ class Load:
             self._window.rejected += 1
             self._wakeups.submitter_rejected()
 
-    @property
-    def has_backlog(self) -> bool:
-        """Whether a job waits for a worker, or for room."""
-        return self._queue.has_backlog
-
     def seconds_until_open(self) -> float:
         """Return in how many seconds the rate limit of all jobs opens; inf if there is none, or it is open.
 

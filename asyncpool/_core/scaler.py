@@ -241,7 +241,7 @@ class Scaler:
         if workers and self._unchanged < (_MAX_UNCHANGED if load.backlog else 1):
             self._set_timer(max(self._policy.interval, _SHORTEST))
             return
-        if not workers and self._load.has_backlog:  # it arrived while the policy, or an observer, ran
+        if not workers and self._queue.has_backlog:  # it arrived while the policy, or an observer, ran
             self._set_timer(0.0)
             return
         self.is_sleeping = True

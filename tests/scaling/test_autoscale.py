@@ -18,30 +18,12 @@ import pytest
 from hypothesis import given
 
 import asyncpool
-from asyncpool import AutoScale, Decision, Event, PoolLoad, QueueFull, RateLimit, Retry, RetryAfter, WorkerPool
-from asyncpool.events import PoolResized
+from asyncpool import AutoScale, Decision, PoolLoad, QueueFull, RateLimit, Retry, RetryAfter, WorkerPool
 from asyncpool.testing import ManualHandler, VirtualTimeLoop, settle
 from tests.helpers import assert_conserved, echo, fuzzed, now, sleeper, virtual
+from tests.scaling.tools import SOON, Sizes
 
 IDLE = 30.0  # seconds: the default of idle_timeout
-SOON = 0.25  # seconds: two intervals, and a little
-
-
-class Sizes:
-    """An observer that notes how many workers there should be, and since when."""
-
-    def __init__(self) -> None:
-        self.events: list[PoolResized] = []
-        self.times: list[float] = []
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, PoolResized):
-            self.events.append(event)
-            self.times.append(now())
-
-    @property
-    def sizes(self) -> list[int]:
-        return [event.new for event in self.events]
 
 
 def busy(workers: int, *, queued: int = 0, **more: Any) -> PoolLoad:
