@@ -7,7 +7,7 @@ through the slots of `BaseException`, as the interpreter does it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from types import TracebackType
 from typing import Any, TypeGuard, TypeVar
@@ -20,6 +20,7 @@ __all__ = [
     "errors_of_group",
     "fields_text",
     "is_error",
+    "leaves_of",
     "name_of",
     "qualname_of",
     "safe_text",
@@ -105,6 +106,17 @@ def errors_of_group(error: BaseExceptionGroup[Any]) -> tuple[BaseException, ...]
     """Return the errors in any exception group."""
     errors: tuple[BaseException, ...] = _group_slots["exceptions"].__get__(error)
     return errors
+
+
+def leaves_of(error: BaseException) -> Iterator[BaseException]:
+    """The errors in an exception group and in its groups, in order; of any other error, itself."""
+    stack = [error]  # no recursion: groups can be nested more deeply than calls
+    while stack:
+        error = stack.pop()
+        if is_error(error, BaseExceptionGroup):
+            stack += reversed(errors_of_group(error))
+        else:
+            yield error
 
 
 def set_cause(error: BaseException, cause: BaseException | None) -> None:

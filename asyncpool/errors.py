@@ -33,7 +33,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from asyncpool._checks import check_seconds
-from asyncpool._guard import cause_of, describe, is_error, qualname_of, safe_text, set_cause
+from asyncpool._guard import cause_of, describe, is_error, leaves_of, qualname_of, safe_text, set_cause
 
 __all__ = [
     "ErrorFilter",
@@ -57,15 +57,26 @@ __all__ = [
     "WrongLoop",
     "is_safe_to_raise",
     "matches",
+    "pauses_in",
     "recorded_error",
 ]
 
 ErrorFilter: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]"
-"""Selects errors: an exception type, a tuple of types, or a predicate."""
+"""Selects errors: an exception type, a tuple of types, or a predicate.
+
+It also selects an exception group of which it selects each error, in nested groups too. A predicate is asked for the
+group first.
+"""
 
 
 def matches(which: ErrorFilter, error: BaseException) -> bool:
     """Return whether `which` selects `error`. Raises what a predicate raises."""
+    if _selects(which, error):
+        return True
+    return is_error(error, BaseExceptionGroup) and all(_selects(which, leaf) for leaf in leaves_of(error))
+
+
+def _selects(which: ErrorFilter, error: BaseException) -> bool:
     if isinstance(which, (type, tuple)):
         return is_error(error, which)  # pyright: ignore[reportUnknownArgumentType]  # narrowed to more than it can be
     return bool(which(error))
@@ -183,8 +194,10 @@ class ResourceDied(PoolError):
 class RetryAdvice(PoolError):
     """Raised by a handler to control whether, and when, the job is retried: `RetryAfter` or `Permanent`.
 
-    With `raise ... from error` the job fails with `error`, otherwise with the advice itself. Advice inside an exception
-    group has no effect: the handler must raise it directly.
+    With `raise ... from error` the job fails with `error`, otherwise with the advice itself.
+
+    Advice in an exception group is followed too, and the job fails with the group: one `Permanent` in it makes the job
+    permanent; the longest `RetryAfter` counts, if the other errors in the group are retried.
     """
 
 
@@ -236,6 +249,11 @@ class Permanent(RetryAdvice):
     With `raise Permanent("no such mailbox") from error` the job fails with `error`; without a cause, with the advice
     itself.
     """
+
+
+def pauses_in(error: BaseException) -> list[RetryAfter]:
+    """Return each `RetryAfter` that a handler has raised, by itself or in an exception group."""
+    return [leaf for leaf in leaves_of(error) if is_error(leaf, RetryAfter)]
 
 
 def recorded_error(error: BaseException) -> BaseException:

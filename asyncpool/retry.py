@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 
 from asyncpool._checks import check_count, check_filter, check_number, check_seconds
-from asyncpool._guard import describe, is_error
+from asyncpool._guard import describe, is_error, leaves_of
 from asyncpool.errors import (
     ErrorFilter,
     JobCrashed,
@@ -19,6 +19,7 @@ from asyncpool.errors import (
     RetryAfter,
     is_safe_to_raise,
     matches,
+    pauses_in,
     recorded_error,
 )
 
@@ -170,13 +171,17 @@ class Retry:
             pause = min(self.backoff * self.factor ** (attempt - 1), self.max_backoff)
         except OverflowError:
             pause = self.max_backoff if self.backoff else 0.0
-        floor = check_seconds("seconds", error.seconds) if is_error(error, RetryAfter) else 0.0
+        floor = max((check_seconds("seconds", advice.seconds) for advice in pauses_in(error)), default=0.0)
         return floor + random.uniform(0.0, pause) if self.jitter else max(floor, pause)
 
     def _is_meant(self, error: BaseException) -> bool:
-        cause = recorded_error(error)
-        if not is_safe_to_raise(cause) or is_error(cause, (JobCrashed, PoolDeadlock)):
+        leaves = list(leaves_of(error))
+        for cause in (error, *map(recorded_error, leaves)):
+            if not is_safe_to_raise(cause) or is_error(cause, (JobCrashed, PoolDeadlock)):
+                return False
+        advice = [leaf for leaf in leaves if is_error(leaf, RetryAdvice)]
+        if not advice:
+            return matches(self.on, error)
+        if not all(is_error(leaf, RetryAfter) for leaf in advice):
             return False
-        if is_error(error, RetryAdvice):
-            return is_error(error, RetryAfter)
-        return matches(self.on, error)
+        return all(leaf in advice or matches(self.on, leaf) for leaf in leaves)

@@ -24,7 +24,7 @@ from asyncpool._core.timers import TimerHeap
 from asyncpool._core.wakeups import Wakeups
 from asyncpool._guard import add_note, describe, is_error, set_cause
 from asyncpool._logs import is_logged, log
-from asyncpool.errors import ErrorFilter, JobExpired, RetryAdvice, RetryAfter, matches
+from asyncpool.errors import ErrorFilter, JobExpired, RetryAdvice, matches, pauses_in
 from asyncpool.events import JobRetrying, Observers
 from asyncpool.outcomes import CancelReason, Failed
 from asyncpool.retry import Retry, RetryTally
@@ -114,8 +114,9 @@ class Retries:
         if worker.resource_task is not None and not worker.needs_recycle and job.started_at is not None:
             worker.needs_recycle = self._spoils_resource(failed)
         try:
-            if is_error(raised, RetryAfter) and raised.pause:
-                self._pauses.pause_for(check_seconds("seconds", raised.seconds), now)
+            for advice in pauses_in(raised):
+                if advice.pause:
+                    self._pauses.pause_for(check_seconds("seconds", advice.seconds), now)
             return None if self._policy is None else self._backoff(self._policy, job, failed, raised, now)
         except BaseException as error:
             self._log_hook("the predicate `on` of the retry, or the advice of the handler,", error)

@@ -11,7 +11,7 @@ from dataclasses import KW_ONLY, dataclass
 from enum import Enum
 
 from asyncpool._checks import check_count, check_filter, check_seconds
-from asyncpool._guard import is_error
+from asyncpool._guard import is_error, leaves_of
 from asyncpool.errors import ErrorFilter, JobTimeout, RetryAfter, matches
 from asyncpool.scaling.policy import Decide, Decision, PoolLoad
 
@@ -331,7 +331,10 @@ class _Climb:
         if not load.errors:
             return 0
         kinds = (JobTimeout, RetryAfter)
-        count = sum(is_error(error, kinds) or matches(self._policy.overload, error) for error in load.errors)
+        count = sum(
+            any(is_error(leaf, kinds) for leaf in leaves_of(error)) or matches(self._policy.overload, error)
+            for error in load.errors
+        )
         return round(count * load.failed / len(load.errors)) if len(load.errors) >= 1000 else count
 
     # -- At the base -------------------------------------------------------------------------------------------------

@@ -174,7 +174,7 @@ def test_it_does_not_grow_while_workers_wait_for_their_resource() -> None:
     run(main())
 
 
-@pytest.mark.parametrize("kind", ["RetryAfter", "JobTimeout", "a type of the user", "a predicate of the user"])
+@pytest.mark.parametrize("kind", ["RetryAfter", "a group", "JobTimeout", "a type of the user", "a predicate of the user"])
 def test_overload_errors_end_its_growth(kind: str) -> None:
     class TooMuch(Exception):
         pass
@@ -194,6 +194,8 @@ def test_overload_errors_end_its_growth(kind: str) -> None:
                     await asyncio.sleep(0.01)
                     if kind == "RetryAfter":
                         raise RetryAfter(0.1) from ConnectionError("429")
+                    if kind == "a group":
+                        raise ExceptionGroup("", [RetryAfter(0.1), ValueError()])
                     if kind == "JobTimeout":
                         await asyncio.sleep(10)
                     raise TooMuch("too much")
