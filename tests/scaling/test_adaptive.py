@@ -174,7 +174,9 @@ def test_it_does_not_grow_while_workers_wait_for_their_resource() -> None:
     run(main())
 
 
-@pytest.mark.parametrize("kind", ["RetryAfter", "a group", "JobTimeout", "a type of the user", "a predicate of the user"])
+@pytest.mark.parametrize(
+    "kind", ["RetryAfter", "a group", "JobTimeout", "a type of the user", "a predicate of the user"]
+)
 def test_overload_errors_end_its_growth(kind: str) -> None:
     class TooMuch(Exception):
         pass
