@@ -16,7 +16,7 @@ from asyncpool._core.parts import Parts
 from asyncpool.errors import PoolDeadlock, PoolError, StreamClosed
 from asyncpool.outcomes import Outcome
 
-__all__ = ["Group"]
+__all__ = ["Group", "Producer"]
 
 JobT = TypeVar("JobT")
 ValueT_co = TypeVar("ValueT_co", covariant=True)
@@ -33,6 +33,7 @@ class GroupChannel(Channel[Any]):
         self._maker = asyncio.current_task()
         self._makers_wait: asyncio.Future[None] | None = None
         self._reading_task: asyncio.Task[Any] | None = None
+        self._producers = 0  # those that were made and are not done
         parts.producers.add(self)
 
     @property
@@ -74,6 +75,32 @@ class GroupChannel(Channel[Any]):
         """Take no more jobs, because no more come."""
         self.end_intake()
         self.parts.producers.discard(self)
+
+    def add_producer(self) -> None:
+        """Count a producer; the intake stays open until each is done. Raises StreamClosed if it is closed."""
+        if not self.intake_is_open:
+            raise self._intake_error()
+        self._producers += 1
+
+    def producer_is_done(self) -> None:
+        """Count a producer that brings no more jobs; after the last one the intake is closed."""
+        self._producers -= 1
+        if not self._producers:
+            # In the next iteration of the loop. Tasks that were made together have all had their first step then: where
+            # each makes its own producer, the first does not close the intake before the second has begun.
+            self.parts.state.loop.call_soon(self._close_if_produced)
+
+    def producer_is_dropped(self) -> None:
+        """Count a producer that was never entered, from any thread and while the collector runs."""
+        if self.intake_is_open and self.parts.state.is_bound:
+            try:
+                self.parts.state.loop.call_soon_threadsafe(self.producer_is_done)
+            except RuntimeError:
+                pass  # the loop is closed: nobody reads any more
+
+    def _close_if_produced(self) -> None:
+        if not self._producers:
+            self.close_intake()
 
     def end_intake(self) -> None:
         """Take no more jobs, and turn away those that wait to submit one."""
@@ -148,18 +175,22 @@ class GroupChannel(Channel[Any]):
 class Group(Readable[Outcome[JobT, ValueT_co], GroupChannel], Generic[JobT, ValueT_co]):
     """A results channel: submit from anywhere, and one reader iterates the outcomes. Made by `pool.group()`.
 
-        async def produce():
-            async with group:
+        async def produce(producer, jobs):
+            async with producer as group:
                 for job in jobs:
-                    await group.submit(job)
+                    await group.submit(job)  # waits while the window is full of unread outcomes
 
         group = pool.group()
-        producer = asyncio.create_task(produce())   # or many; submitting waits while the window is full of unread
-        async for outcome in group:
-            ...
+        async with asyncio.TaskGroup() as tasks:
+            async with group.producer():  # this task too, while it starts the others
+                for part in parts:
+                    tasks.create_task(produce(group.producer(), part))
+            async for outcome in group:
+                ...
 
-    The iteration ends when the intake is closed and every outcome is read. Leaving the loop early cancels the group, as
-    does leaving the block by an exception.
+    The iteration ends when the intake is closed and every outcome is read. The last producer closes the intake, and so
+    do `close_intake()` and leaving `async with group`, which fits a group with one producer. Leaving the loop early
+    cancels the group, as does leaving `async with group` by an exception.
     """
 
     __slots__ = ()
@@ -177,6 +208,23 @@ class Group(Readable[Outcome[JobT, ValueT_co], GroupChannel], Generic[JobT, Valu
             StreamClosed: The group was cancelled, or its intake is closed.
         """
         await self._channel.submit(job)
+
+    def producer(self) -> Producer[JobT, ValueT_co]:
+        """Return a context manager for one of several producers. The last one that is left closes the intake.
+
+        It counts from this call on, and not only from entering it: make it before its task starts, as in the example
+        above. One that is collected without having been entered no longer counts, for example that of a task that was
+        cancelled before its first step, once nothing refers to the task.
+
+        Raises:
+            PoolNotStarted: The pool is not started yet.
+            StreamClosed: The group was cancelled, or its intake is closed.
+            PoolClosed: The pool is closing.
+            WrongLoop: The caller is not on the pool's loop.
+        """
+        self._channel.parts.state.check_started()
+        self._channel.add_producer()
+        return Producer(self, self._channel)
 
     def close_intake(self) -> None:
         """Close the intake, because no more jobs come: the iteration ends after those that were submitted.
@@ -202,3 +250,34 @@ class Group(Readable[Outcome[JobT, ValueT_co], GroupChannel], Generic[JobT, Valu
 
     def __repr__(self) -> str:
         return f"<Group: {self._channel!r}>"
+
+
+class Producer(Generic[JobT, ValueT_co]):
+    """One of several tasks that submit to a group: `async with group.producer() as group`. Made by `Group.producer()`.
+
+    Leaving the block means that this producer has no more jobs, also when an exception leaves it: the others go on, and
+    the reader gets what was submitted. Entering and leaving do not wait. A producer can be entered once.
+    """
+
+    __slots__ = ("_channel", "_group", "_is_entered")
+
+    def __init__(self, group: Group[JobT, ValueT_co], channel: GroupChannel) -> None:
+        self._group = group
+        self._channel = channel
+        self._is_entered = False
+
+    async def __aenter__(self) -> Group[JobT, ValueT_co]:
+        if self._is_entered:
+            raise RuntimeError("a producer of a group can be entered once: call group.producer() for each")
+        self._is_entered = True
+        return self._group
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._channel.producer_is_done()
+
+    def __del__(self) -> None:
+        # Can run in any thread, whenever the collector likes: it only schedules.
+        if not self._is_entered:
+            self._channel.producer_is_dropped()

@@ -21,6 +21,7 @@ with starting("common_mistakes"):
     from dataclasses import dataclass
 
     from asyncpool import PoolClosed, PoolDeadlock, StreamClosed, WorkerPool
+    from asyncpool.groups import Producer
     from asyncpool.testing import DeadlockError, run
 
 __all__ = ["MISTAKES", "Mistake", "main", "show"]
@@ -121,22 +122,19 @@ async def refused_after_the_close() -> None:
         print(f"6 is refused: {error}")
 
 
-async def closed_by_the_block() -> None:
-    """Without the mistake: a block around all producers closes the group when the last of them has ended."""
+async def closed_by_the_last() -> None:
+    """Without the mistake: each producer has a block of its own, and the last one that ends closes the group."""
     async with WorkerPool(square, workers=1) as pool:
         group = pool.group()
 
-        async def produce(numbers: Iterable[int]) -> None:
-            for number in numbers:
-                await group.submit(number)
-
-        async def produce_all() -> None:
-            async with group, asyncio.TaskGroup() as producers:
-                producers.create_task(produce([1, 2]))
-                producers.create_task(produce([3, 4, 5]))
+        async def produce(producer: Producer[int, int], numbers: Iterable[int]) -> None:
+            async with producer:
+                for number in numbers:
+                    await group.submit(number)
 
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(produce_all())
+            tasks.create_task(produce(group.producer(), [1, 2]))
+            tasks.create_task(produce(group.producer(), [3, 4, 5]))
             print(len([outcome async for outcome in group]), "of 5 jobs were done")
 
 
@@ -284,7 +282,7 @@ MISTAKES = (
         title="2. A send on a closed channel",
         in_go="it panics, and the whole program ends",
         naive=sent_after_the_close,
-        pooled=(refused_after_the_close, closed_by_the_block),
+        pooled=(refused_after_the_close, closed_by_the_last),
     ),
     Mistake(
         title="3a. A WaitGroup: Add inside of the goroutine",

@@ -81,7 +81,7 @@ def test_a_late_producer_is_told_and_what_was_accepted_is_delivered(capsys: pyte
 
 
 def test_a_block_around_all_producers_closes_the_group_after_the_last(capsys: pytest.CaptureFixture[str]) -> None:
-    assert printed_by(mistakes.closed_by_the_block, capsys) == ["5 of 5 jobs were done"]
+    assert printed_by(mistakes.closed_by_the_last, capsys) == ["5 of 5 jobs were done"]
 
 
 def test_a_producer_that_the_block_does_not_know_is_told(capsys: pytest.CaptureFixture[str]) -> None:

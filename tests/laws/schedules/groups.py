@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 from asyncpool import PoolClosed, StreamClosed
+from asyncpool.groups import Producer
 from asyncpool.testing import settle
 from tests.laws.schedules.tools import scenario, sizes, turns
-from tests.laws.witness import KINDS, Witness, ended, spawn
+from tests.laws.witness import KINDS, Item, Witness, ended, spawn
 
 
 @scenario
@@ -76,3 +78,41 @@ async def a_group_is_cancelled_or_its_pool_closed(witness: Witness, random: Rand
     for task in tasks:
         assert isinstance(task.exception(), (PoolClosed, StreamClosed, type(None))), task.exception()
     await witness.check_end()
+
+
+@scenario
+async def the_last_of_several_producers_ends_a_group(witness: Witness, random: Random) -> None:
+    read: list[int] = []
+    accepted: list[int] = []
+    async with witness.make_pool(**sizes(random)) as pool:
+        group = pool.group(window=random.choice((1, 2, None)))
+
+        async def produce(producer: Producer[Item, Any]) -> None:
+            async with producer:
+                for item in witness.items(2):
+                    await group.submit(item)
+                    accepted.append(item.n)
+                    await turns(random, 2)
+                if random.random() < 0.3:
+                    raise OSError("no more input")
+
+        async def reading() -> None:
+            async for outcome in group:
+                read.append(outcome.job.n)
+                await turns(random, 2)
+
+        reader = spawn(reading())
+        async with group.producer():
+            tasks = [spawn(produce(group.producer())) for _ in range(random.randint(0, 4))]
+            for task in list(tasks):
+                if random.random() < 0.3:
+                    await turns(random, 4)
+                    task.cancel()
+                    await ended(task)
+                    tasks.remove(task)  # while we refer to a task that never began, so does it to its producer
+                del task
+        await ended(*tasks, reader)
+        assert reader.exception() is None
+        assert sorted(read) == sorted(accepted)
+        witness.others = len(accepted)
+    assert not (await witness.check_end())
