@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import anyio.from_thread
-import anyio.to_thread
 import pytest
 
-from asyncpool import PoolClosed, PoolNotStarted, PoolReused, ShutdownReport, WorkerPool, WrongLoop
+from asyncpool import PoolClosed, PoolNotStarted, PoolReused, ShutdownReport, WorkerPool
 from asyncpool.testing import settle
 from tests.helpers import echo, fuzzed, ignores_cancel, virtual
 
@@ -327,65 +324,3 @@ async def test_start_cancelled_closes_the_pool() -> None:
     with pytest.raises(asyncio.CancelledError):
         await scene.starting
     assert state_of(scene.pool) == "closed"
-
-
-# -- Another loop, another thread
-
-
-CALLERS: dict[str, Callable[[WorkerPool[Any, Any]], Any]] = {
-    "submit_nowait": lambda pool: pool.submit_nowait(1),
-    "cancel": lambda pool: pool.cancel(),
-    "drain": lambda pool: pool.drain(),
-    "pause": lambda pool: pool.pause(),
-    "resume": lambda pool: pool.resume(),
-    "resize": lambda pool: pool.resize(2),
-    "group": lambda pool: pool.group(),
-}
-WAITERS: dict[str, Callable[[WorkerPool[Any, Any]], Any]] = {
-    "submit": lambda pool: pool.submit(1),
-    "run": lambda pool: pool.run(1),
-    "map": lambda pool: anext(aiter(pool.map([1]))),
-    "close": lambda pool: pool.close(),
-    "join": lambda pool: pool.join(),
-}
-
-
-@pytest.mark.parametrize("call", CALLERS)
-@virtual
-async def test_a_call_from_another_thread_names_the_way_to_do_it(call: str) -> None:
-    async with WorkerPool(echo, workers=1) as pool:
-        with pytest.raises(WrongLoop, match=r"another thread.*anyio\.from_thread\.run\(pool\.run, job\)"):
-            await asyncio.to_thread(CALLERS[call], pool)
-        assert await pool.run(1) == 1
-
-
-@pytest.mark.parametrize("call", WAITERS)
-@virtual
-async def test_a_call_from_another_loop_says_so(call: str) -> None:
-    async with WorkerPool(echo, workers=1) as pool:
-
-        async def wait() -> None:
-            await WAITERS[call](pool)
-
-        with pytest.raises(WrongLoop, match="another event loop"):
-            await asyncio.to_thread(asyncio.run, wait())
-        assert await pool.run(1) == 1
-
-
-def test_a_pool_does_not_move_to_the_next_loop() -> None:
-    pool = WorkerPool(echo, workers=1)
-    asyncio.run(pool.start())
-
-    async def later() -> None:
-        with pytest.raises((WrongLoop, PoolClosed)):
-            await pool.run(1)
-
-    asyncio.run(later())
-
-
-@virtual
-async def test_a_thread_may_run_jobs_through_anyio() -> None:
-    async with WorkerPool(echo, workers=1) as pool:
-        values = await anyio.to_thread.run_sync(lambda: [anyio.from_thread.run(pool.run, job) for job in range(3)])
-        assert values == [0, 1, 2]
-    assert threading.current_thread() is threading.main_thread()

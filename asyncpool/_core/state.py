@@ -6,6 +6,7 @@ Who moves it from one phase to the next is `life.py`.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from enum import Enum
@@ -46,10 +47,13 @@ class State:
     Invariant: `takes_jobs` is true in STARTING and OPEN, and in no other phase (test_states.py walks the table).
     """
 
-    __slots__ = ("__weakref__", "loop", "name", "phase", "supervisor", "takes_jobs", "time")
+    __slots__ = ("__weakref__", "loop", "name", "phase", "supervisor", "takes_jobs", "thread", "time")
 
     loop: asyncio.AbstractEventLoop
     """The loop that the pool was started on; unset before, see `is_bound`."""
+
+    thread: int
+    """The thread in which that loop runs, whenever it runs."""
 
     time: Callable[[], float]
     """The clock of that loop: one for all parts, whatever the loop makes of `loop.time()`."""
@@ -63,6 +67,7 @@ class State:
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Belong to this loop from now on."""
         self.loop = loop
+        self.thread = threading.get_ident()
         # The standard loops read time.monotonic() in a Python method; the hot path calls the clock itself.
         is_standard = type(loop).time is asyncio.BaseEventLoop.time
         self.time = time.monotonic if is_standard else loop.time  # noqa: TID251  # it is the loop's clock
@@ -118,18 +123,23 @@ class State:
     def check_loop(self) -> None:
         """Raise unless the pool's loop runs in this thread."""
         running = asyncio._get_running_loop()
-        if running is None:
-            raise WrongLoop(
-                f"pool {self.name!r} belongs to another thread: call it with "
-                "asyncio.run_coroutine_threadsafe(pool.run(job), loop).result(), or from a thread of anyio.to_thread "
-                "with anyio.from_thread.run(pool.run, job)"
-            )
         if running is not self.loop:
-            raise WrongLoop(
-                f"pool {self.name!r} belongs to another event loop: a pool lives in one asyncio.run(), so make one in "
-                "each; from another thread's loop call it with asyncio.run_coroutine_threadsafe(pool.run(job), loop), "
-                "from a thread without one with anyio.from_thread.run(pool.run, job)"
+            raise WrongLoop(f"pool {self.name!r} {self._way_to_loop(has_loop=running is not None)}")
+
+    def _way_to_loop(self, *, has_loop: bool) -> str:
+        """What is wrong with a call from here, and what works: test_wrong_loop.py does what this says."""
+        if self.loop.is_closed():
+            return "belongs to an event loop that is closed: a pool lives in one asyncio.run(), so make one in each"
+        if self.thread == threading.get_ident() or not self.loop.is_running():
+            # Waiting for it would block forever: it cannot run while this code does.
+            return (
+                "belongs to an event loop that is not the one running here: call it in a coroutine on its own loop, "
+                "for example with loop.run_until_complete(pool.run(job)) while that does not run"
             )
+        call = "asyncio.run_coroutine_threadsafe(pool.run(job), pool.loop)"
+        if has_loop:
+            return f"belongs to the event loop of another thread: from this loop, await asyncio.wrap_future({call})"
+        return f"belongs to the event loop of another thread: from here, call it with {call}.result()"
 
     def check_here(self) -> None:
         """Raise if the pool runs, but not on the loop that runs here."""
