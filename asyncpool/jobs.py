@@ -47,12 +47,16 @@ class JobHandle(Generic[JobT, ValueT]):
         """Request the job's cancellation; return False if it is done already.
 
         A queued or delayed job is settled at once, and frees its place. A running one is settled when its task ends:
-        until then it holds its worker, and if it returns a value in spite of the cancellation, it has succeeded.
+        until then it holds its worker, and if it returns a value in spite of the cancellation, it has succeeded. If it
+        fails in spite of it, as a thread can, nobody has to read that failure.
 
         Raises:
             WrongLoop: The caller is not on the pool's loop, and the job is not done.
         """
-        return self._completion.cancel()
+        is_requested = self._completion.cancel()
+        if is_requested:
+            self._completion.disown()
+        return is_requested
 
     async def outcome(self) -> Outcome[JobT, ValueT]:
         """Wait until the job is done and return its outcome. Never raises for the job.

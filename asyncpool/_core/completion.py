@@ -41,6 +41,10 @@ class Completion:
         self._parts.state.check_loop()
         return self._parts.cancellation.cancel(self.job, CancelReason.HANDLE)
 
+    def disown(self) -> None:
+        """Do not count a failure that nobody reads: the owner has said that it does not matter."""
+        self._is_read = True
+
     async def outcome(self) -> Outcome[Any, Any]:
         """Wait until the job is done, and read its outcome. Cancel-safe."""
         if self.job.outcome is None:

@@ -193,13 +193,13 @@ class Deadlock:
     def _may_grow(self) -> bool:
         """Whether the policy is a function: it has to be asked before anybody knows."""
         if self._scaler.is_function and self._asking is None:
-            self._asking = self._state.loop.call_soon(self._ask, context=self._context)
+            self._asking = self._state.loop.call_soon(self._ask, context=self._context.copy())
         return self._scaler.is_function
 
     def _ask(self) -> None:
         self._scaler.evaluate()
         # Once more a little later: what the jobs wait for may be about to be submitted.
-        self._asking = self._state.loop.call_later(_ASK_AGAIN_AFTER, self._ask_again, context=self._context)
+        self._asking = self._state.loop.call_later(_ASK_AGAIN_AFTER, self._ask_again, context=self._context.copy())
 
     def _ask_again(self) -> None:
         self._asking = None

@@ -5,8 +5,7 @@ interleavings to think about. What most jobs do not need is a call to another pa
 
 Invariants, each checked after every step of a random schedule by tests/laws:
 
-* An idle worker and a queued job exist side by side only while the pool is paused, the pump is scheduled, or observers
-  are called.
+* An idle worker and a queued job exist side by side only in a pause, while the pump is scheduled, or in an observer.
 * A worker holds at most one job, and `ledger.running` workers hold one.
 """
 
@@ -80,7 +79,7 @@ class Dispatcher:
         "_handler",
         "_idle",
         "_invoke",
-        "_is_pumping",
+        "_is_pump_scheduled",
         "_ledger",
         "_observers",
         "_order",
@@ -131,7 +130,7 @@ class Dispatcher:
         self._waiting = queue.line.waiting
         self._record_queued = ledger.seconds_queued.record
         self._record_running = ledger.seconds_running.record
-        self._is_pumping = False  # whether the pump is scheduled, or runs
+        self._is_pump_scheduled = False  # whether the pump is scheduled
 
     def open(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
         """Bind to the running loop."""
@@ -148,14 +147,15 @@ class Dispatcher:
     def accept(self, input: Any, sink: Sink, context: Context) -> Job:
         """Accept a job, whether or not there is room; not if the priority function raises, which is raised here."""
         ledger = self._ledger
-        job = new_job(input, ledger.submitted + 1, sink, context, self._time())
+        job = new_job(input, 0, sink, context, self._time())
+        self._order.set_key(job)  # can call the user's code, which can submit jobs too: so the number comes after it
+        job.number = ledger.submitted = ledger.submitted + 1
         self._queue.append(job)
-        ledger.submitted += 1
         if self._observers.any:
             ledger.tell_accepted(job)
         if not self._state.takes_jobs:
             self._cancellation.cancel(job, CancelReason.SHUTDOWN)
-        elif self._idle and not self._is_pumping:
+        elif self._idle and not self._is_pump_scheduled:
             self.wake()
         elif not self._workers.target:  # the priority function has just let all workers go
             self._wakeups.job_accepted()
@@ -168,7 +168,7 @@ class Dispatcher:
         """
         queue, ledger, idle, expected = self._queue, self._ledger, self._idle, puller.in_order
         copy, time = puller.context.copy, self._time
-        is_plain = not self._order.can_refuse and not self._observers.any
+        is_plain, pauses, resizes = not self._order.calls_user and not self._observers.any, self._pauses, queue.resizes
         last = ledger.submitted + room  # what the source itself submits takes its share of the room
         for input in source:
             if is_plain and not puller.is_stopped:
@@ -185,11 +185,13 @@ class Dispatcher:
                 puller.live += 1
                 if expected is not None:
                     expected.append(job)
-                if idle and not self._is_pumping:
+                if idle and not self._is_pump_scheduled:
                     self.wake()
             else:  # to accept can raise, is observed, or the source has stopped its stream
                 now = puller.accept_pulled(input).ready_at
             if ledger.submitted >= last or now >= stop_at or puller.is_stopped:
+                return False
+            if pauses.is_paused or queue.resizes != resizes:  # the source did that, and there may be less room now
                 return False
         return True
 
@@ -202,12 +204,13 @@ class Dispatcher:
         if self._task_start is _AT_ONCE:
             while self._idle and (job := self._order.pop()) is not None:
                 self._start(job, self._idle.pop())
-        elif self._idle and not self._is_pumping and self._order:  # its length: tombstones alone wake nobody
-            self._is_pumping = True
-            self._state.loop.call_soon(self._pump, context=self._context)
+        elif self._idle and not self._is_pump_scheduled and self._order:  # its length: tombstones alone wake nobody
+            self._is_pump_scheduled = True
+            self._state.loop.call_soon(self._pump, context=self._context.copy())
 
     def _pump(self) -> None:
         """Start jobs on idle workers, in a loop iteration of its own: the only place where an eager job begins."""
+        self._is_pump_scheduled = False  # a first step can run the loop itself, and then the others must start
         idle, entries, ledger, pauses = self._idle, self._entries, self._ledger, self._pauses
         popleft, loop, name = self._queue.popleft, self._state.loop, self._task_name
         is_plain = self._task_start is _EAGER and not self._observers.any
@@ -243,7 +246,6 @@ class Dispatcher:
                 if (self._time() if started is None else started) >= stop_at:
                     break
         finally:  # also when a job raised KeyboardInterrupt: the others go on if the program does
-            self._is_pumping = False
             self.wake()
 
     def _start(self, job: Job, worker: Worker) -> None:
@@ -282,8 +284,7 @@ class Dispatcher:
             job.task = task
             if job.cancel_reason is not None:  # by an observer, or in an eager first step by what that called
                 task.cancel()
-        # The traceback of an eager job that failed in its first step leads to this frame (f_back), and so to all its
-        # locals: with the job, and so its outcome, it would be a cycle.
+        # The traceback of an eager job that failed in its first step leads here (f_back): the job would be in a cycle.
         del job, task, context, attempt
 
     def _task_is_done(self, job: Job, worker: Worker, attempt: Any, context: Any, task: asyncio.Task[None]) -> None:
@@ -346,7 +347,7 @@ class Dispatcher:
             else:
                 ledger.running -= 1
                 self._idle.append(worker)
-                if not self._is_pumping and self._entries:
+                if not self._is_pump_scheduled and self._entries:
                     self.wake()
             if self._waiting:
                 self._queue.line.wake_next()

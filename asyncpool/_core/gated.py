@@ -32,6 +32,7 @@ class GatedDispatcher(Dispatcher):
         self._lanes = lanes
 
     def _pump(self) -> None:
+        self._is_pump_scheduled = False  # see `Dispatcher._pump`
         idle, queue, lanes, rate_limit = self._idle, self._queue, self._lanes, self._rate_limit
         now = self._time()
         stop_at = now + PUMP_SECONDS
@@ -52,7 +53,6 @@ class GatedDispatcher(Dispatcher):
                     del job  # see `_start_on`
                 now = self._time()
         finally:
-            self._is_pumping = False
             self.wake()
             if self._waiting:
                 queue.line.wake_next()  # what was parked has left the queue

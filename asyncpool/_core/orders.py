@@ -32,8 +32,8 @@ class Order(ABC):
 
     __slots__ = ("_tombstones", "append", "entries", "popleft")
 
-    can_refuse: ClassVar[bool] = False
-    """Whether `append` can raise."""
+    calls_user: ClassVar[bool] = False
+    """Whether `set_key` calls functions of the user."""
 
     entries: Any
     """Jobs and tombstones: always the same object."""
@@ -42,6 +42,10 @@ class Order(ABC):
 
     def __init__(self) -> None:
         self._tombstones = 0
+
+    def set_key(self, job: Job) -> None:
+        """Get what the order needs to know of a new job, before `append`. Raises what the user's functions raise."""
+        return
 
     def __len__(self) -> int:
         """How many live jobs are queued."""
@@ -194,7 +198,7 @@ class _Entry:
             if other_key < key:
                 return False
         except Exception:
-            pass  # `append` refuses a key that does not compare with the first; others in doubt go by their age
+            pass  # `set_key` refuses a key that does not compare with the first; others in doubt go by their age
         return self.place < other.place
 
 
@@ -204,9 +208,9 @@ class ByPriority(ReentryOrder):
     Strict: while jobs with smaller keys keep coming, the others starve.
     """
 
-    __slots__ = ("_back", "_key")
+    __slots__ = ("_back", "_is_comparing", "_key")
 
-    can_refuse: ClassVar[bool] = True
+    calls_user: ClassVar[bool] = True
 
     entries: list[_Entry]
 
@@ -214,28 +218,43 @@ class ByPriority(ReentryOrder):
         super().__init__()
         self._key = key
         self._back = _LONG_AGO  # the place of the last that came back: before every fresh job's, which is its number
+        # Comparing keys is the user's code. A heap that changes meanwhile is broken, so no job is added then
+        # (test_a_key_that_submits_while_it_is_compared_is_refused).
+        self._is_comparing = False
         self.entries = []
-        self.append = self._append
+        self.append = self.put_in
         self.popleft = self._popleft
 
-    def _append(self, job: Job) -> None:
-        """Add a job; raises what the key function raises, or a TypeError if the key does not compare with others."""
+    def set_key(self, job: Job) -> None:
+        """Ask for a job's key; raises what the function raises, or a TypeError if the key does not compare."""
+        if self._is_comparing:
+            raise RuntimeError("a priority key must not submit a job while it is compared with another key")
         key = self._key(job.input)
         bool(key < (self.entries[0].job.key if self.entries else key))
         job.key = key
-        self.put_in(job)
+
+    def _push(self, job: Job, place: int) -> None:
+        self._is_comparing = True
+        try:
+            heapq.heappush(self.entries, _Entry(job, place))
+        finally:
+            self._is_comparing = False
 
     def _popleft(self) -> Job:
-        return heapq.heappop(self.entries).job
+        self._is_comparing = True
+        try:
+            return heapq.heappop(self.entries).job
+        finally:
+            self._is_comparing = False
 
     def put_in(self, job: Job) -> None:
         """Add a job by the key that it has."""
-        heapq.heappush(self.entries, _Entry(job, job.number))
+        self._push(job, job.number)
 
     def put_back(self, job: Job) -> None:
         """Add a job by the key that it has, before the fresh ones of equal key."""
         self._back += 1
-        heapq.heappush(self.entries, _Entry(job, self._back))
+        self._push(job, self._back)
 
     def _first(self) -> Job:
         return self.entries[0].job

@@ -121,7 +121,7 @@ class Pauses:
         if until is not None:
             if reason in self._timers:
                 self._timers[reason].cancel()
-            self._timers[reason] = self._state.loop.call_at(until, self._end, reason, context=self._context)
+            self._timers[reason] = self._state.loop.call_at(until, self._end, reason, context=self._context.copy())
         self._reasons.add(reason)
         self.is_paused = True
         self._wakeups.pause_changed(is_lifted=False)

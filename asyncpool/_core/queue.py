@@ -58,6 +58,8 @@ class JobQueue(asyncio.Queue[Job]):
         self.popleft = order.popleft
         self.window = 1
         """How many jobs of a stream may be accepted and not read."""
+        self.resizes = 0
+        """How often the bounds were worked out."""
         self._queue_size = queue_size
         self._max_delayed = max_delayed
         self._idle = idle
@@ -72,6 +74,7 @@ class JobQueue(asyncio.Queue[Job]):
         self._queue = self.order  # its len() counts live jobs, so qsize() and empty() work unchanged
 
     def _put(self, item: Job) -> None:
+        self.order.set_key(item)
         self.append(item)
 
     def _get(self) -> Job:
@@ -110,6 +113,7 @@ class JobQueue(asyncio.Queue[Job]):
     def set_bounds(self, target_workers: int, max_workers: int) -> None:
         """Work out the bounds. Call it when either number changes: once then, and not twenty times a job."""
         self._target = target_workers
+        self.resizes += 1
         self._maxsize = 10 * max_workers if self._queue_size is None else self._queue_size
         self.window = max(1, self._maxsize + max_workers)
 
@@ -139,7 +143,7 @@ class JobQueue(asyncio.Queue[Job]):
         """Call `arrived` once, when the next job is appended. Costs nothing otherwise: it replaces `append`."""
 
         def append(job: Job) -> None:
-            self.order.append(job)  # it can refuse: then nothing has arrived
+            self.order.append(job)
             self.ignore_next()
             arrived()
 

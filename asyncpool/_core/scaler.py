@@ -255,9 +255,9 @@ class Scaler:
 
     def _set_timer(self, seconds: float) -> None:
         if seconds:
-            self._timer = self._state.loop.call_later(seconds, self.evaluate, context=self._context)
+            self._timer = self._state.loop.call_later(seconds, self.evaluate, context=self._context.copy())
         else:
-            self._timer = self._state.loop.call_soon(self.evaluate, context=self._context)
+            self._timer = self._state.loop.call_soon(self.evaluate, context=self._context.copy())
 
     def _stop_timer(self) -> None:
         if self.is_sleeping:

@@ -85,7 +85,7 @@ class TimerHeap(Generic[ItemT]):
                 return
             self._timer.cancel()
         self._due = when
-        self._timer = self._loop.call_at(when, self._fire, context=self._context)
+        self._timer = self._loop.call_at(when, self._fire, context=self._context.copy())
 
     def _fire(self) -> None:
         self._timer = None

@@ -584,12 +584,12 @@ def test_the_container_appends_by_itself_again_after_the_news() -> None:
 
 def test_an_order_that_refuses_the_job_leaves_the_notice_armed() -> None:
     queue, heard = make_queue(make=lambda: ByPriority(lambda input: input)), list[int]()
-    queue.append(make_job(1, 5))
+    queue._put(make_job(1, 5))
     queue.notify_next(lambda: heard.append(queue.qsize()))
     with pytest.raises(TypeError):
-        queue.append(make_job(2, "five"))
+        queue._put(make_job(2, "five"))
     assert heard == []
-    queue.append(make_job(3, 6))
+    queue._put(make_job(3, 6))
     assert heard == [2]
 
 
