@@ -6,6 +6,7 @@ What a job's CancelledError then means is `failures.py`.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
@@ -26,6 +27,28 @@ __all__ = ["STUCK_AFTER", "Cancellation"]
 
 STUCK_AFTER = 5.0
 """How long a running job can ignore its cancellation before it is reported as stuck, in seconds."""
+
+
+SPACING = 0.1
+"""Seconds between two cancellations of a running job, so that one has arrived before the next."""
+
+
+class _Requests:
+    """The requests to cancel one running job, until its attempt has ended."""
+
+    __slots__ = ("last", "next", "reasons", "stuck_timer")
+
+    def __init__(self, stuck_timer: asyncio.TimerHandle) -> None:
+        self.reasons: set[object] = set()  # those that have cancelled, or will
+        self.last = -math.inf  # when its task was cancelled, on the clock of the loop
+        self.next: asyncio.TimerHandle | None = None  # when it will be once more
+        self.stuck_timer: asyncio.TimerHandle | None = stuck_timer  # None: it was reported as stuck
+
+    def end(self) -> None:
+        """Drop the timers."""
+        for timer in (self.next, self.stuck_timer):
+            if timer is not None:
+                timer.cancel()
 
 
 class Cancellation:
@@ -64,10 +87,10 @@ class Cancellation:
         self._backing_off = backing_off
         self._lanes = lanes
         self._workers = workers
-        # Running jobs that were cancelled, with the timer until they are reported as stuck; then None. Invariant: a job
-        # leaves it with its attempt, however that ends (test_a_job_is_named_once_when_it_is_stuck,
+        # Running jobs that were cancelled. Invariant: a job leaves it with its attempt, however that ends
+        # (test_a_job_is_named_once_when_it_is_stuck,
         # test_a_cancelled_job_that_returns_at_once_is_not_called_stuck_later).
-        self._cancelling: dict[Job, asyncio.TimerHandle | None] = {}
+        self._cancelling: dict[Job, _Requests] = {}
 
     # -- One job -----------------------------------------------------------------------------------------------------
 
@@ -95,24 +118,47 @@ class Cancellation:
             self._queue.order.discard_settled()
 
     def request(self, job: Job, reason: CancelReason | PoolError) -> None:
-        """Cancel the task of a running job, once. A reason that comes later replaces an error, and cancels nothing."""
-        if job.outcome is not None or isinstance(job.cancel_reason, CancelReason):
+        """Cancel the task of a running job, once for each reason. A handle can be used again: a handler, or a library
+        that it uses, may have swallowed an earlier cancellation. A reason that comes later replaces an error.
+        """
+        if job.outcome is not None:
             return
-        is_first = job.cancel_reason is None
-        if is_first or isinstance(reason, CancelReason):
+        if job.cancel_reason is None or (
+            isinstance(reason, CancelReason) and not isinstance(job.cancel_reason, CancelReason)
+        ):
             job.cancel_reason = reason
-        if is_first:
+        requests = self._cancelling.get(job)
+        if requests is None:
             self._wakeups.leave_fast_path()
-            if job.task is not None:
-                job.task.cancel()
-            self._cancelling[job] = self._state.loop.call_later(STUCK_AFTER, self._report_stuck, job)
+            timer = self._state.loop.call_later(STUCK_AFTER, self._report_stuck, job)
+            requests = self._cancelling[job] = _Requests(timer)
+        wait = requests.last + SPACING - self._state.loop.time()
+        kind = reason if isinstance(reason, CancelReason) else type(reason)
+        if kind in requests.reasons and (kind is not CancelReason.HANDLE or wait > 0.0):
+            return
+        requests.reasons.add(kind)
+        if wait <= 0.0:
+            self._send(job, requests)
+        elif requests.next is None and reason is not CancelReason.SHUTDOWN:  # that one is repeated by `repeat`
+            requests.next = self._state.loop.call_later(wait, self._send, job, requests)
+
+    def _send(self, job: Job, requests: _Requests) -> None:
+        requests.last, requests.next = self._state.loop.time(), None
+        if job.task is not None:  # else whoever makes it looks at `cancel_reason`
+            job.task.cancel()
+
+    def repeat(self) -> None:
+        """Cancel each running job once more."""
+        for job, requests in list(self._cancelling.items()):
+            if requests.next is None:
+                self._send(job, requests)
 
     def attempt_ended(self, job: Job) -> None:
         """Note that an attempt that may have been cancelled has ended."""
         if self._cancelling:
-            timer = self._cancelling.pop(job, None)
-            if timer is not None:
-                timer.cancel()
+            requests = self._cancelling.pop(job, None)
+            if requests is not None:
+                requests.end()
 
     # -- Jobs that ignore it -----------------------------------------------------------------------------------------
 
@@ -124,11 +170,11 @@ class Cancellation:
     @property
     def stuck(self) -> int:
         """How many running jobs have ignored their cancellation for too long."""
-        return sum(timer is None for timer in self._cancelling.values())
+        return sum(requests.stuck_timer is None for requests in self._cancelling.values())
 
     def is_stuck(self, job: Job) -> bool:
         """Whether this running job has."""
-        return job in self._cancelling and self._cancelling[job] is None
+        return job in self._cancelling and self._cancelling[job].stuck_timer is None
 
     def is_waited_for(self, sink: Sink) -> bool:
         """Whether a job of this sink runs that is not stuck."""
@@ -137,7 +183,7 @@ class Cancellation:
     def _report_stuck(self, job: Job) -> None:
         worker = job.worker
         assert worker is not None
-        self._cancelling[job] = None
+        self._cancelling[job].stuck_timer = None
         job.sink.on_stuck(job)
         log.warning(
             "pool %r: job %d was cancelled %g s ago and is still running; it keeps worker %d busy until it stops: %r",
@@ -154,9 +200,8 @@ class Cancellation:
 
     def close(self) -> None:
         """Wait for no job any more: the pool is closed. Only jobs that an interrupt has lost are left."""
-        for job, timer in self._cancelling.items():
-            if timer is not None:
-                timer.cancel()
+        for job, requests in self._cancelling.items():
+            requests.end()
             job.sink.on_stuck(job)
         self._cancelling.clear()
 

@@ -146,7 +146,7 @@ class Job:
     worker: Worker | None
     task: asyncio.Task[None] | None
     # Why we cancelled its task. It decides what the job's CancelledError means; None: it is the job's own failure.
-    # Set once per attempt, together with the one task.cancel(); only a CancelReason can replace an error here
+    # Set once per attempt, with the first task.cancel(); only a CancelReason can replace an error here
     # (tests/laws: jobs_run_into_their_timeout, jobs_that_ignore_their_cancellation_are_left).
     cancel_reason: CancelReason | PoolError | None
     outcome: Outcome[Any, Any] | None

@@ -172,6 +172,10 @@ class Life:
             self._cancel_jobs()
             await self._until(self._is_empty, lambda: -math.inf, turns=_LAST_TURNS)
             parts.workers.release_lost()
+            # A job that has swallowed its cancellation gets another when half of the grace is over.
+            began = self._state.loop.time()
+            await self._until(self._is_empty, lambda: began + (self._grace_until - began) / 2)
+            parts.cancellation.repeat()
             await self._until(self._is_empty, lambda: self._grace_until)
             # 4. Abandon and name what ignores its cancellation.
             parts.workers.abandon()

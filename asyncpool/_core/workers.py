@@ -262,7 +262,7 @@ class Workers:
         worker.needs_recycle = True
         if worker in self.idle:
             self.idle.remove(worker)
-        if worker.job is None or worker.job.cancel_reason is not None:
+        if worker.job is None:
             return None
         if self._state.is_loop_shutting_down():
             self._cancellation.request(worker.job, CancelReason.SHUTDOWN)
@@ -271,7 +271,7 @@ class Workers:
             f"the resource of worker {worker.number} of pool {self._state.name!r} ended while the job ran"
         )
         self._cancellation.request(worker.job, died)
-        return died
+        return died if worker.job.cancel_reason is died else None
 
     def resource_failed(self, worker: Worker, error: BaseException, retry_in: float | None) -> None:
         """A worker's resource could not be entered or left, or has died."""
