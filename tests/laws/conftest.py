@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Generator
 
 import pytest
+
+from tests.laws.budget import IS_LONG
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give a test an hour in the long budget: it tries 25 times as much as in the default one."""
+    if IS_LONG:
+        for item in items:
+            item.add_marker(pytest.mark.timeout(3600))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def frozen_modules() -> None:
+    """Leave what is imported to itself: else each of a thousand collections walks through all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -32,6 +32,7 @@ PACKAGE = str(Path(asyncpool.__file__).parent)
 TESTING = str(Path(asyncpool.__file__).parent / "testing")
 RUNS = 3000 if IS_LONG else 30 if IS_SHORT else 60  # of a program, each with another line
 GRACE = 5.0 + 2.0  # that of a pool, and what else the program takes
+MAX_ITERATIONS = 20_000  # of the loop; the programs take some hundred
 
 
 class Interrupt:
@@ -151,7 +152,7 @@ async def many_waiting(interrupt: Interrupt, *, priority: bool) -> None:
         pool.resume()
         async for _ in pool.outcomes(range(10), ordered=True):
             break
-        await pool.close(drain=False, grace=1.0)
+        await pool.close(drain_timeout=0.0, grace=1.0)
 
 
 PROGRAMS: dict[str, Callable[[Interrupt], Coroutine[Any, Any, None]]] = {
@@ -164,10 +165,24 @@ PROGRAMS: dict[str, Callable[[Interrupt], Coroutine[Any, Any, None]]] = {
 }
 
 
+class Loop(VirtualTimeLoop):
+    """Virtual time stands still in a program that spins: so its iterations are limited."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.iterations = 0
+
+    def _run_once(self) -> None:
+        self.iterations += 1
+        if self.iterations > MAX_ITERATIONS:
+            raise RuntimeError("the loop spins")
+        super()._run_once()  # type: ignore[misc]
+
+
 def run_interrupted(at: int | None, main: Callable[[Interrupt], Any]) -> Interrupt:
     """Run a program as `asyncio.run` does, on virtual time, and interrupt it."""
     interrupt = Interrupt(at)
-    loop = VirtualTimeLoop()
+    loop = Loop()
     loop.set_exception_handler(lambda loop, context: None)  # what an interrupted step leaves behind is printed, no more
     try:
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
@@ -175,10 +190,11 @@ def run_interrupted(at: int | None, main: Callable[[Interrupt], Any]) -> Interru
     except DeadlockError as error:
         error.add_note(f"interrupted at {interrupt.place}")
         raise
-    except BaseException:
+    except (Exception, KeyboardInterrupt, asyncio.CancelledError, BaseExceptionGroup):
         pass  # what the program raises after an interrupt is its own affair: it has to end
     finally:
         sys.settrace(None)
+    assert loop.iterations < MAX_ITERATIONS, f"interrupted at {interrupt.place}, it spins"
     assert loop.time() < GRACE, f"interrupted at {interrupt.place}, it took {loop.time():.1f} s"
     return interrupt
 

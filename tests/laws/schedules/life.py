@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -194,3 +195,42 @@ async def the_pool_pauses_and_changes_its_size(witness: Witness, random: Random)
             await ended(*tasks)
     await ended(*tasks)  # a close lifts the pause, and turns away who waits
     assert not (await witness.check_end())
+
+
+@scenario
+async def each_request_cancels_a_job_that_has_swallowed_the_others(witness: Witness, random: Random) -> None:
+    cancels: list[float] = []
+
+    async def handler(job: int) -> None:
+        obeys_at = random.randint(1, 2)  # the shutdown alone requests it twice
+        while True:
+            try:
+                await asyncio.sleep(1000.0)
+            except asyncio.CancelledError:
+                cancels.append(asyncio.get_running_loop().time())
+                if len(cancels) >= obeys_at:
+                    raise
+
+    timeout = random.choice((None, 1.0))
+    requests = 2 + (timeout is not None)  # the shutdown, at its begin and at half of its grace
+    pool = WorkerPool(handler, workers=1, timeout=timeout)
+    await pool.start()
+    group = pool.group()
+    is_in_group = random.random() < 0.5
+    handle = None if is_in_group else await pool.submit(1)
+    if is_in_group:
+        await group.submit(1)
+    await asyncio.sleep(random.choice((0.5, 1.0, 3.0)))
+    await turns(random, 4)
+    if random.random() < 0.5:
+        requests += 1
+        if handle is None:
+            group.cancel()
+        else:
+            handle.cancel()
+        await asyncio.sleep(random.choice((0.0, 0.05, 2.0)))
+    report = await pool.close(drain_timeout=0.0, grace=30.0)
+    assert not report.abandoned
+    assert 1 <= len(cancels) <= requests
+    # Two do not come so close that the first cannot have arrived.
+    assert all(after - before >= 0.099 for before, after in pairwise(cancels))
