@@ -198,7 +198,7 @@ async def test_leaving_a_stream_waits_for_the_jobs_that_end_beside_one_that_is_s
     async with WorkerPool(handler, workers=3, timeout=10) as pool:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(15.5):
-                await pool.outcomes([1000, 4, 4, 100, 100], ordered=ordered)
+                await pool.outcomes([1000, 5.7, 5.7, 100, 100], ordered=ordered)  # the last two time out at 17.7
         assert now() == 15.5 + 2
         assert (pool.stats.stuck, pool.stats.running) == (1, 1)
     assert_conserved(pool)

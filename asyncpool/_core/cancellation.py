@@ -237,7 +237,7 @@ class Cancellation:
         """Settle running jobs whose task was over some loop iterations ago: a KeyboardInterrupt came in the middle of
         the step that ends a job (test_an_interrupt_at_any_line_leaves_a_pool_that_closes). Return their free workers.
         """
-        free = []
+        free: list[Worker] = []
         for job in self.running_jobs():
             if job.task is None or job.task.done():
                 reason = job.cancel_reason

@@ -49,8 +49,8 @@ class Order(ABC):
 
     def __len__(self) -> int:
         """How many live jobs are queued."""
-        # Between none and all, whatever a KeyboardInterrupt has left uncounted: a pump that is told of a job that is not
-        # there would never rest (test_an_interrupt_at_any_line_leaves_a_pool_that_closes).
+        # Between none and all, whatever a KeyboardInterrupt left uncounted. If this counted a job that is not there,
+        # the pump would never rest (test_an_interrupt_at_any_line_leaves_a_pool_that_closes).
         entries = len(self.entries)
         return min(entries, max(0, entries - self._tombstones))
 
@@ -99,7 +99,7 @@ class Order(ABC):
 
 def _sweep_deque(jobs: deque[Job]) -> None:
     # One call, which empties it first: between two, an interrupt would lose the jobs.
-    deque.__init__(jobs, [job for job in jobs if job.outcome is None])
+    deque[Job].__init__(jobs, [job for job in jobs if job.outcome is None])
 
 
 class Fifo(Order):
