@@ -9,7 +9,7 @@ from functools import wraps
 from typing import Any
 
 from asyncpool import WorkerPool
-from asyncpool.testing import run
+from asyncpool.testing import VirtualTimeLoop, run
 
 SEEDS = range(20)
 
@@ -67,6 +67,18 @@ def compute(seconds: float) -> None:
     loop: Any = asyncio.get_running_loop()
     loop._now += seconds
     loop._clock_resolution = math.ulp(loop._now)
+
+
+TICK = 2.0**-20
+
+
+class TickingLoop(VirtualTimeLoop):
+    """A virtual clock that goes on by a tick whenever it is read, so a time can pass between any two readings."""
+
+    def time(self) -> float:
+        self._now += TICK
+        self._clock_resolution = math.ulp(self._now)
+        return self._now
 
 
 async def later(*items: Any, seconds: float = 0.0) -> AsyncIterator[Any]:

@@ -10,9 +10,18 @@ from typing import Any
 import anyio
 import pytest
 
-from asyncpool import Cancelled, CancelReason, Failed, JobTimeout, Succeeded, WorkerPool
+from asyncpool import (
+    Cancelled,
+    CancelReason,
+    Failed,
+    JobExpired,
+    JobTimeout,
+    Retry,
+    Succeeded,
+    WorkerPool,
+)
 from asyncpool.testing import settle
-from tests.helpers import echo, fuzzed, ignores_cancel, now, sleeper, virtual
+from tests.helpers import TICK, TickingLoop, echo, fuzzed, ignores_cancel, now, sleeper, virtual
 
 
 @virtual
@@ -234,3 +243,61 @@ async def test_a_job_that_ends_at_its_deadline_has_one_outcome() -> None:
         stats = pool.stats
         assert stats.succeeded + stats.failed == 1
         assert await pool.run(1) == 1
+
+
+@pytest.mark.parametrize("cleanup", [0, 1, 2])
+@pytest.mark.parametrize("option", ["timeout", "max_elapsed"])
+def test_a_deadline_that_passes_at_any_reading_of_the_clock_is_a_timeout(option: str, cleanup: int) -> None:
+    """The clock goes on while the attempt is prepared: also between two lines, so the deadline can be past anywhere."""
+    cancelled = 0
+
+    async def handler(job: int) -> int:
+        nonlocal cancelled
+        try:
+            await asyncio.sleep(0)
+            await asyncio.sleep(1)
+        except asyncio.CancelledError:
+            cancelled += 1
+            for _ in range(cleanup):
+                await asyncio.sleep(0)  # a scope that had expired would cancel again here
+            raise
+        return job
+
+    async def main() -> int:
+        """Return how many deadlines passed before the handler was called."""
+        unrun = 0
+        for ticks in range(1, 80):
+            seconds = ticks * TICK / 2
+            kind = JobTimeout if option == "timeout" else JobExpired
+            timeout = seconds if option == "timeout" else None
+            retry = None if option == "timeout" else Retry(max_elapsed=seconds)
+            before = cancelled
+            async with WorkerPool(handler, workers=1, timeout=timeout, retry=retry) as pool:
+                [outcome] = await pool.outcomes([1])
+            assert isinstance(outcome, Failed), ticks
+            assert isinstance(outcome.error, kind), (ticks, outcome)
+            assert cancelled - before in (0, 1), ticks
+            unrun += cancelled == before
+        return unrun
+
+    with asyncio.Runner(loop_factory=TickingLoop) as runner:
+        unrun = runner.run(main())
+    assert unrun < 40
+    assert option == "max_elapsed" or not unrun  # a timeout begins when the handler is called
+
+
+def test_a_handler_that_swallows_a_deadline_which_was_past_goes_on() -> None:
+    async def handler(job: int) -> int:
+        for _ in range(3):
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                job += 1
+        return job
+
+    async def main() -> list[int]:
+        async with WorkerPool(handler, workers=2, timeout=TICK / 2) as pool:
+            return await pool.map([10, 20, 30])
+
+    with asyncio.Runner(loop_factory=TickingLoop) as runner:
+        assert runner.run(main()) == [11, 21, 31]

@@ -99,9 +99,9 @@ class Invoke:
         if self._limiter is not None or self._lanes is not None:
             self._wakeups.limiter_entered()
         if left < self._timeout:
-            return await _within_deadline(left, partial(self._expire, job), self._handler, *args)
+            return await _within_deadline(now + left, partial(self._expire, job), self._handler, *args)
         if self._timeout < math.inf:
-            return await _within_deadline(self._timeout, partial(self._time_out, job), self._handler, *args)
+            return await _within_deadline(now + self._timeout, partial(self._time_out, job), self._handler, *args)
         return await call_handler(self._handler, *args)
 
     def _expire(self, job: Job) -> None:
@@ -127,7 +127,7 @@ async def _within_limiter(limiter: AbstractAsyncContextManager[Any], inner: Awai
 
 
 async def _within_deadline(
-    seconds: float,
+    deadline: float,
     expire: Callable[[], None],
     handler: Callable[..., Awaitable[Any]],
     *args: Any,
@@ -138,19 +138,28 @@ async def _within_deadline(
     (`anyio.current_effective_deadline()`); the timer here enforces it and disarms the scope. A scope that expired would
     cancel again in each loop iteration, and a job that swallows that would spin. The timer is due one float before the
     scope's own, and armed before it, so that it always comes first.
+
+    A scope whose deadline is past when it is entered expires at once. It is left unused, and the handler sees no
+    deadline (test_a_deadline_that_passes_at_any_reading_of_the_clock_is_a_timeout).
     """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + seconds
     scope = anyio.CancelScope(deadline=math.nextafter(deadline, math.inf))
 
     def over() -> None:
         scope.deadline = math.inf
         expire()
 
-    timer = loop.call_at(deadline, over)
+    timer: asyncio.Handle = loop.call_at(deadline, over)
+    is_past = False
     try:
         with scope:
-            return await call_handler(handler, *args)
-        raise AssertionError("a scope that is never cancelled swallowed an exception")
+            is_past = scope.cancel_called
+            if not is_past:
+                return await call_handler(handler, *args)
+        if not is_past:
+            raise AssertionError("a scope that is never cancelled swallowed an exception")
+        timer.cancel()
+        timer = loop.call_soon(expire)  # before the handler schedules anything: its first suspension is cancelled
+        return await call_handler(handler, *args)
     finally:
         timer.cancel()
