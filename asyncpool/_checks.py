@@ -9,7 +9,15 @@ from typing import cast
 
 from asyncpool._guard import describe
 
-__all__ = ["check_count", "check_filter", "check_function", "check_number", "check_seconds", "is_async_function"]
+__all__ = [
+    "check_count",
+    "check_delay",
+    "check_filter",
+    "check_function",
+    "check_number",
+    "check_seconds",
+    "is_async_function",
+]
 
 
 def check_count(name: str, value: object, *, least: int) -> int:
@@ -26,12 +34,18 @@ def check_seconds(name: str, value: object, *, positive: bool = False) -> float:
     return check_number(name, value, above=positive, what="number of seconds")
 
 
+def check_delay(name: str, value: object) -> float:
+    """Return `value` as float seconds to wait if it is a finite number (not a bool): 0 if it is negative."""
+    return max(0.0, check_number(name, value, least=-math.inf, what="number of seconds"))
+
+
 def check_number(name: str, value: object, *, least: float = 0.0, above: bool = False, what: str = "number") -> float:
     """Return `value` as a float if it is a finite number (not a bool) that is >= `least` (or > it, if `above`)."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a {what}, got {describe(value)}")
     if not _is_finite(value) or value < least or (above and value == least):
-        raise ValueError(f"{name} must be a finite {what} {'>' if above else '>='} {least:g}, got {value}")
+        rule = f" {'>' if above else '>='} {least:g}" if least > -math.inf else ""
+        raise ValueError(f"{name} must be a finite {what}{rule}, got {value}")
     return float(value)
 
 

@@ -29,10 +29,12 @@ All of them carry their data as `args`, so that they can be pickled.
 from __future__ import annotations
 
 import asyncio
+import sys
+import time
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
-from asyncpool._checks import check_seconds
+from asyncpool._checks import check_delay
 from asyncpool._guard import cause_of, describe, is_error, leaves_of, qualname_of, safe_text, set_cause
 
 __all__ = [
@@ -205,17 +207,19 @@ class RetryAfter(RetryAdvice):
     """The job failed, and should be retried, but only after `seconds` seconds.
 
         except TooManyRequests as error:
-            raise RetryAfter(float(error.headers["Retry-After"]), pause=True) from error
+            raise RetryAfter.from_header(error.headers.get("Retry-After"), pause=True) from error
 
     `seconds` is the minimum of the backoff, whatever `Retry.on` is: jitter only adds to it, and `max_backoff` does not
-    cap it. The limits on attempts, `max_elapsed` and the budget apply as usual.
+    cap it, but `max_retry_after` does. The limits on attempts, `max_elapsed` and the budget apply as usual. Negative
+    `seconds` are 0: the time to wait for is past.
 
-    With `pause=True` no worker of the pool takes a job for `seconds` seconds: an HTTP 429 applies to all of them.
+    With `pause=True` no worker of the pool takes a job for `seconds` seconds, at most for `max_retry_after` (an hour in
+    a pool without a `Retry`): an HTTP 429 applies to all of them. `pool.resume(force=True)` ends the pause.
 
     If this was the last attempt, the job fails with `error`, or with the advice itself if it has no cause.
 
     Raises:
-        TypeError, ValueError: `seconds` is not a number of seconds >= 0, or `pause` is not a bool.
+        TypeError, ValueError: `seconds` is not a finite number of seconds, or `pause` is not a bool.
     """
 
     # Defaults for subclasses that do not call this `__init__`.
@@ -223,17 +227,54 @@ class RetryAfter(RetryAdvice):
     pause: bool = False
 
     def __init__(self, seconds: float, *, pause: bool = False) -> None:
-        self.seconds = check_seconds("seconds", seconds)
+        self.seconds = check_delay("seconds", seconds)
         if not isinstance(pause, bool):
             raise TypeError(f"pause must be a bool, got {describe(pause)}")
         self.pause = pause
         super().__init__(self.seconds)
+
+    @classmethod
+    def from_header(cls, value: str | None, *, pause: bool = False) -> Self:
+        """Return the advice in an HTTP header `Retry-After`, which is a number of seconds or a date.
+
+        A date counts from the system clock; one that is past is 0 seconds. So is None (there is no such header), and a
+        value that is neither a number nor a date: then only the backoff of the `Retry` applies. A header can hold
+        anything, and an error here would replace the one to report.
+
+        Args:
+            value: The value of the header, or None.
+            pause: As in `RetryAfter`.
+
+        Raises:
+            TypeError: `value` is not a str or None, or `pause` is not a bool.
+        """
+        if not isinstance(value, (str, type(None))):
+            raise TypeError(f"value must be a str or None, got {describe(value)}")
+        return cls(0.0 if value is None else _header_seconds(value), pause=pause)
 
     def __str__(self) -> str:
         return f"retry after {self.seconds:g} s{', the whole pool' if self.pause else ''}"
 
     def __reduce__(self) -> tuple[object, ...]:
         return _restored, (type(self), self.args, self.__dict__)
+
+
+def _header_seconds(text: str) -> float:
+    """Return the seconds in a `Retry-After` header; 0.0 if it cannot be read."""
+    from datetime import UTC  # here, because both are slow to import and rarely needed
+    from email.utils import parsedate_to_datetime
+
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(text)
+            # The header was written in another process, where the loop's time means nothing. Its dates are in UTC.
+            seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time()  # noqa: TID251
+        except Exception:  # the parser raises all sorts
+            seconds = 0.0
+    # In this order NaN is 0.
+    return min(max(0.0, seconds), sys.float_info.max)
 
 
 def _restored(kind: type[RetryAfter], args: tuple[object, ...], attributes: dict[str, object]) -> RetryAfter:

@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 from random import Random
 
-from asyncpool._checks import check_count, check_filter, check_number, check_seconds
+from asyncpool._checks import check_count, check_delay, check_filter, check_number, check_seconds
 from asyncpool._guard import describe, is_error, leaves_of
 from asyncpool.errors import (
     ErrorFilter,
@@ -23,7 +23,9 @@ from asyncpool.errors import (
     recorded_error,
 )
 
-__all__ = ["Retry", "RetryBudget", "RetryTally"]
+__all__ = ["Retry", "RetryBudget", "RetryTally", "seconds_advised"]
+
+_MAX_RETRY_AFTER = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +109,8 @@ class Retry:
     `max_backoff`: by default 0.1, 0.2, 0.4 ... 5.0. With it, each is drawn uniformly from between 0 and that value.
     This is the "full jitter" of M. Brooker, Exponential Backoff And Jitter, AWS Architecture Blog, 2015, which makes
     the fewest calls of all variants there, and does not depend on the previous backoff. The seconds of a `RetryAfter`
-    are the minimum of the next backoff, and jitter is added to them.
+    are the minimum of the next backoff, and jitter is added to them. They are capped at `max_retry_after`, so that a
+    server that answers nonsense cannot stop the jobs, or the pool, for a year.
 
     Frozen, so it can be shared between pools: each pool keeps its own counts.
 
@@ -122,6 +125,8 @@ class Retry:
         max_elapsed: Seconds from a job's acceptance within which it must complete. An attempt that is running then is
             cancelled, and a job that a worker takes later is not run: both fail with `JobExpired`. If a backoff would
             end later, the job fails at once with its last error. None: no limit.
+        max_retry_after: The most seconds of a `RetryAfter` that count, for the backoff of its job and for the pause of
+            the pool; at least 0.
         budget: Limits retries to a share of the accepted jobs. A job whose retry it denies fails at once, with a note
             on its error. None: no limit.
 
@@ -136,6 +141,7 @@ class Retry:
     jitter: bool = True
     on: ErrorFilter = Exception
     max_elapsed: float | None = None
+    max_retry_after: float = _MAX_RETRY_AFTER
     budget: RetryBudget | None = None
 
     def __post_init__(self) -> None:
@@ -150,6 +156,7 @@ class Retry:
         check_filter("on", self.on)
         if self.max_elapsed is not None:
             check_seconds("max_elapsed", self.max_elapsed, positive=True)
+        check_seconds("max_retry_after", self.max_retry_after)
         if self.budget is not None and not isinstance(self.budget, RetryBudget):
             raise TypeError(f"budget must be a RetryBudget, got {describe(self.budget)}")
 
@@ -162,7 +169,7 @@ class Retry:
             random: The random number generator for jitter.
 
         Raises:
-            TypeError, ValueError: The `seconds` of a `RetryAfter` were changed to something that is not >= 0 seconds.
+            TypeError, ValueError: The `seconds` of a `RetryAfter` were changed to what is not a finite number.
             Exception: What a predicate `on` raised.
         """
         if attempt >= self.attempts or not self._is_meant(error):
@@ -171,7 +178,7 @@ class Retry:
             pause = min(self.backoff * self.factor ** (attempt - 1), self.max_backoff)
         except OverflowError:
             pause = self.max_backoff if self.backoff else 0.0
-        floor = max((check_seconds("seconds", advice.seconds) for advice in pauses_in(error)), default=0.0)
+        floor = max((seconds_advised(advice, self) for advice in pauses_in(error)), default=0.0)
         return floor + random.uniform(0.0, pause) if self.jitter else max(floor, pause)
 
     def _is_meant(self, error: BaseException) -> bool:
@@ -185,3 +192,13 @@ class Retry:
         if not all(is_error(leaf, RetryAfter) for leaf in advice):
             return False
         return all(leaf in advice or matches(self.on, leaf) for leaf in leaves)
+
+
+def seconds_advised(advice: RetryAfter, policy: Retry | None) -> float:
+    """Return the seconds of a `RetryAfter` that count.
+
+    Raises:
+        TypeError, ValueError: They were changed to something that is not a finite number.
+    """
+    most = _MAX_RETRY_AFTER if policy is None else policy.max_retry_after
+    return min(check_delay("seconds", advice.seconds), most)

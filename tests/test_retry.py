@@ -7,6 +7,8 @@ import contextvars
 import dataclasses
 import logging
 import pickle
+import sys
+import time
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -150,6 +152,7 @@ def test_retry_after_from_what_is_never_tried_again_is_not_either() -> None:
         ({"jitter": 0.1}, TypeError, "jitter must be a bool, got 0.1"),
         ({"on": 5}, TypeError, "on must be an exception type, a tuple of them, or a predicate, got 5"),
         ({"on": [OSError]}, TypeError, "on must be an exception type"),
+        ({"max_retry_after": -1}, ValueError, "max_retry_after must be a finite number of seconds >= 0, got -1"),
         ({"max_elapsed": 0}, ValueError, "max_elapsed must be a finite number of seconds > 0, got 0"),
         ({"budget": 0.2}, TypeError, "budget must be a RetryBudget, got 0.2"),
     ],
@@ -173,10 +176,69 @@ def test_the_budget_says_the_rule_and_the_value(arguments: Any) -> None:
 
 
 def test_advice_checks_its_seconds() -> None:
-    with pytest.raises(ValueError, match="seconds must be a finite number of seconds >= 0, got -1"):
-        RetryAfter(-1)
+    for seconds in (float("nan"), float("inf"), -float("inf")):
+        with pytest.raises(ValueError, match=f"seconds must be a finite number of seconds, got {seconds}"):
+            RetryAfter(seconds)
     with pytest.raises(TypeError, match="seconds must be a number of seconds, got '30'"):
         RetryAfter("30")  # type: ignore[arg-type]
+
+
+def test_negative_advice_is_advice_whose_time_is_past() -> None:
+    assert RetryAfter(-5).seconds == 0.0
+    advice = RetryAfter(5)
+    advice.seconds = -5.0
+    assert pauses(SURE, advice) == [0.1, 0.2, None]
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("30", 30.0),
+        (" 30 ", 30.0),
+        ("0.5", 0.5),
+        ("-5", 0.0),
+        ("9" * 400, sys.float_info.max),
+        ("inf", sys.float_info.max),
+        ("Sun, 06 Nov 1994 08:50:07 GMT", 30.0),
+        ("Sunday, 06-Nov-94 08:50:07 GMT", 30.0),
+        ("Sun Nov  6 08:50:07 1994", 30.0),
+        ("Sun, 06 Nov 1994 08:50:07 -0000", 30.0),
+        ("Sun, 06 Nov 1994 10:50:07 +0200", 30.0),
+        ("Sun, 06 Nov 1994 08:49:07 GMT", 0.0),
+        ("Sat, 04 Nov 1995 08:49:37 GMT", 363 * 86400.0),
+        ("Sun, 99 Nov 1994 08:50:07 GMT", 0.0),
+        ("Sun, 06 Nov 99999 08:50:07 GMT", 0.0),
+        ("Sun, 06 Nov 1994 08:50:07 +9999999", 0.0),
+        ("nan", 0.0),
+        ("soon", 0.0),
+        ("\0", 0.0),
+        ("", 0.0),
+        (None, 0.0),
+    ],
+)
+def test_advice_is_read_from_a_header(value: str | None, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 784111777.0)  # Sun, 06 Nov 1994 08:49:37 GMT
+    advice = RetryAfter.from_header(value, pause=True)
+    assert advice.pause
+    assert advice.seconds == pytest.approx(seconds, rel=0.01)
+
+
+def test_no_header_raises() -> None:
+    random = Random(1)
+    dates = ["Sun", ",", " ", "06", "Nov", "-", "1994", "08:49:37", "GMT", "+0200", ":", "99999", "\ud800", "é", ""]
+    for _ in range(3000):
+        assert RetryAfter.from_header("".join(random.choices(dates, k=random.randint(0, 9)))).seconds >= 0.0
+
+
+def test_only_the_text_of_a_header_is_read() -> None:
+    with pytest.raises(TypeError, match="value must be a str or None, got b'30'"):
+        RetryAfter.from_header(b"30")  # type: ignore[arg-type]
+
+
+def test_advice_is_capped() -> None:
+    assert pauses(SURE, RetryAfter(1e9))[0] == 3600.0
+    assert pauses(Retry(jitter=False, max_retry_after=7), RetryAfter(30))[0] == 7.0
+    assert pauses(Retry(jitter=False, max_retry_after=0), RetryAfter(30))[0] == 0.1
 
 
 def test_policies_and_advice_can_be_pickled() -> None:
@@ -516,6 +578,35 @@ async def test_a_pause_that_a_job_asked_for_is_kept_while_the_pool_drains() -> N
         pool.submit_nowait("busy")
         other = pool.submit_nowait("other")
     assert await other == 7.0
+
+
+@pytest.mark.parametrize(("retry", "most"), [(None, 3600.0), (Retry(attempts=1, max_retry_after=60), 60.0)], ids=str)
+def test_a_pause_that_a_job_asked_for_is_capped(retry: Retry | None, most: float) -> None:
+    async def handler(job: str) -> float:
+        if job == "busy":
+            raise RetryAfter(1e300, pause=True)
+        return now()
+
+    async def main() -> None:
+        async with WorkerPool(handler, workers=1, retry=retry) as pool:
+            pool.submit_nowait("busy")
+            other = pool.submit_nowait("other")
+        assert await other == most
+
+    run(main)
+
+
+@virtual
+async def test_a_pause_whose_time_is_past_is_none() -> None:
+    async def handler(job: str) -> None:
+        raise RetryAfter(-5, pause=True) from OSError("429")
+
+    events: list[Any] = []
+    async with WorkerPool(handler, workers=1, observers=[events.append]) as pool:
+        with pytest.raises(OSError, match="429"):
+            await pool.run("busy")
+        assert not pool.is_paused
+    assert not any(isinstance(event, PoolPaused) for event in events)
 
 
 @virtual

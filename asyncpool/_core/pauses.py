@@ -82,7 +82,7 @@ class Pauses:
     def pause_for(self, seconds: float, now: float) -> None:
         """Take no more jobs for a time, as a job has asked. The latest end that was asked for counts."""
         when = now + seconds
-        if _Reason.ADVICE in self._reasons and self._until >= when:
+        if not seconds or (_Reason.ADVICE in self._reasons and self._until >= when):
             return
         self._until = when
         self._begin(_Reason.ADVICE, when)

@@ -12,7 +12,6 @@ from contextvars import Context
 from random import Random
 from typing import Any
 
-from asyncpool._checks import check_seconds
 from asyncpool._core.job import Job, PriorAttempts, Worker
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.load import Load
@@ -27,7 +26,7 @@ from asyncpool._logs import is_logged, log
 from asyncpool.errors import ErrorFilter, JobExpired, RetryAdvice, matches, pauses_in
 from asyncpool.events import JobRetrying, Observers
 from asyncpool.outcomes import CancelReason, Failed
-from asyncpool.retry import Retry, RetryTally
+from asyncpool.retry import Retry, RetryTally, seconds_advised
 
 __all__ = ["Retries"]
 
@@ -116,7 +115,7 @@ class Retries:
         try:
             for advice in pauses_in(raised):
                 if advice.pause:
-                    self._pauses.pause_for(check_seconds("seconds", advice.seconds), now)
+                    self._pauses.pause_for(seconds_advised(advice, self._policy), now)
             return None if self._policy is None else self._backoff(self._policy, job, failed, raised, now)
         except BaseException as error:
             self._log_hook("the predicate `on` of the retry, or the advice of the handler,", error)
