@@ -261,15 +261,23 @@ class WorkerPool(Generic[JobT, ValueT]):
         self._parts.state.check_not_closing()
         self._parts.pauses.pause()
 
-    def resume(self) -> None:
-        """Let workers take jobs again after `pause()`. Does not shorten a pause that a job requested by `RetryAfter`.
+    def resume(self, *, force: bool = False) -> None:
+        """Let workers take jobs again after `pause()`.
+
+        Args:
+            force: Also end a pause that a job requested by `RetryAfter`; without it, such a pause goes on. Works while
+                the pool drains, too. A job can request another pause later.
 
         Raises:
-            PoolClosed: The pool is closing, which has already lifted the pause.
+            PoolClosed: The pool is closing, which has already lifted a `pause()`; with `force`: it cancels its jobs.
             WrongLoop: The caller is not on the pool's loop.
         """
-        self._parts.state.check_not_closing()
-        self._parts.pauses.resume()
+        state = self._parts.state
+        if force and state.phase is Phase.DRAINING:
+            state.check_here()
+        else:
+            state.check_not_closing()
+        self._parts.pauses.resume(force=force)
 
     def resize(self, workers: Workers) -> None:
         """Change the number of workers, or the policy that decides it, without waiting.

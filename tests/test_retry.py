@@ -27,6 +27,7 @@ from asyncpool import (
     JobExpired,
     JobTimeout,
     Permanent,
+    PoolClosed,
     PoolDeadlock,
     QueueFull,
     Retry,
@@ -632,6 +633,69 @@ async def test_resume_does_not_end_a_pause_that_a_job_asked_for() -> None:
         assert not other.done()  # nor does its end lift a pause()
         pool.resume()
         assert await other == 27.0
+
+
+@fuzzed
+async def test_a_forced_resume_ends_a_pause_that_a_job_asked_for_and_that_of_the_user() -> None:
+    async def handler(job: str) -> float:
+        if job == "busy":
+            raise RetryAfter(7.0, pause=True)
+        return now()
+
+    events: list[Any] = []
+    async with WorkerPool(handler, workers=1, observers=[events.append]) as pool:
+        for pauses_too in (False, True):
+            began = now()
+            with pytest.raises(RetryAfter):
+                await pool.run("busy")
+            if pauses_too:
+                pool.pause()
+            other = pool.submit_nowait("other")
+            await asyncio.sleep(1)
+            assert pool.is_paused
+            pool.resume(force=True)
+            assert not pool.is_paused
+            assert await other == began + 1
+            with pytest.raises(RetryAfter):  # the old timer does not end the next pause
+                await pool.run("busy")
+            assert await pool.run("other") == began + 8
+    assert sum(isinstance(event, PoolResumed) for event in events) == 4
+
+
+@virtual
+async def test_a_forced_resume_ends_a_pause_while_the_pool_drains() -> None:
+    async def handler(job: str) -> float:
+        if job == "busy":
+            raise RetryAfter(3000.0, pause=True)
+        return now()
+
+    async with WorkerPool(handler, workers=1) as pool:
+        pool.submit_nowait("busy")
+        other = pool.submit_nowait("other")
+        await settle()
+        pool.drain()
+        with pytest.raises(PoolClosed):
+            pool.resume()
+        asyncio.get_running_loop().call_later(1, lambda: pool.resume(force=True))
+    assert await other == now() == 1.0
+    with pytest.raises(PoolClosed):
+        pool.resume(force=True)
+
+
+@virtual
+async def test_an_observer_can_pause_a_pool_that_a_forced_resume_has_started_again() -> None:
+    async def handler(job: str) -> None:
+        raise RetryAfter(7.0, pause=True)
+
+    def observer(event: object) -> None:
+        if isinstance(event, PoolResumed):
+            pool.pause()
+
+    async with WorkerPool(handler, workers=1, observers=[observer]) as pool:
+        with pytest.raises(RetryAfter):
+            await pool.run("busy")
+        pool.resume(force=True)
+        assert pool.is_paused
 
 
 @virtual

@@ -74,10 +74,13 @@ class Pauses:
             self._begin(_Reason.USER)
             self._report(None)
 
-    def resume(self) -> None:
-        """End the user's pause. A pause for another reason goes on."""
+    def resume(self, *, force: bool = False) -> None:
+        """End the user's pause, and with `force` also the one that jobs have asked for. Any other goes on."""
         if self.is_by_user:
             self._end(_Reason.USER)
+        if force and _Reason.ADVICE in self._reasons:
+            self._timers[_Reason.ADVICE].cancel()
+            self._end(_Reason.ADVICE)
 
     def pause_for(self, seconds: float, now: float) -> None:
         """Take no more jobs for a time, as a job has asked. The latest end that was asked for counts."""

@@ -94,13 +94,18 @@ async def several_jobs_ask_for_a_pause(witness: Witness, random: Random) -> None
         tasks = [spawn(witness.submit(witness.item(*kinds))) for _ in range(10)]
         for _ in range(6):
             await pass_time(random)
-            match random.randint(0, 4):
+            match random.randint(0, 5):
                 case 0:
                     pool.pause()
                     is_paused = True
                 case 1:  # does not lift what jobs have asked for
                     pool.resume()
                     is_paused = False
+                case 5:  # does
+                    witness.pause_ends = min(witness.pause_ends, asyncio.get_running_loop().time())
+                    pool.resume(force=True)
+                    is_paused = False
+                    assert not pool.is_paused
                 case 2:
                     witness.resize(any_size(random))
                 case 3:
