@@ -123,8 +123,8 @@ class Retry:
         on: Which errors are retried: a type, a tuple of types, or a predicate. Errors that are not safe to re-raise in
             a caller (see `JobCrashed`), `PoolDeadlock`, `Permanent` and cancelled jobs are never retried.
         max_elapsed: Seconds from a job's acceptance within which it must complete. An attempt that is running then is
-            cancelled, and a job that a worker takes later is not run: both fail with `JobExpired`. If a backoff would
-            end later, the job fails at once with its last error. None: no limit.
+            cancelled, and a job that a worker takes later, or that waits for a paused pool, is not run: they fail with
+            `JobExpired`. If a backoff would end later, the job fails at once with its last error. None: no limit.
         max_retry_after: The most seconds of a `RetryAfter` that count, for the backoff of its job and for the pause of
             the pool; at least 0.
         budget: Limits retries to a share of the accepted jobs. A job whose retry it denies fails at once, with a note

@@ -21,6 +21,7 @@ import pytest
 from asyncpool import (
     Cancelled,
     CancelReason,
+    DeadLetters,
     Failed,
     JobCancelled,
     JobCrashed,
@@ -30,6 +31,7 @@ from asyncpool import (
     PoolClosed,
     PoolDeadlock,
     QueueFull,
+    RateLimit,
     Retry,
     RetryAfter,
     RetryBudget,
@@ -38,9 +40,9 @@ from asyncpool import (
     current_job,
     map,
 )
-from asyncpool.events import JobRetrying, JobStarted, PoolPaused, PoolResumed
+from asyncpool.events import JobEnded, JobRetrying, JobStarted, PoolPaused, PoolResumed
 from asyncpool.testing import VirtualTimeLoop, run, settle
-from tests.helpers import assert_conserved, cancel_soon, echo, fuzzed, now, virtual
+from tests.helpers import assert_conserved, cancel_soon, echo, fuzzed, now, sleeper, virtual
 from tests.laws.witness import FACTORIES
 
 SURE = Retry(jitter=False)  # 0.1 and 0.2 s
@@ -839,6 +841,128 @@ async def test_a_job_that_is_taken_too_late_fails_unrun() -> None:
     assert isinstance(outcome.error, JobExpired)
     assert (outcome.attempts, outcome.seconds_running) == (0, 0.0)
     assert calls == []
+
+
+async def late(handle: Any) -> float:
+    """Return when a job failed because it was too late."""
+    outcome = await handle.outcome()
+    assert isinstance(outcome, Failed)
+    assert isinstance(outcome.error, JobExpired)
+    return now()
+
+
+@pytest.mark.parametrize("priority", [None, lambda job: -job], ids=["fifo", "priority"])
+@pytest.mark.parametrize("by_job", [False, True], ids=["by user", "by job"])
+@fuzzed
+async def test_jobs_are_told_in_time_while_the_pool_is_paused(by_job: bool, priority: Any) -> None:
+    async def handler(job: float) -> float:
+        if job < 0:
+            raise RetryAfter(60.0, pause=True)
+        return job
+
+    events: list[Any] = []
+    letters = DeadLetters[float]()
+    retry = Retry(attempts=1, max_elapsed=3.0)
+    async with WorkerPool(
+        handler, workers=1, retry=retry, priority=priority, dead_letters=letters, observers=[events.append]
+    ) as pool:
+        if by_job:
+            with pytest.raises(RetryAfter):
+                await pool.run(-1.0)
+        else:
+            pool.pause()
+        handles = []
+        for number in range(3):  # accepted in the pause, each a second after the other
+            handles += [pool.submit_nowait(number), pool.submit_nowait(number)]
+            await asyncio.sleep(1)
+        assert handles[2].cancel()
+        assert [await late(handle) for handle in handles if handle is not handles[2]] == [3.0, 3.0, 4.0, 5.0, 5.0]
+        assert_conserved(pool)
+        assert len(letters) == 5 + by_job
+        assert await pool.outcomes([]) == []
+        pool.resume(force=True)
+        assert await pool.run(7) == 7
+    attempts = [
+        event.outcome.attempts for event in events if isinstance(event, JobEnded) and event.outcome.job in (0, 1, 2)
+    ]
+    assert attempts == [0] * 6
+
+
+@fuzzed
+async def test_jobs_from_before_a_pause_are_told_in_time_wherever_they_are() -> None:
+    """Queued, parked for a rate limit, backing off, or running and then backing off."""
+
+    async def handler(job: str) -> str:
+        if job == "busy":
+            await asyncio.sleep(1.0)
+        if job != "quick" and current_job().attempt == 1:
+            raise OSError(job)
+        return job
+
+    retry = Retry(backoff=1.0, jitter=False, max_elapsed=3.0)
+    slow = RateLimit(1, per=100)
+    limiter = lambda job: slow if job == "parked" else None  # noqa: E731
+    async with WorkerPool(handler, workers=2, retry=retry, limiter=limiter) as pool:
+        parked = [pool.submit_nowait("parked") for _ in range(2)]  # the first goes, fails, and waits for the limit too
+        failed = pool.submit_nowait("fails")
+        await settle()
+        busy = [pool.submit_nowait("busy") for _ in range(2)]
+        await asyncio.sleep(0.5)
+        queued = pool.submit_nowait("quick")
+        pool.pause()
+        assert [await late(handle) for handle in (*parked, failed, *busy, queued)] == [3.0] * 5 + [3.5]
+        assert_conserved(pool)
+        assert (await failed.outcome()).attempts == 1
+        pool.resume()
+        assert await pool.run("quick") == "quick"
+        await asyncio.sleep(0.01)
+
+
+@virtual
+async def test_a_pause_that_is_over_leaves_no_timer_of_the_deadlines() -> None:
+    loop: Any = asyncio.get_running_loop()
+    async with WorkerPool(sleeper, workers=1, retry=Retry(max_elapsed=1000.0)) as pool:
+        pool.pause()
+        handle = pool.submit_nowait(1)
+        await asyncio.sleep(1)
+        pool.resume()
+        await handle
+        assert [timer for timer in loop._scheduled if not timer.cancelled()] == []
+
+
+@virtual
+async def test_an_observer_of_a_late_job_can_end_the_pause() -> None:
+    def observer(event: object) -> None:
+        if isinstance(event, JobEnded):
+            assert_conserved(pool)
+            pool.resume()
+
+    async with WorkerPool(echo, workers=1, retry=Retry(max_elapsed=3.0), observers=[observer]) as pool:
+        pool.pause()
+        handles = [pool.submit_nowait(0)]
+        await asyncio.sleep(1)
+        handles.append(pool.submit_nowait(1))
+        assert await late(handles[0]) == 3.0
+        assert await handles[1] == 1
+
+
+@virtual
+async def test_a_pool_that_was_paused_before_its_start_tells_jobs_in_time() -> None:
+    pool = WorkerPool(echo, workers=1, retry=Retry(max_elapsed=3.0))
+    pool.pause()
+    async with pool:
+        assert await late(pool.submit_nowait(0)) == 3.0
+
+
+@virtual
+async def test_a_draining_pool_does_not_wait_for_a_pause_when_all_jobs_are_late() -> None:
+    async def handler(job: int) -> None:
+        raise RetryAfter(600.0, pause=True)
+
+    async with WorkerPool(handler, workers=1, retry=Retry(attempts=1, max_elapsed=3.0)) as pool:
+        handles = [pool.submit_nowait(job) for job in range(3)]
+    assert now() == 3.0
+    assert [type((await handle.outcome()).error) for handle in handles] == [RetryAfter, JobExpired, JobExpired]
 
 
 @virtual

@@ -102,12 +102,19 @@ class Cancellation:
             self.request(job, reason)
             return True
         now = self._state.time()
-        outcome = self._ledger.cancelled_outcome(job, reason, now)
-        self._ledger.record(job, outcome, now)
-        self._discard(job)
-        self._ledger.deliver(job, outcome)
-        self._wakeups.job_left()
+        self._settle_waiting(job, self._ledger.cancelled_outcome(job, reason, now), now)
         return True
+
+    def fail_waiting(self, job: Job, error: PoolError) -> None:
+        """Settle a waiting job as failed."""
+        now = self._state.time()
+        self._settle_waiting(job, self._ledger.failed_outcome(job, error, now), now)
+
+    def _settle_waiting(self, job: Job, outcome: Outcome[Any, Any], now: float) -> None:
+        self._ledger.record(job, outcome)
+        self._discard(job)
+        self._ledger.deliver(job, outcome, now)
+        self._wakeups.job_left()
 
     def _discard(self, job: Job) -> None:
         """Take a job that was just settled out of the place in which it waited."""

@@ -125,10 +125,10 @@ class Ledger:
 
     def settle(self, job: Job, outcome: Outcome[Any, Any], now: float) -> None:
         """Give a job its one outcome, and deliver it. The caller has taken the job out of its place."""
-        self.record(job, outcome, now)
-        self.deliver(job, outcome)
+        self.record(job, outcome)
+        self.deliver(job, outcome, now)
 
-    def record(self, job: Job, outcome: Outcome[Any, Any], now: float) -> None:
+    def record(self, job: Job, outcome: Outcome[Any, Any]) -> None:
         """Give a job its one outcome, and count it. `deliver` must follow."""
         job.outcome = outcome
         job.context = None
@@ -136,15 +136,17 @@ class Ledger:
             self.succeeded += 1
         elif isinstance(outcome, Failed):
             self.failed += 1
-            if self.dead_letters is not None:
-                self.dead_letters.write(job, outcome, now)
         else:
             self.cancelled += 1
             if outcome.reason in (CancelReason.SHUTDOWN, CancelReason.ABANDONED):
                 self._hand_back(job, outcome)
 
-    def deliver(self, job: Job, outcome: Outcome[Any, Any]) -> None:
-        """Report a recorded outcome, to observers and to the job's sink."""
+    def deliver(self, job: Job, outcome: Outcome[Any, Any], now: float) -> None:
+        """Report a recorded outcome, to the dead letters, observers and the job's sink. The job is in no place by now:
+        they can look at the pool (tests/laws: the_time_of_jobs_runs_out_in_a_pause).
+        """
+        if self.dead_letters is not None and isinstance(outcome, Failed):
+            self.dead_letters.write(job, outcome, now)
         if self._observers.any:
             self._observers.emit(JobEnded(pool=self._state.name, id=job.number, outcome=outcome))
         job.sink.deliver(job, outcome)
@@ -153,9 +155,9 @@ class Ledger:
         """Count a job that was never queued, because accepting it raised an error: it has failed with that."""
         self.submitted += 1
         failed: Failed[Any] = Failed(job.input, error)
-        self.record(job, failed, now)
+        self.record(job, failed)
         self.tell_accepted(job)
-        self.deliver(job, failed)
+        self.deliver(job, failed, now)
 
     def _hand_back(self, job: Job, outcome: Cancelled[Any]) -> None:
         """Note for the report that a job was not done."""

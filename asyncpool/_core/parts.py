@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from asyncpool._core.cancellation import Cancellation
 from asyncpool._core.dead_letter_writer import DeadLetterWriter
+from asyncpool._core.deadlines import Deadlines
 from asyncpool._core.deadlock import Deadlock
 from asyncpool._core.dispatch import Dispatcher
 from asyncpool._core.gated import GatedDispatcher
@@ -73,7 +74,10 @@ class Parts:
         order = make_order()
         budget = None if retry is None or retry.budget is None else retry.budget.start()
         if budget is not None:
-            _count_appended(order, lambda job: budget.deposit(job.ready_at))
+            _report_appended(order, lambda job: budget.deposit(job.ready_at))
+        max_elapsed = None if retry is None else retry.max_elapsed
+        if max_elapsed is not None:
+            _report_appended(order, self._watch_deadline)
         # Shared by those who only read them; `Workers` writes both.
         by_number: dict[int, Worker] = {}
         idle: list[Worker] = []
@@ -160,6 +164,12 @@ class Parts:
             scaler=self.scaler,
             backing_off=backing_off,
         )
+        self.deadlines: Deadlines | None = None
+        if max_elapsed is not None:
+            self.deadlines = Deadlines(
+                max_elapsed, pauses=self.pauses, cancellation=self.cancellation, retries=self.retries
+            )
+            self.pauses.on_change = self.deadlines.pause_changed
         invoke = Invoke(
             call,
             state=self.state,
@@ -214,6 +224,10 @@ class Parts:
     def _come_back(self, job: Job) -> None:
         self.retries.come_back(job)  # which does not exist yet when the heap is made
 
+    def _watch_deadline(self, job: Job) -> None:
+        assert self.deadlines is not None
+        self.deadlines.watch(job)  # which does not exist yet when the order is made
+
     async def _wait_for_room(self, future: asyncio.Future[None]) -> None:
         self.wakeups.submitter_waits()
         await self.deadlock.wait(future)
@@ -232,6 +246,8 @@ class Parts:
         self.deadlock.open(context)
         self.pauses.open(context)
         self.retries.open(loop, context)
+        if self.deadlines is not None:
+            self.deadlines.open(loop, context)
         if self.lanes is not None:
             self.lanes.open(loop, context)
 
@@ -241,6 +257,8 @@ class Parts:
         self.load.forget()
         self.deadlock.close()
         self.retries.close()
+        if self.deadlines is not None:
+            self.deadlines.close()
         self.cancellation.close()
         if self.lanes is not None:
             self.lanes.close()
@@ -282,12 +300,12 @@ def _order_maker(priority: Callable[[Any], Any] | None, *, comes_back: bool) -> 
     return ComebackFirst if comes_back else Fifo
 
 
-def _count_appended(order: Order, count: Callable[[Job], None]) -> None:
-    """Call `count` for each job that is appended. A pool that counts nothing pays nothing for it."""
+def _report_appended(order: Order, report: Callable[[Job], None]) -> None:
+    """Call `report` for each job that is appended. A pool that reports nothing pays nothing for it."""
     append = order.append
 
-    def append_and_count(job: Job) -> None:
+    def append_and_report(job: Job) -> None:
         append(job)
-        count(job)
+        report(job)
 
-    order.append = append_and_count
+    order.append = append_and_report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextvars import Context
 from enum import Enum
 
@@ -39,6 +40,7 @@ class Pauses:
         "_until",
         "_wakeups",
         "is_paused",
+        "on_change",
     )
 
     def __init__(self, state: State, observers: Observers, wakeups: Wakeups) -> None:
@@ -46,6 +48,8 @@ class Pauses:
         self._observers = observers
         self._wakeups = wakeups
         self.is_paused = False
+        self.on_change: Callable[[], None] | None = None
+        """Called when a reason has begun or ended."""
         self._reasons: set[_Reason] = set()
         self._timers: dict[_Reason, asyncio.Handle] = {}
         self._until = 0.0  # when the pause that a job has asked for is over
@@ -128,6 +132,8 @@ class Pauses:
         self._reasons.add(reason)
         self.is_paused = True
         self._wakeups.pause_changed(is_lifted=False)
+        if self.on_change is not None:
+            self.on_change()
 
     def _end(self, reason: _Reason) -> None:
         was_reported = self.is_reported
@@ -135,6 +141,8 @@ class Pauses:
         self._reasons.discard(reason)
         self.is_paused = bool(self._reasons)
         self._wakeups.pause_changed(is_lifted=not self.is_paused)
+        if self.on_change is not None:
+            self.on_change()
         if was_reported and not self.is_reported and self._observers.any:
             self._observers.emit(PoolResumed(pool=self._state.name))
 

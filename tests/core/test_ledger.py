@@ -155,7 +155,7 @@ def test_recording_counts_and_delivers_nothing() -> None:
     books = Books(events.append)
     job = books.accept()
     books.take()
-    books.ledger.record(job, failed(job), 1.0)
+    books.ledger.record(job, failed(job))
     books.check()
     assert (books.ledger.failed, books.sink.delivered, events) == (1, [], [])
 
@@ -165,8 +165,8 @@ def test_delivering_a_recorded_outcome_counts_nothing_more() -> None:
     job = books.accept()
     books.take()
     outcome = failed(job)
-    books.ledger.record(job, outcome, 1.0)
-    books.ledger.deliver(job, outcome)
+    books.ledger.record(job, outcome)
+    books.ledger.deliver(job, outcome, 1.0)
     books.check()
     assert (books.ledger.failed, books.sink.delivered) == (1, [(job, outcome)])
 

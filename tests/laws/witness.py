@@ -130,8 +130,12 @@ class Letters(DeadLetters[Any]):
     def __init__(self, max_size: int = 10_000) -> None:
         super().__init__(max_size)
         self.recorded: list[DeadLetter[Any]] = []
+        self.look: Callable[[], object] | None = None
+        """Called at each letter."""
 
     def record(self, letter: DeadLetter[Any], /) -> None:
+        if self.look is not None:
+            self.look()
         self.recorded.append(letter)
         super().record(letter)
 
@@ -270,6 +274,8 @@ class Witness:
             backoff = self.random.choice((0.0, 0.001))
             options["retry"] = Retry(attempts=self.random.randint(1, 3), backoff=backoff, jitter=False)
         self.retry, self.letters = options.get("retry"), options.get("dead_letters")
+        if type(self.letters) is Letters:
+            self.letters.look = self._look
         limiter = options.get("limiter")
         if isinstance(limiter, Meter):
             options["limiter"] = limiter.limit
@@ -285,6 +291,13 @@ class Witness:
         self.limit = self.wanted = self.pool.stats.target_workers
         self._set_bounds(bounds_of(workers))
         return self.pool
+
+    def _look(self) -> None:
+        """Check the first law where a letter is recorded, which is in the middle of settling a job."""
+        try:
+            check_conservation(self.pool.stats)
+        except AssertionError as error:
+            self.problems.append(f"in record(): {error}")
 
     def keys(self, count: int, rate: float, burst: int = 1) -> Callable[[Item], RateLimit]:
         """Make the limiter of a pool to be: a limit for each of some keys, which the items have by their numbers."""

@@ -293,6 +293,45 @@ async def the_time_of_a_job_runs_out(witness: Witness, random: Random) -> None:
 
 
 @scenario
+async def the_time_of_jobs_runs_out_in_a_pause(witness: Witness, random: Random) -> None:
+    """Of the user or of a job: whoever waits then hears of it in time, wherever it waits."""
+    options: dict[str, Any] = {"limiter": witness.keys(2, random.choice((2.0, 100.0)))} if random.random() < 0.5 else {}
+    if random.random() < 0.3:
+        options["priority"] = lambda item: item.n % 3
+    max_elapsed = random.choice((0.005, 0.4, 1.2))
+    time = asyncio.get_running_loop().time
+    async with witness.make_pool(retry=patience(random, max_elapsed=max_elapsed), **sizes(random), **options) as pool:
+        kinds = (*RETRIED, "slow", "pausing", "pausing")
+        tasks = [spawn(witness.submit(witness.item(*kinds))) for _ in range(12)]
+        for _ in range(8):
+            await pass_time(random)
+            match random.randint(0, 4):
+                case 0:
+                    pool.pause()
+                case 1:
+                    pool.resume(force=random.random() < 0.5)
+                    if not pool.is_paused:
+                        witness.pause_ends = min(witness.pause_ends, time())
+                case 2 if witness.handles:
+                    random.choice(witness.handles).cancel()
+                case 3:
+                    witness.resize(any_size(random))
+            was_paused, began = pool.is_paused, time()
+            await asyncio.sleep(random.choice((0.0, 0.01, max_elapsed, 2 * max_elapsed)))
+            await settle()
+            if was_paused and pool.is_paused and witness.accepted is not None:
+                late = [number for number in witness.waiting_jobs if witness.accepted_at[number] + max_elapsed < began]
+                assert not late, f"{late} wait in a pause, and their time is over"
+        if random.random() < 0.7:
+            pool.resume(force=True)
+            witness.pause_ends = min(witness.pause_ends, time())
+            await ended(*tasks)
+            await all_done(pool)
+    await ended(*tasks)
+    assert not (await witness.check_end())
+
+
+@scenario
 async def resources_are_replaced_between_attempts(witness: Witness, random: Random) -> None:
     class Connection:
         is_open = True
