@@ -83,7 +83,7 @@ class WorkerPool(Generic[JobT, ValueT]):
             one task, and replaced after a cancelled or timed-out job, and after an error that matches `recycle_on`.
         recycle_on: Which errors of a job replace its worker's resource: a type, a tuple of types, or a predicate.
         priority: Returns a job's sort key. Jobs with smaller keys run first; equal keys run in the order of acceptance.
-            Strict: a steady flow of jobs with smaller keys starves the others.
+            Strict: a steady flow of jobs with smaller keys starves the others. Keys must compare, so NaN is refused.
         dead_letters: Records each job that failed permanently: `DeadLetters`, `DeadLetterFile`, or your own.
         observers: Called with each event (see `asyncpool.events`), on the loop, between two steps of the pool. They
             must not block. An observer that raises is removed, which is logged.

@@ -855,6 +855,17 @@ async def test_keys_that_do_not_compare_lose_no_job(keys: list[Any]) -> None:
 
 
 @fuzzed
+async def test_a_key_that_is_nan_is_refused_and_a_job_of_a_stream_fails_with_it() -> None:
+    async with WorkerPool(echo, workers=1, priority=lambda job: job) as pool:
+        with pytest.raises(TypeError, match="NaN cannot"):
+            await pool.submit(math.nan)
+        assert pool.stats.submitted == 0
+        outcomes = await pool.outcomes([1.0, math.nan, 0.5])
+        assert [type(outcome).__name__ for outcome in outcomes].count("Failed") == 1
+        assert_conserved(pool)
+
+
+@fuzzed
 async def test_cancelled_jobs_leave_a_priority_queue_in_order() -> None:
     handler = ManualHandler[int, None]()
     async with WorkerPool(handler, workers=1, queue_size=500, priority=lambda job: job) as pool:

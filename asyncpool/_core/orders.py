@@ -8,11 +8,12 @@ from __future__ import annotations
 import heapq
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from asyncpool._core.job import Job
+from asyncpool._guard import describe
 
 __all__ = ["ByPriority", "ComebackFirst", "Fifo", "Order", "ReentryOrder"]
 
@@ -202,6 +203,16 @@ class _Entry:
         return self.place < other.place
 
 
+def _has_nan(key: Any) -> bool:
+    """Return whether a key is NaN of any type, or a tuple or list with NaN in it."""
+    if isinstance(key, (tuple, list)):
+        return any(_has_nan(item) for item in cast("Iterable[object]", key))
+    try:
+        return bool(key != key)  # only NaN differs from itself
+    except Exception:
+        return False  # not a number
+
+
 class ByPriority(ReentryOrder):
     """Jobs by a key, smaller first; among equals those that came back first, then in the order of their acceptance.
 
@@ -226,10 +237,15 @@ class ByPriority(ReentryOrder):
         self.popleft = self._popleft
 
     def set_key(self, job: Job) -> None:
-        """Ask for a job's key; raises what the function raises, or a TypeError if the key does not compare."""
+        """Ask for a job's key; raises what the function raises, or a TypeError if the key does not compare.
+
+        NaN does not: it is neither less than any key nor greater, so the heap would give the others in a wrong order.
+        """
         if self._is_comparing:
             raise RuntimeError("a priority key must not submit a job while it is compared with another key")
         key = self._key(job.input)
+        if _has_nan(key):
+            raise TypeError(f"priority must return keys that can be ordered, and NaN cannot: got {describe(key)}")
         bool(key < (self.entries[0].job.key if self.entries else key))
         job.key = key
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 import sys
 import threading
@@ -29,6 +30,9 @@ JobT = TypeVar("JobT")
 
 _BATCH_BYTES = 1 << 20
 
+# Words that `json` writes for numbers, though they are not JSON; and strings, which can contain them.
+_NOT_JSON = re.compile(r'"(?:[^"\\]|\\.)*"|Infinity|NaN')
+
 _Id: TypeAlias = tuple[str, int]  # the run of the process that wrote the letter, and the letter's number in that run
 
 
@@ -45,7 +49,8 @@ class DeadLetterFile(DeadLetterStore[JobT]):
 
     One letter is one line of JSON in UTF-8, so that `tail -f`, `grep` and `jq` work. Lines can be deleted by hand while
     no process uses the file. A job is read as JSON represents it: without `encode` and `decode`, a tuple becomes a
-    list, and the keys of a dict become strings.
+    list, and the keys of a dict become strings. Infinite numbers are written as 1e999 and -1e999, which are valid JSON
+    and are read as infinite again; JSON has no way to write NaN.
 
     **Crashes.** `record` writes its line on the loop, before the outcome of the job is delivered (about 10 us on a
     local disk): a letter that waited in memory for a thread would be lost by `kill -9`. It does not call fsync, so the
@@ -56,9 +61,9 @@ class DeadLetterFile(DeadLetterStore[JobT]):
     **Unreadable lines** are skipped and counted in `skipped`; the 1st, 2nd, 4th, 8th ... is logged with its line
     number. They are never deleted.
 
-    **Jobs that cannot be written.** If `encode` or `json` raises for a job, its letter is written with `repr(job)`
-    instead, and the 1st, 2nd, 4th, 8th ... such error is logged. Such a letter cannot be replayed; `unreplayable()`
-    returns them.
+    **Jobs that cannot be written.** If `encode` or `json` raises for a job, or the job has NaN in it, its letter is
+    written with `repr(job)` instead, and the 1st, 2nd, 4th, 8th ... such error is logged. Such a letter cannot be
+    replayed; `unreplayable()` returns them.
 
     **Sharing the file.** The file is not kept open, so it can be renamed at any time, and the next letter starts a new
     file. Do not rename it during a replay, which records what it has submitted in the file at the path. Several
@@ -384,9 +389,23 @@ class _Ids:
 
 def _line(fields: dict[str, Any]) -> bytes:
     try:
-        return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
+        return _json(fields, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:  # half of a surrogate pair: UTF-8 has no bytes for it, but JSON has an escape
-        return json.dumps(fields).encode() + b"\n"
+        return _json(fields, ensure_ascii=True).encode() + b"\n"
+
+
+def _json(fields: dict[str, Any], *, ensure_ascii: bool) -> str:
+    """Return strict JSON, which other programs can read, too."""
+    try:
+        return json.dumps(fields, ensure_ascii=ensure_ascii, allow_nan=False)
+    except ValueError:  # an infinite number, NaN, or a reference cycle
+        return _NOT_JSON.sub(_replace_not_json, json.dumps(fields, ensure_ascii=ensure_ascii))
+
+
+def _replace_not_json(found: re.Match[str]) -> str:
+    if found[0] == "NaN":
+        raise ValueError("JSON has no NaN: pass encode=, which can write another value for it")
+    return "1e999" if found[0] == "Infinity" else found[0]  # a valid number, and read as infinite
 
 
 def _fields(line: bytes) -> dict[str, Any] | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from decimal import Decimal
 from itertools import count
+from random import Random
 from typing import Any
 
 import pytest
@@ -367,11 +369,42 @@ def test_keys_that_no_longer_compare_are_ordered_by_age() -> None:
     assert drained(order) == [1, 2, 3]
 
 
-def test_keys_that_are_not_a_number_lose_no_job() -> None:
-    order = by_itself()
-    for number, key in enumerate([1.0, math.nan, 0.5, math.nan, 2.0], 1):
-        add(order, make_job(number, key))
-    assert sorted(drained(order)) == [1, 2, 3, 4, 5]
+NANS = [math.nan, Decimal("nan"), (1, math.nan), [math.nan], (1, ("a", [Decimal("nan")]))]
+
+
+@pytest.mark.parametrize("key", NANS, ids=str)
+def test_a_key_that_is_not_a_number_is_refused(key: Any) -> None:
+    order = ByPriority(lambda _: key)
+    with pytest.raises(TypeError, match="priority must return keys that can be ordered, and NaN cannot: got"):
+        add(order, make_job())
+    assert len(order) == 0
+
+
+def test_keys_that_are_not_a_number_leave_the_others_in_order() -> None:
+    random = Random(1)
+    for _ in range(50):
+        order = by_itself()
+        keys = [random.choice((math.nan, random.random(), math.inf, -math.inf)) for _ in range(30)]
+        for number, key in enumerate(keys):
+            if math.isnan(key):
+                with pytest.raises(TypeError):
+                    add(order, make_job(number, key))
+            else:
+                add(order, make_job(number, key))
+        assert [keys[number] for number in drained(order)] == sorted(key for key in keys if not math.isnan(key))
+
+
+def test_a_key_whose_difference_cannot_be_told_is_no_nan() -> None:
+    class Vague:
+        def __lt__(self, other: object) -> bool:
+            return False
+
+        def __ne__(self, other: object) -> Any:
+            raise ValueError("ambiguous")
+
+    order = ByPriority(lambda _: Vague())
+    add(order, make_job(1))
+    assert drained(order) == [1]
 
 
 # -- Any order of steps, against a list

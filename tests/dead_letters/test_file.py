@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import tempfile
@@ -81,6 +82,74 @@ def test_a_letter_is_one_line_of_readable_json(path: Path) -> None:
         "last_at": 2.25,
         "pool": "p",
     }
+
+
+def strict(line: str) -> Any:
+    """Read JSON as other programs do: without the words that are none."""
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    return json.loads(line, parse_constant=refuse)
+
+
+INFINITE = [
+    math.inf,
+    -math.inf,
+    "Infinity",
+    'a "quoted\\" NaN',
+    {"NaN": [-math.inf, "\ud83d"]},
+    {math.inf: 1},
+    {"k": "é"},
+]
+
+
+def test_infinite_numbers_are_strict_json_and_come_back(path: Path) -> None:
+    file = DeadLetterFile[Any](path)
+    for job in INFINITE:
+        file.record(letter(job))
+    for line in path.read_text(encoding="utf-8").splitlines():
+        strict(line)
+    assert jobs(read(path)) == json.loads(json.dumps(INFINITE))
+
+
+@pytest.mark.parametrize("job", [math.nan, [1, {"a": math.nan}], ("NaN", math.inf, math.nan)], ids=str)
+def test_a_job_with_nan_cannot_be_written_and_its_letter_is_kept(
+    path: Path, job: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = DeadLetterFile[Any](path)
+    file.record(letter(job))
+    assert strict(path.read_text(encoding="utf-8"))["job_repr"] == repr(job)
+    assert jobs(file) == []
+    assert [kept.job for kept in file.unreplayable()] == [repr(job)]
+    [record] = caplog.records
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "JSON has no NaN: pass encode=, which can write another value for it"
+
+
+def test_a_line_with_nan_from_before_is_still_read(path: Path) -> None:
+    fill(DeadLetterFile[Any](path), [7])
+    path.write_text(path.read_text(encoding="utf-8").replace('"job": 7', '"job": [NaN, Infinity]'), encoding="utf-8")
+    [[nan, infinite]] = jobs(read(path))
+    assert math.isnan(nan)
+    assert infinite == math.inf
+
+
+@settings(deadline=None)
+@given(st.recursive(st.floats() | texts, lambda children: st.lists(children, max_size=3), max_leaves=8))
+def test_every_line_is_strict_json(job: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "letters.jsonl")
+        DeadLetterFile[Any](path).record(letter(job))
+        [line] = path.read_bytes().splitlines()
+        fields = strict(line.decode())
+        assert ("job" in fields) is ("nan" not in str(flat(job)))
+
+
+def flat(job: Any) -> list[float]:
+    if isinstance(job, list):
+        return [number for item in job for number in flat(item)]
+    return [job] if isinstance(job, float) else []
 
 
 def test_jobs_go_through_encode_and_decode(path: Path) -> None:
