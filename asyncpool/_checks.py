@@ -5,7 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from typing import cast
+import operator
+from collections.abc import Callable
+from decimal import Decimal
+from numbers import Real
+from typing import Any, SupportsFloat, SupportsIndex, cast
 
 from asyncpool._guard import describe
 
@@ -16,44 +20,65 @@ __all__ = [
     "check_function",
     "check_number",
     "check_seconds",
+    "convert_field",
     "is_async_function",
 ]
 
 
 def check_count(name: str, value: object, *, least: int) -> int:
-    """Return `value` if it is an int (not a bool) of at least `least`; otherwise raise TypeError or ValueError."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {describe(value)}")
-    if value < least:
-        raise ValueError(f"{name} must be >= {least}, got {value}")
-    return value
+    """Return `value` as an int if it is an integer (anything with `__index__`, but not a bool) of at least `least`.
+
+    Otherwise raise TypeError or ValueError.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        count = operator.index(cast("SupportsIndex", value))
+    except Exception:
+        raise TypeError(f"{name} must be an int, got {describe(value)}") from None
+    if count < least:
+        raise ValueError(f"{name} must be >= {least}, got {describe(value)}")
+    return count
 
 
 def check_seconds(name: str, value: object, *, positive: bool = False) -> float:
-    """Return `value` as float seconds if it is a finite number (not a bool) that is >= 0 (or > 0, if `positive`)."""
+    """Return `value` as float seconds if it is a finite real number that is >= 0 (or > 0, if `positive`)."""
     return check_number(name, value, above=positive, what="number of seconds")
 
 
 def check_delay(name: str, value: object) -> float:
-    """Return `value` as float seconds to wait if it is a finite number (not a bool): 0 if it is negative."""
+    """Return `value` as float seconds to wait if it is a finite real number: 0 if it is negative."""
     return max(0.0, check_number(name, value, least=-math.inf, what="number of seconds"))
 
 
 def check_number(name: str, value: object, *, least: float = 0.0, above: bool = False, what: str = "number") -> float:
-    """Return `value` as a float if it is a finite number (not a bool) that is >= `least` (or > it, if `above`)."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    """Return `value` as a float if it is a finite real number that is >= `least` (or > it, if `above`).
+
+    A real number is what is registered as `numbers.Real` (int, float, Fraction, the numbers of numpy), and a Decimal.
+    A bool is not. Otherwise raise TypeError or ValueError.
+    """
+    if isinstance(value, bool) or not isinstance(value, (Real, Decimal)):
         raise TypeError(f"{name} must be a {what}, got {describe(value)}")
-    if not _is_finite(value) or value < least or (above and value == least):
+    number = _as_float(value)
+    if not math.isfinite(number) or number < least or (above and number == least):
         rule = f" {'>' if above else '>='} {least:g}" if least > -math.inf else ""
-        raise ValueError(f"{name} must be a finite {what}{rule}, got {value}")
-    return float(value)
+        raise ValueError(f"{name} must be a finite {what}{rule}, got {describe(value)}")
+    return number
 
 
-def _is_finite(value: float) -> bool:
+def _as_float(value: object) -> float:
     try:
-        return math.isfinite(value)
-    except OverflowError:  # an int that is too large for a float
-        return False
+        return float(cast("SupportsFloat", value))
+    except Exception:  # too large for a float, or a Decimal that signals
+        return math.nan
+
+
+def convert_field(owner: object, name: str, check: Callable[..., object], **rule: Any) -> None:
+    """Check a field of a frozen dataclass, and keep the int or float that it stands for."""
+    value = getattr(owner, name)
+    checked = check(name, value, **rule)
+    if type(value) not in (int, float):
+        object.__setattr__(owner, name, checked)
 
 
 def check_filter(name: str, value: object) -> None:

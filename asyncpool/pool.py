@@ -410,7 +410,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         """
         self._parts.state.check_open()
         if window is not None:
-            check_count("window", window, least=1)
+            window = check_count("window", window, least=1)
         return Group(GroupChannel(self._parts, ordered=ordered, window=window))
 
     def _full_error(self) -> QueueFull:

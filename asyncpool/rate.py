@@ -117,7 +117,7 @@ class RateLimit(StartSchedule):
         self._burst = check_count("burst", burst, least=1)
         interval = self._per / self._rate
         try:
-            tolerance = (burst - 1) * interval
+            tolerance = (self._burst - 1) * interval
         except OverflowError:
             tolerance = math.inf
         if not interval + tolerance < math.inf:

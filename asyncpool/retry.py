@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 from random import Random
 
-from asyncpool._checks import check_count, check_delay, check_filter, check_number, check_seconds
+from asyncpool._checks import check_count, check_delay, check_filter, check_number, check_seconds, convert_field
 from asyncpool._guard import describe, is_error, leaves_of
 from asyncpool.errors import (
     ErrorFilter,
@@ -50,9 +50,9 @@ class RetryBudget:
     window: float = 10.0
 
     def __post_init__(self) -> None:
-        check_number("ratio", self.ratio)
-        check_number("min_per_second", self.min_per_second)
-        check_seconds("window", self.window, positive=True)
+        convert_field(self, "ratio", check_number)
+        convert_field(self, "min_per_second", check_number)
+        convert_field(self, "window", check_seconds, positive=True)
 
     def start(self) -> RetryTally:
         """Return a new, empty tally, with which one pool counts its own jobs and retries."""
@@ -145,18 +145,18 @@ class Retry:
     budget: RetryBudget | None = None
 
     def __post_init__(self) -> None:
-        check_count("attempts", self.attempts, least=1)
-        check_seconds("backoff", self.backoff)
-        check_seconds("max_backoff", self.max_backoff)
+        convert_field(self, "attempts", check_count, least=1)
+        convert_field(self, "backoff", check_seconds)
+        convert_field(self, "max_backoff", check_seconds)
         if self.max_backoff < self.backoff:
             raise ValueError(f"max_backoff must be >= backoff, got {self.max_backoff} and {self.backoff}")
-        check_number("factor", self.factor, least=1.0)
+        convert_field(self, "factor", check_number, least=1.0)
         if not isinstance(self.jitter, bool):
             raise TypeError(f"jitter must be a bool, got {describe(self.jitter)}")
         check_filter("on", self.on)
         if self.max_elapsed is not None:
-            check_seconds("max_elapsed", self.max_elapsed, positive=True)
-        check_seconds("max_retry_after", self.max_retry_after)
+            convert_field(self, "max_elapsed", check_seconds, positive=True)
+        convert_field(self, "max_retry_after", check_seconds)
         if self.budget is not None and not isinstance(self.budget, RetryBudget):
             raise TypeError(f"budget must be a RetryBudget, got {describe(self.budget)}")
 

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from contextvars import copy_context
 from functools import partial
+from operator import index
 from typing import Any, cast
 
 from asyncpool._core.cancellation import Cancellation
@@ -125,7 +126,7 @@ class Parts:
             cancellation=self.cancellation,
             tasks=self.tasks,
             enter_resource=resource,
-            target=policy.initial_workers,
+            target=index(policy.initial_workers),
         )
         self.load = Load(
             self.state,

@@ -10,8 +10,10 @@ import math
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass, replace
+from operator import index
+from typing import cast
 
-from asyncpool._checks import check_count, check_function, check_seconds
+from asyncpool._checks import check_count, check_function, check_seconds, convert_field
 from asyncpool._core.load import Load
 from asyncpool._core.queue import JobQueue
 from asyncpool._core.state import Phase, State
@@ -38,8 +40,8 @@ def as_policy(workers: WorkersArgument) -> ScalingPolicy:
     Raises:
         TypeError, ValueError: It is none of the three, or a number that is no size.
     """
-    if isinstance(workers, int) and not isinstance(workers, bool):
-        return FixedSize(workers)
+    if hasattr(type(workers), "__index__") and not isinstance(workers, bool):
+        return FixedSize(cast("int", workers))  # which makes it an int, or raises
     if isinstance(workers, ScalingPolicy) and not isinstance(workers, type):
         first = check_count("initial_workers of the scaling policy", workers.initial_workers, least=0)
         most = check_count("max_workers of the scaling policy", workers.max_workers, least=1)
@@ -137,13 +139,13 @@ class Scaler:
             self.evaluate()
             self._wakeups.size_changed()  # the maximum can be another, even if the number is the same
         else:
-            self._workers.retarget(policy.initial_workers, "replaced before the pool was open")
+            self._workers.retarget(index(policy.initial_workers), "replaced before the pool was open")
 
     def _adopt(self, policy: ScalingPolicy) -> None:
         self._policy = policy
         self.is_fixed = isinstance(policy, FixedSize)  # always answers the same
         self.is_function = isinstance(policy, _Function)  # nobody knows how many workers it may want
-        self._workers.set_limit(None if self.is_function else policy.max_workers)
+        self._workers.set_limit(None if self.is_function else index(policy.max_workers))
 
     def end(self) -> None:
         """Ask no more."""
@@ -162,7 +164,7 @@ class Scaler:
     def _wake(self, *, at_once: bool) -> None:
         if self._decide is not None and not self.is_fixed:
             self._stop_timer()
-            self._set_timer(0.0 if at_once else max(self._policy.interval, _SHORTEST))
+            self._set_timer(0.0 if at_once else max(float(self._policy.interval), _SHORTEST))
 
     def evaluate(self) -> None:
         """Ask the policy, and do as it says."""
@@ -187,9 +189,9 @@ class Scaler:
 
     def _apply(self, decision: Decision | None, load: PoolLoad) -> None:
         if decision is None:
-            decision = Decision(min(load.workers, self._policy.max_workers), "the policy has failed")
-        elif decision.workers > self._policy.max_workers:
-            decision = replace(decision, workers=self._policy.max_workers)
+            decision = Decision(min(load.workers, index(self._policy.max_workers)), "the policy has failed")
+        elif decision.workers > index(self._policy.max_workers):
+            decision = replace(decision, workers=index(self._policy.max_workers))
         # Whatever the policy says, work that is there is done.
         if load.backlog and not decision.workers:
             decision = Decision(1, "jobs wait, and there is no worker")
@@ -203,12 +205,12 @@ class Scaler:
     def _checked(self, decision: object) -> Decision:
         if not isinstance(decision, Decision):
             raise TypeError(f"a scaling policy must answer with a Decision, got {describe(decision)}")
-        check_count("what a scaling policy answers", decision.workers, least=0)
+        workers = check_count("what a scaling policy answers", decision.workers, least=0)
         if decision.ask_again_in is not None:
-            check_seconds("ask_again_in", decision.ask_again_in)
+            convert_field(decision, "ask_again_in", check_seconds)
         if decision.ask_again_after_failures is not None:
-            check_count("ask_again_after_failures", decision.ask_again_after_failures, least=1)
-        return decision
+            convert_field(decision, "ask_again_after_failures", check_count, least=1)
+        return decision if type(decision.workers) is int else replace(decision, workers=workers)
 
     def _count(self, error: BaseException) -> None:
         """A policy that fails leaves the number of workers as it is; the 1st, 2nd, 4th ... time is logged."""
@@ -239,7 +241,7 @@ class Scaler:
         self._seen = seen
         self._unchanged = self._unchanged + 1 if is_same else 0
         if workers and self._unchanged < (_MAX_UNCHANGED if load.backlog else 1):
-            self._set_timer(max(self._policy.interval, _SHORTEST))
+            self._set_timer(max(float(self._policy.interval), _SHORTEST))
             return
         if not workers and self._queue.has_backlog:  # it arrived while the policy, or an observer, ran
             self._set_timer(0.0)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from enum import Enum
 
-from asyncpool._checks import check_count, check_filter, check_seconds
+from asyncpool._checks import check_count, check_filter, check_seconds, convert_field
 from asyncpool._guard import is_error, leaves_of
 from asyncpool.errors import ErrorFilter, JobTimeout, RetryAfter, matches
 from asyncpool.scaling.policy import Decide, Decision, PoolLoad
@@ -110,11 +110,11 @@ class Adaptive:
     overload: ErrorFilter = ()
 
     def __post_init__(self) -> None:
-        check_count("min_workers", self.min_workers, least=1)
-        check_count("max_workers", self.max_workers, least=1)
+        convert_field(self, "min_workers", check_count, least=1)
+        convert_field(self, "max_workers", check_count, least=1)
         if self.max_workers < self.min_workers:
             raise ValueError(f"max_workers must be >= min_workers, got {self.max_workers} < {self.min_workers}")
-        check_seconds("interval", self.interval, positive=True)
+        convert_field(self, "interval", check_seconds, positive=True)
         check_filter("overload", self.overload)
 
     @property

@@ -9,7 +9,7 @@ import math
 from collections import deque
 from dataclasses import KW_ONLY, dataclass
 
-from asyncpool._checks import check_count, check_number, check_seconds
+from asyncpool._checks import check_count, check_number, check_seconds, convert_field
 from asyncpool.scaling.policy import Decide, Decision, PoolLoad
 
 __all__ = ["AutoScale"]
@@ -53,13 +53,13 @@ class AutoScale:
     idle_timeout: float = 30.0
 
     def __post_init__(self) -> None:
-        check_count("min_workers", self.min_workers, least=0)
-        check_count("max_workers", self.max_workers, least=1)
+        convert_field(self, "min_workers", check_count, least=0)
+        convert_field(self, "max_workers", check_count, least=1)
         if self.max_workers < self.min_workers:
             raise ValueError(f"max_workers must be >= min_workers, got {self.max_workers} < {self.min_workers}")
-        check_number("backlog_per_worker", self.backlog_per_worker, above=True)
-        check_seconds("interval", self.interval, positive=True)
-        check_seconds("idle_timeout", self.idle_timeout)
+        convert_field(self, "backlog_per_worker", check_number, above=True)
+        convert_field(self, "interval", check_seconds, positive=True)
+        convert_field(self, "idle_timeout", check_seconds)
 
     @property
     def initial_workers(self) -> int:

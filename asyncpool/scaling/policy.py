@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
 
-from asyncpool._checks import check_count
+from asyncpool._checks import check_count, convert_field
 
 __all__ = ["Decide", "Decision", "FixedSize", "PoolLoad", "ScalingPolicy", "Workers"]
 
@@ -134,7 +134,7 @@ class FixedSize:
     workers: int
 
     def __post_init__(self) -> None:
-        check_count("workers", self.workers, least=1)
+        convert_field(self, "workers", check_count, least=1)
 
     @property
     def initial_workers(self) -> int:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 
-from asyncpool._checks import check_count, check_seconds
-from asyncpool._guard import describe
+from asyncpool._checks import check_count, check_number, check_seconds
 
 __all__ = ["recommended_workers"]
 
@@ -48,11 +47,7 @@ def recommended_workers(
         raise ValueError(f"cpu_seconds must be <= seconds, got {cpu_seconds:g} > {seconds:g}")
     bounds: list[float] = []
     if rate is not None:
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)):
-            raise TypeError(f"rate must be a number of jobs a second, got {describe(rate)}")
-        if not math.isfinite(rate) or rate <= 0:
-            raise ValueError(f"rate must be a finite number of jobs a second > 0, got {rate}")
-        bounds.append(rate * seconds)
+        bounds.append(check_number("rate", rate, above=True, what="number of jobs a second") * seconds)
     if cpu_seconds > 0:
         bounds.append(seconds / cpu_seconds)
     if limit is not None:
