@@ -39,9 +39,9 @@ except ModuleNotFoundError as error:
 __all__ = ["PoolCollector"]
 
 _STATES = ("new", "starting", "open", "draining", "stopping", "closed")
-# Every fourth of the pool's own bounds, from the 16th on: doubling from 16 us to 72 minutes. So the counts are exact,
-# and a quantile is off by less than a factor of two. All of the pool's bounds would be 129 series per histogram.
-_FIRST_BOUND, _BOUND_STEP = 16, 4
+# Every fourth of the pool's own bounds, doubling from 16 us to 12.7 days. So the counts are exact, and a quantile is
+# off by less than a factor of two. All of the pool's bounds would be 177 series per histogram.
+_FIRST_BOUND, _LAST_BOUND, _BOUND_STEP = 16, 160, 4
 # Held while reading a closed pool whose loop no longer runs: two scrapes at once would sort its histograms twice.
 _reading_closed = threading.Lock()
 
@@ -326,6 +326,7 @@ class _Families:
 
 def _buckets(distribution: Distribution) -> list[tuple[str, float]]:
     """Return cumulative buckets, as Prometheus needs them: each counts all durations up to its bound."""
-    bounds = distribution.bounds[_FIRST_BOUND::_BOUND_STEP]
-    reached = list(accumulate(distribution.buckets))[_FIRST_BOUND:-1:_BOUND_STEP]
-    return [*((repr(bound), count) for bound, count in zip(bounds, reached, strict=True)), ("+Inf", distribution.count)]
+    reported = slice(_FIRST_BOUND, _LAST_BOUND + 1, _BOUND_STEP)
+    reached = list(accumulate(distribution.buckets))
+    pairs = zip(distribution.bounds[reported], reached[reported], strict=True)
+    return [*((repr(bound), count) for bound, count in pairs), ("+Inf", distribution.count)]

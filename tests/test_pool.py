@@ -1031,6 +1031,18 @@ async def test_durations_are_measured_as_histograms() -> None:
             running.percentile(bad)
 
 
+@pytest.mark.parametrize("seconds", [1e-6, 1e-3, 1.0, 3600.0, 4300.0, 86400.0, 7 * 86400.0, 200 * 86400.0])
+@virtual
+async def test_a_percentile_is_at_most_19_percent_too_high_also_of_jobs_of_days(seconds: float) -> None:
+    shares = [share / 10 for share in range(1, 11)]
+    async with WorkerPool(sleeper, workers=10) as pool:
+        await pool.outcomes([seconds * share for share in shares])
+        running = pool.stats.seconds_running
+    for share in shares:
+        true = max(1e-6, seconds * share)
+        assert true * 0.999 <= running.percentile(100 * share) <= true * 1.19
+
+
 @virtual
 async def test_waiting_and_running_are_measured_apart() -> None:
     async with WorkerPool(sleeper, workers=1) as pool:

@@ -143,12 +143,14 @@ async def test_a_scrape_shows_where_the_jobs_are() -> None:
 
 @virtual
 async def test_histograms_are_cumulative_and_exact_at_their_bounds() -> None:
-    seconds = [0.0, 1e-5, 0.001, 0.001024, 0.0011, 0.5, 0.6, 1.1, 60.0, 3000.0, 5000.0]
+    seconds = [0.0, 1e-5, 0.001, 0.001024, 0.0011, 0.5, 0.6, 1.1, 60.0, 3000.0, 5000.0, 2 * 86400.0, 30 * 86400.0]
     async with WorkerPool(sleeper, workers=20) as pool:
         await pool.outcomes(seconds)
         figures = scrape(registry_of(pool))
     buckets = [(key[2], value) for key, value in figures.items() if key[0] == "attempt_running_seconds_bucket"]
-    assert len(buckets) == 30
+    assert len(buckets) == 38
+    assert float(buckets[0][0]) == pytest.approx(16e-6)
+    assert 12 * 86400 < float(buckets[-2][0]) < 13 * 86400
     assert buckets[-1] == ("+Inf", len(seconds))
     for bound, count in buckets:
         # A virtual clock adds rounding errors: what lies on a bound may be just above it.
