@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeAlias, TypeGuard, TypeVar
 
-from asyncpool._checks import check_count, check_function, check_number, check_seconds
+from asyncpool._checks import check_count, check_delay, check_function, check_number, check_seconds
 
 __all__ = ["KeyedRateLimit", "Limiter", "RateLimit", "StartSchedule", "is_manager"]
 
@@ -142,13 +142,14 @@ class RateLimit(StartSchedule):
     def pause_for(self, seconds: float) -> None:
         """Let no attempt start for `seconds` seconds, in all pools that share the limit, as for a `Retry-After` header.
 
-        Does not wait, and does not affect running jobs. Call it on the event loop, for instance in a handler.
+        Does not wait, and does not affect running jobs. Call it on the event loop, for instance in a handler. Negative
+        seconds are 0: the time to wait for is past.
 
         Raises:
-            TypeError, ValueError: `seconds` is not a number of seconds >= 0.
+            TypeError, ValueError: `seconds` is not a finite number of seconds.
             RuntimeError: No event loop is running in this thread.
         """
-        self.pause_until(asyncio.get_running_loop().time() + check_seconds("seconds", seconds))
+        self.pause_until(asyncio.get_running_loop().time() + check_delay("seconds", seconds))
 
     def __repr__(self) -> str:
         return f"RateLimit({self._rate:g}, per={self._per:g}, burst={self._burst})"

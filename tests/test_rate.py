@@ -151,7 +151,10 @@ def test_pause_for_needs_a_loop_and_seconds() -> None:
 
     async def main() -> None:
         with pytest.raises(ValueError, match="seconds must be"):
-            RateLimit(1).pause_for(-1)
+            RateLimit(1).pause_for(float("nan"))
+        limit = RateLimit(1)
+        limit.pause_for(-1)  # as a Retry-After header whose date is past
+        assert not limit.take(now())
 
     run(main)
 
