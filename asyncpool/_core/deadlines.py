@@ -44,8 +44,8 @@ class Deadlines:
         self._is_watching = not self._is_watching
         if self._is_watching:
             # Also those that run: one can come back to the queue in this very pause.
-            for job in self._cancellation.waiting_jobs() + self._cancellation.running_jobs():
-                self.watch(job)
+            jobs = self._cancellation.waiting_jobs() + self._cancellation.running_jobs()
+            self._heap.schedule_all((job.accepted_at + self._max_elapsed, job) for job in jobs)
         else:
             self._heap.clear()
 
