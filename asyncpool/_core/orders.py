@@ -53,7 +53,7 @@ class Order(ABC):
         # Between none and all, whatever a KeyboardInterrupt left uncounted. If this counted a job that is not there,
         # the pump would never rest (test_an_interrupt_at_any_line_leaves_a_pool_that_closes).
         entries = len(self.entries)
-        return min(entries, max(0, entries - self._tombstones))
+        return min(entries, max(0, entries - self._tombstones)) if self._tombstones else entries
 
     def __iter__(self) -> Iterator[Job]:
         """The live jobs."""
