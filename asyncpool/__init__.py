@@ -22,6 +22,7 @@ from asyncpool.errors import (
     PoolStateError,
     QueueFull,
     ResourceDied,
+    ResourceTimeout,
     RetryAdvice,
     RetryAfter,
     SourceCrashed,
@@ -36,6 +37,7 @@ from asyncpool.oneshot import map, outcomes
 from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, ShutdownReport, Succeeded, Unfinished
 from asyncpool.pool import WorkerPool
 from asyncpool.rate import KeyedRateLimit, RateLimit
+from asyncpool.resources import Resource
 from asyncpool.retry import Retry, RetryBudget
 from asyncpool.scaling.adaptive import Adaptive
 from asyncpool.scaling.autoscale import AutoScale
@@ -82,7 +84,9 @@ __all__ = [
     "PoolStats",
     "QueueFull",
     "RateLimit",
+    "Resource",
     "ResourceDied",
+    "ResourceTimeout",
     "Retry",
     "RetryAdvice",
     "RetryAfter",

@@ -18,6 +18,7 @@ The functions that raise them document when: see `pool.py`, `streams.py` and `ou
         ├── JobCrashed                      the job raised an exception that is not safe to re-raise in a caller
         ├── SourceCrashed                   the iterable that a stream pulls its jobs from raised such an exception
         ├── ResourceDied                    the worker's resource left its context while a job was running
+        ├── ResourceTimeout                 a resource was not opened, or not closed, in time (a TimeoutError too)
         └── RetryAdvice                     raised by a handler to control whether the job is retried
             ├── RetryAfter                  retry, but only after a number of seconds
             └── Permanent                   do not retry
@@ -52,6 +53,7 @@ __all__ = [
     "PoolStateError",
     "QueueFull",
     "ResourceDied",
+    "ResourceTimeout",
     "RetryAdvice",
     "RetryAfter",
     "SourceCrashed",
@@ -191,6 +193,25 @@ class SourceCrashed(_Crashed):
 
 class ResourceDied(PoolError):
     """The worker's resource left its context while the job was running; `__cause__` is its error, if it raised one."""
+
+
+class ResourceTimeout(PoolError, TimeoutError):
+    """A resource was not opened, or not closed, within the seconds of its `Resource`, which `timeout` has.
+
+    `step` is "opened" or "closed". `is_abandoned` is true if the resource ignored its cancellation, and its task still
+    ran when the pool stopped waiting for it. `__cause__` is what the resource raised when it was cancelled, if that was
+    an error of its own.
+    """
+
+    def __init__(self, step: str, timeout: float, is_abandoned: bool = False) -> None:
+        super().__init__(step, timeout, is_abandoned)
+        self.step = step
+        self.timeout = timeout
+        self.is_abandoned = is_abandoned
+
+    def __str__(self) -> str:
+        ignores = ", ignores its cancellation, and is abandoned" if self.is_abandoned else ""
+        return f"the resource was not {self.step} within {self.timeout:g} s{ignores}"
 
 
 class RetryAdvice(PoolError):

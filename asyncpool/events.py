@@ -162,14 +162,14 @@ class JobStuck(_Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ResourceFailed(_Event):
-    """A worker's resource could not be entered, could not be left, or left its context by itself."""
+    """A worker's resource could not be opened, could not be closed, or left its context by itself."""
 
     worker: int
     """The number of the worker."""
     error: BaseException
-    """What the resource raised."""
+    """What the resource raised, or a `ResourceTimeout`."""
     retry_in: float | None
-    """Seconds until the worker enters a resource again; None if it does not."""
+    """Seconds until the worker opens a resource again; None if it does not, or if the resource is abandoned."""
 
 
 Event: TypeAlias = (

@@ -15,6 +15,7 @@ from asyncpool._core.parts import Parts
 from asyncpool.errors import ErrorFilter
 from asyncpool.options import PoolOptions, build_parts, check_names
 from asyncpool.outcomes import Outcome
+from asyncpool.resources import Resource
 from asyncpool.scaling.policy import Workers
 from asyncpool.streams import Stream
 
@@ -87,7 +88,7 @@ def map(
     *,
     workers: Workers,
     ordered: bool = True,
-    resource: Callable[[], AbstractAsyncContextManager[ResourceT]],
+    resource: Callable[[], AbstractAsyncContextManager[ResourceT]] | Resource[ResourceT],
     recycle_on: ErrorFilter = OSError,
     **options: Unpack[PoolOptions[JobT]],
 ) -> Stream[ValueT]: ...
@@ -141,7 +142,7 @@ def outcomes(
     *,
     workers: Workers,
     ordered: bool = False,
-    resource: Callable[[], AbstractAsyncContextManager[ResourceT]],
+    resource: Callable[[], AbstractAsyncContextManager[ResourceT]] | Resource[ResourceT],
     recycle_on: ErrorFilter = OSError,
     **options: Unpack[PoolOptions[JobT]],
 ) -> Stream[Outcome[JobT, ValueT]]: ...

@@ -18,6 +18,7 @@ from asyncpool.dead_letters.letter import DeadLetterSink, PoolAwareSink
 from asyncpool.errors import ErrorFilter
 from asyncpool.events import Observer, Observers
 from asyncpool.rate import Limiter, RateLimit, is_manager
+from asyncpool.resources import Resource, as_resource
 from asyncpool.retry import Retry
 from asyncpool.scaling.policy import Workers
 
@@ -59,7 +60,7 @@ def build_parts(
     timeout: float | None = None,
     retry: Retry | None = None,
     limiter: Limiter[Any] | None = None,
-    resource: Callable[[], AbstractAsyncContextManager[Any]] | None = None,
+    resource: Callable[[], AbstractAsyncContextManager[Any]] | Resource[Any] | None = None,
     recycle_on: ErrorFilter = OSError,
     priority: Callable[[Any], Any] | None = None,
     dead_letters: DeadLetterSink[Any] | None = None,
@@ -73,12 +74,11 @@ def build_parts(
         ValueError: A number is out of range.
     """
     _check_handler(handler)
-    if resource is not None:
-        check_function("resource", resource)
-        if handler is None:
-            raise TypeError(
-                "resource= needs a handler(job, resource); a pool without a handler cannot pass one to its jobs"
-            )
+    opened = None if resource is None else as_resource(resource)
+    if opened is not None and handler is None:
+        raise TypeError(
+            "resource= needs a handler(job, resource); a pool without a handler cannot pass one to its jobs"
+        )
     if priority is not None:
         check_function("priority", priority)
     if retry is not None and not isinstance(retry, Retry):
@@ -105,7 +105,7 @@ def build_parts(
         retry=retry,
         limiter=limiter,
         dead_letters=dead_letters,
-        resource=resource,
+        resource=opened,
         recycle_on=recycle_on,
         observers=Observers(observers),
     )

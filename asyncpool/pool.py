@@ -42,6 +42,7 @@ from asyncpool.jobs import JobHandle
 from asyncpool.options import PoolOptions, build_parts
 from asyncpool.outcomes import Outcome, ShutdownReport
 from asyncpool.rate import Limiter
+from asyncpool.resources import Resource
 from asyncpool.retry import Retry
 from asyncpool.scaling.policy import Workers
 from asyncpool.stats import PoolStats
@@ -82,7 +83,8 @@ class WorkerPool(Generic[JobT, ValueT]):
             semaphore, an aiolimiter), or a function that returns one: each attempt enters it, and holds its worker
             while it waits there.
         resource: Creates an async context manager for each worker (a connection, a session). It is entered and left in
-            one task, and replaced after a cancelled or timed-out job, and after an error that matches `recycle_on`.
+            one task, and replaced after a cancelled or timed-out job, and after an error that matches `recycle_on`. Or
+            a `Resource`, which also has the bounds for entering (30 seconds) and leaving (10).
         recycle_on: Which errors of a job replace its worker's resource: a type, a tuple of types, or a predicate.
         priority: Returns a job's sort key. Jobs with smaller keys run first; equal keys run in the order of acceptance.
             Strict: a steady flow of jobs with smaller keys starves the others. Keys must compare, so NaN is refused.
@@ -120,7 +122,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         handler: Callable[[JobT, ResourceT], Awaitable[ValueT]],
         *,
         workers: Workers,
-        resource: Callable[[], AbstractAsyncContextManager[ResourceT]],
+        resource: Callable[[], AbstractAsyncContextManager[ResourceT]] | Resource[ResourceT],
         recycle_on: ErrorFilter = OSError,
         **options: Unpack[PoolOptions[JobT]],
     ) -> None: ...
@@ -135,7 +137,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         timeout: float | None = None,
         retry: Retry | None = None,
         limiter: Limiter[Any] | None = None,
-        resource: Callable[[], AbstractAsyncContextManager[Any]] | None = None,
+        resource: Callable[[], AbstractAsyncContextManager[Any]] | Resource[Any] | None = None,
         recycle_on: ErrorFilter = OSError,
         priority: Callable[[Any], Any] | None = None,
         dead_letters: DeadLetterSink[Any] | None = None,
@@ -171,7 +173,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         Raises:
             PoolReused: The pool was started before.
             PoolClosed: The pool was closed during the wait.
-            Exception: What the resource raised when it was entered; the pool is then closed.
+            Exception: What the resource raised when it was entered, or `ResourceTimeout`; the pool is then closed.
         """
         await self._life.start()
 

@@ -62,16 +62,19 @@ NULL_SINK = _NullSink()
 class ResourceHolder(Protocol):
     """What a worker knows of the task that holds its resource."""
 
+    is_slow: bool
+    """Whether the worker has waited some seconds for a resource that was not refused."""
+
     def notify(self) -> None:
         """Note that the worker's flags, or its job, have changed."""
         ...
 
     def leave(self) -> None:
-        """Note that the worker retires: give up what is still being entered, and leave what is held."""
+        """Note that the worker retires: give up what is still being opened, and close what is held."""
         ...
 
-    def fail_start(self) -> None:
-        """Wake whoever waits for the first entry, which will not happen."""
+    def close(self) -> None:
+        """Note that the pool is closed: nobody waits for the task any more."""
         ...
 
 

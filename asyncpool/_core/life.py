@@ -93,9 +93,9 @@ class Life:
         try:
             await self._parts.tasks.wait_open()  # for the group that resource tasks run in; which can be over by then
             if self._state.is_starting and self._parts.workers.target:
-                entered = self._parts.workers.add_first().entered
-                assert entered is not None
-                await entered
+                opened = self._parts.workers.add_first().opened
+                assert opened is not None
+                await opened
             if not self._state.is_starting:
                 raise self._closed_while_starting()
         except BaseException:
@@ -181,7 +181,7 @@ class Life:
             parts.workers.abandon()
             await self._until(self._is_empty, lambda: -math.inf, turns=_LAST_TURNS)
             leftover = parts.tasks.cancel_all()
-            await self._until(lambda: parts.tasks.is_empty, lambda: -math.inf, turns=_LAST_TURNS)
+            await self._until(lambda: parts.tasks.is_done, lambda: -math.inf, turns=_LAST_TURNS)
             self._close([task for task in leftover if not task.done()])
             # Close() has returned by now. Only the supervisor waits for tasks that ignore their cancellation
             # (test_a_task_that_ignores_the_end_holds_the_supervisor). Here, and not by leaving the block: if every task
@@ -227,7 +227,6 @@ class Life:
         )
         self._state.move(Phase.CLOSED)
         parts.close()
-        parts.workers.fail_start()  # of those abandoned, perhaps while start() waits for the first resource
         for producer in parts.producers:
             producer.stop_waiting_for_feeder()
         for entry in report.abandoned:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from contextvars import copy_context
 from functools import partial
 from operator import index
@@ -39,6 +38,7 @@ from asyncpool.dead_letters.letter import DeadLetterSink
 from asyncpool.errors import ErrorFilter
 from asyncpool.events import Observers
 from asyncpool.rate import KeyedRateLimit, Limiter, RateLimit, is_manager
+from asyncpool.resources import Resource
 from asyncpool.retry import Retry
 from asyncpool.scaling.policy import ScalingPolicy
 from asyncpool.stats import PoolStats
@@ -62,7 +62,7 @@ class Parts:
         retry: Retry | None,
         limiter: Limiter[Any] | None,
         dead_letters: DeadLetterSink[Any] | None,
-        resource: Callable[[], AbstractAsyncContextManager[Any]] | None,
+        resource: Resource[Any] | None,
         recycle_on: ErrorFilter,
         observers: Observers,
     ) -> None:
@@ -125,7 +125,7 @@ class Parts:
             queue=self.queue,
             cancellation=self.cancellation,
             tasks=self.tasks,
-            enter_resource=resource,
+            resource=resource,
             target=index(policy.initial_workers),
         )
         self.load = Load(
@@ -255,6 +255,7 @@ class Parts:
     def close(self) -> None:
         """Drop all timers: every job is settled, and the pool is closed."""
         self.scaler.end()
+        self.workers.close()
         self.load.forget()
         self.deadlock.close()
         self.retries.close()

@@ -1,6 +1,6 @@
 """The task that opens, holds and closes one worker's resource.
 
-What becomes of the worker meanwhile is `workers.py`.
+What becomes of the worker meanwhile is `workers.py`; the bounds for opening and closing are enforced by `bound.py`.
 """
 
 from __future__ import annotations
@@ -10,20 +10,25 @@ import random
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context
-from typing import Any, Protocol
+from enum import Enum
+from typing import Any, NamedTuple, Protocol
 
+from asyncpool._core.bound import Bound
 from asyncpool._core.job import Worker
 from asyncpool._core.line import wake
 from asyncpool._core.tasks import Tasks
 from asyncpool._guard import describe, is_error, set_cause
-from asyncpool.errors import PoolClosed, ResourceDied, is_safe_to_raise
+from asyncpool.errors import PoolClosed, ResourceDied, ResourceTimeout, is_safe_to_raise
+from asyncpool.resources import Resource
 
 __all__ = ["ResourceHost", "ResourceTask"]
 
-# The pause before a resource that could not be entered is tried again: doubled each time, with half of it random, so
+# The pause before a resource that could not be opened is tried again: doubled each time, with half of it random, so
 # that the workers of a pool do not all connect to a database in the moment in which it is back.
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
+# A worker that has waited this long for a resource is no longer one that is about to start, in seconds.
+_SLOW_AFTER = 5.0
 
 
 def _safe(error: BaseException | None) -> BaseException:
@@ -38,41 +43,63 @@ class ResourceHost(Protocol):
     """What a resource task reports to."""
 
     def worker_ready(self, worker: Worker, /) -> None: ...
+    def worker_slow(self, worker: Worker, /) -> None: ...
     def resource_lost(self, worker: Worker, /) -> BaseException | None: ...
     def resource_failed(self, worker: Worker, error: BaseException, retry_in: float | None, /) -> None: ...
+    def resource_abandoned(self, worker: Worker, error: ResourceTimeout, failures: int, /) -> None: ...
     def remove(self, worker: Worker, /) -> None: ...
 
 
-class ResourceTask:
-    """Holds one worker's resource, which is entered and left in this one task.
+class _Step(Enum):
+    """The user code that a resource task waits for, if it does."""
 
-    Invariant: the task ends only when the worker retires, so that a stray cancellation costs no worker
-    (test_a_stray_cancel_of_whatever_task_costs_no_worker).
+    OPENING = 1
+    CLOSING = 2
+
+
+class _Held(NamedTuple):
+    """How it went with one resource."""
+
+    was_opened: bool
+    lost: BaseException | None = None
+    """The failure of the job that ran when the resource died."""
+    error: BaseException | None = None
+    """What the resource raised, or a `ResourceTimeout`."""
+
+
+class ResourceTask:
+    """Holds one worker's resource, which is opened and closed in this one task.
+
+    Invariant: the task ends only when the worker retires, or has another task because this one was abandoned; so a
+    stray cancellation costs no worker (test_a_stray_cancel_of_whatever_task_costs_no_worker).
     """
 
     def __init__(
-        self,
-        worker: Worker,
-        host: ResourceHost,
-        enter: Callable[[], AbstractAsyncContextManager[Any]],
-        *,
-        must_enter: bool,
+        self, worker: Worker, host: ResourceHost, resource: Resource[Any], *, must_open: bool = False, failures: int = 0
     ) -> None:
         self._worker = worker
         self._state = worker.pool
         self._host = host
-        self._enter = enter
+        self._resource = resource
+        self._failures = failures  # since the resource was last closed without one
         self._random = random.Random(f"{self._state.name} {worker.number}")
         self._loop = self._state.loop
         self._changed: asyncio.Future[None] | None = None
-        # Of the worker that start() waits for: resolved at the first entry; if that fails, with its error.
-        self.entered: asyncio.Future[None] | None = self._loop.create_future() if must_enter else None
-        self._is_entering = False
+        # Of the worker that start() waits for: resolved when its resource is open; if that fails, with the error.
+        self.opened: asyncio.Future[None] | None = self._loop.create_future() if must_open else None
+        self._step: _Step | None = None
         self._task: asyncio.Task[None] | None = None
+        self._is_abandoned = False
+        self._slow_timer: asyncio.TimerHandle | None = None
+        self.is_slow = failures > 0
+        """Whether the worker has waited some seconds for a resource that was not refused: nobody knows how long yet."""
 
     def start(self, tasks: Tasks, context: Context) -> None:
         """Begin to open the resource."""
         name = f"{self._state.name} worker {self._worker.number} resource"
+        self._tasks = tasks
+        self._context = context
+        self._bound = Bound(self._loop, context, cancel=self._cancel, ignored=self._abandon)
         self._task = tasks.spawn(self._hold, name=name, context=context)
         self._task.add_done_callback(self._is_done)
 
@@ -82,22 +109,49 @@ class ResourceTask:
             wake(self._changed)
 
     def leave(self) -> None:
-        """Note that the worker retires: give up what is still being entered, and leave what is held."""
-        if self._is_entering and self._task is not None:
-            self._is_entering = False  # once: what it does to give up can take its time
-            self._task.cancel()
+        """Note that the worker retires: give up what is still being opened, and close what is held."""
+        if self._step is _Step.OPENING:
+            self._bound.cancel_now()
         self.notify()
 
-    def fail_start(self) -> None:
-        """Wake whoever waits for the first entry, which will not happen."""
-        if self.entered is not None and not self.entered.done():
-            self.entered.set_exception(PoolClosed(f"pool {self._state.name!r} was closed while it started"))
+    def _fail_start(self) -> None:
+        """Wake whoever waits for the first resource, which will not be opened."""
+        if self.opened is not None and not self.opened.done():
+            self.opened.set_exception(PoolClosed(f"pool {self._state.name!r} was closed while it started"))
+
+    def close(self) -> None:
+        """Note that the pool is closed: nobody waits for us any more."""
+        self._is_abandoned = True
+        self._bound.end()
+        self._set_waiting(False)
+        self._fail_start()
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _abandon(self) -> None:
+        """Let the worker go on without us: our resource ignores that we were cancelled."""
+        if self._task is None or self._task.done() or self._step is None:
+            return  # an interrupt came in the middle of a step
+        self._is_abandoned = True
+        error = self._timeout()
+        self._set_waiting(False)
+        self._tasks.abandon(self._task)
+        if self.opened is not None and not self.opened.done():
+            self.opened.set_exception(error)
+            self._worker.retiring = True
+        self._host.resource_abandoned(self._worker, error, self._failures + 1)
 
     def _is_done(self, task: asyncio.Task[None]) -> None:
         """The end, also of a task that was cancelled before its first step."""
+        self._bound.end()
+        self._set_waiting(False)
+        if self._is_abandoned:
+            return
         worker = self._worker
         worker.retiring = True
-        self.fail_start()
+        self._fail_start()
         if worker.job is None:
             self._host.remove(worker)
         else:
@@ -107,63 +161,126 @@ class ResourceTask:
         if self._task is None:
             await asyncio.sleep(0)  # an eager task factory runs us while the task is made
         worker = self._worker
-        failures = 0  # since the resource was last left without one
-        while not worker.retiring:
-            held, lost, error = await self._enter_and_hold()
-            failures = 0 if held and lost is None and error is None else failures + 1
-            if lost is not None:
-                set_cause(lost, error)
-            if is_error(error, asyncio.CancelledError) and self._is_ending():
-                return  # given up, because of leave() or because somebody cancels every task
-            if not held and self.entered is not None and not self.entered.done():
-                self.entered.set_exception(_safe(error))
-                return
-            pause = self._pause(failures) if failures else 0.0
-            if error is not None:
-                self._host.resource_failed(worker, error, None if worker.retiring else pause)
-            # A job whose resource has died may not have ended yet: it holds the worker until it does.
+        pause = self._pause() if self._failures else 0.0
+        while not self._is_over():
+            # A job whose resource has died, or was abandoned, may not have ended yet: it holds the worker until then.
             await self._wait_uncancelled(lambda: worker.job is None)
             if pause:
                 await self._wait(pause)
+            if self._is_over():
+                return
+            held = await self._open_and_hold()
+            if self._is_abandoned:
+                return
+            if held.lost is not None:
+                set_cause(held.lost, held.error)
+            if is_error(held.error, asyncio.CancelledError) and self._is_ending():
+                return  # given up, because of leave() or because somebody cancels every task
+            if not held.was_opened and self.opened is not None and not self.opened.done():
+                self.opened.set_exception(_safe(held.error))
+                return
+            is_clean = held.was_opened and held.lost is None and held.error is None
+            self._failures = 0 if is_clean else self._failures + 1
+            pause = self._pause() if self._failures else 0.0
+            if held.error is not None and not is_error(held.error, ResourceTimeout):
+                self._set_waiting(False)
+            if held.error is not None:
+                self._host.resource_failed(worker, held.error, None if worker.retiring else pause)
 
-    async def _enter_and_hold(self) -> tuple[bool, BaseException | None, BaseException | None]:
-        """Enter the resource and hold it until it is to be left. Raises nothing but KeyboardInterrupt.
-
-        Returns whether it was held, the failure of the job that ran when it died, and what it raised.
-        """
+    async def _open_and_hold(self) -> _Held:
+        """Open the resource and hold it until it is to be closed. Raises nothing but KeyboardInterrupt."""
         worker = self._worker
-        held = False
+        was_opened = False
         lost: BaseException | None = None
-        self._is_entering = True
+        error: BaseException | None = None
+        late: ResourceTimeout | None = None
+        self._begin(_Step.OPENING)
         try:
-            manager = self._enter()
+            manager = self._resource.open()
             if not isinstance(manager, AbstractAsyncContextManager):
                 raise TypeError(f"resource must return an async context manager, got {describe(manager)}")
-            async with manager as worker.resource:
-                self._is_entering = False
-                held = True
-                worker.needs_recycle = False
-                if self.entered is not None and not self.entered.done():
-                    self.entered.set_result(None)
-                self._host.worker_ready(worker)
+            async with manager as resource:
+                late = self._end()
                 try:
-                    await self._until(self._is_to_be_left)
-                except BaseException:
-                    if self._loop.is_closed():
-                        raise  # we are being collected
-                    # Not by us: the resource's own scope cancelled us, or somebody cancels every task.
-                    lost = self._host.resource_lost(worker)
-                    raise
-        except BaseException as error:
-            if is_error(error, KeyboardInterrupt) or self._loop.is_closed():
+                    if late is not None:
+                        raise late  # it has swallowed that it was cancelled: nobody knows in which state it is
+                    was_opened = True
+                    worker.resource = resource
+                    worker.needs_recycle = False
+                    self._set_waiting(False)
+                    if self.opened is not None and not self.opened.done():
+                        self.opened.set_result(None)
+                    self._host.worker_ready(worker)
+                    try:
+                        await self._until(self._is_to_be_left)
+                    except BaseException:
+                        if self._loop.is_closed():
+                            raise  # we are being collected
+                        # Not by us: the resource's own scope cancelled us, or somebody cancels every task.
+                        lost = self._host.resource_lost(worker)
+                        raise
+                finally:
+                    self._begin(_Step.CLOSING)
+        except BaseException as raised:
+            if is_error(raised, KeyboardInterrupt) or self._loop.is_closed():
                 raise
-            if is_error(error, asyncio.CancelledError):
-                self._forget_cancellation()
-            return held, lost, error
+            error = raised
         finally:
-            self._is_entering = False
-            worker.resource = None
-        return held, lost, None
+            late = self._end() or late
+            if not self._is_abandoned:
+                worker.resource = None
+        if late is not None and late is not error:
+            set_cause(late, None if is_error(error, asyncio.CancelledError) else error)
+            error = late
+        if error is not None:
+            self._forget_cancellation()
+        try:
+            return _Held(was_opened, lost, error)
+        finally:
+            del error, late  # their tracebacks refer to this frame
+
+    # -- The bounds --------------------------------------------------------------------------------------------------
+
+    def _begin(self, step: _Step) -> None:
+        """Bound the step that begins now."""
+        if self._is_abandoned or self._loop.is_closed():
+            return
+        self._step = step
+        self._set_waiting(not self._worker.retiring)
+        is_opening = step is _Step.OPENING
+        self._bound.begin(self._resource.open_timeout if is_opening else self._resource.close_timeout)
+
+    def _end(self) -> ResourceTimeout | None:
+        """End the step; return the error if it has taken too long, whatever the resource has made of that."""
+        self._bound.end()
+        late = self._timeout() if self._step is not None and (self._bound.is_over or self._is_abandoned) else None
+        self._step = None
+        return late
+
+    def _timeout(self) -> ResourceTimeout:
+        is_opening = self._step is _Step.OPENING
+        seconds = self._resource.open_timeout if is_opening else self._resource.close_timeout
+        return ResourceTimeout("opened" if is_opening else "closed", seconds, self._is_abandoned)
+
+    def _set_waiting(self, is_waiting: bool) -> None:
+        """Note whether the worker waits for its resource, and has not just been refused one."""
+        if is_waiting == (self._slow_timer is not None):
+            return
+        if self._slow_timer is not None:
+            self._slow_timer.cancel()
+            self._slow_timer = None
+            self.is_slow = False
+        else:
+            self._slow_timer = self._loop.call_later(_SLOW_AFTER, self._becomes_slow, context=self._context)
+
+    def _becomes_slow(self) -> None:
+        self.is_slow = True
+        self._host.worker_slow(self._worker)
+
+    # -- Waiting -----------------------------------------------------------------------------------------------------
+
+    def _is_over(self) -> bool:
+        return self._worker.retiring or self._is_abandoned
 
     def _is_ending(self) -> bool:
         if self._state.is_loop_shutting_down():
@@ -173,8 +290,9 @@ class ResourceTask:
     def _is_to_be_left(self) -> bool:
         return self._worker.job is None and (self._worker.retiring or self._worker.needs_recycle)
 
-    def _pause(self, failures: int) -> float:
-        return min(_FIRST_PAUSE * 2.0 ** min(failures - 1, 10), _LONGEST_PAUSE) * self._random.uniform(0.5, 1.0)
+    def _pause(self) -> float:
+        exponent = min(self._failures - 1, 10)
+        return min(_FIRST_PAUSE * 2.0**exponent, _LONGEST_PAUSE) * self._random.uniform(0.5, 1.0)
 
     async def _wait(self, seconds: float) -> None:
         """Wait for some seconds, or until the worker retires."""
@@ -210,7 +328,7 @@ class ResourceTask:
                 self._changed = None
 
     def _forget_cancellation(self) -> None:
-        # Taken back, because the timeouts of the next resource to enter would take it for theirs.
+        # Taken back, because the timeouts of the next resource to open would take it for theirs.
         task = self._task
         while task is not None and task.cancelling():
             task.uncancel()

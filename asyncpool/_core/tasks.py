@@ -32,11 +32,11 @@ class PoolTaskGroup(asyncio.TaskGroup):
 class Tasks:
     """The children of the pool's `asyncio.TaskGroup`, which the supervisor holds open.
 
-    Invariant: while `is_empty`, the group has no child either, so the supervisor leaves the group without a suspension,
-    and is done when `close()` returns (test_nothing_runs_when_close_returns).
+    Invariant: while `is_empty`, the group has no child either except abandoned ones, so without these the supervisor
+    leaves the group without a suspension, and is done when `close()` returns (test_nothing_runs_when_close_returns).
     """
 
-    __slots__ = ("_children", "_group", "_on_done", "_opened", "_state")
+    __slots__ = ("_abandoned", "_children", "_group", "_on_done", "_opened", "_state")
 
     def __init__(self, state: State, on_done: Callable[[], None]) -> None:
         self._state = state
@@ -44,6 +44,7 @@ class Tasks:
         self._group: asyncio.TaskGroup | None = None
         self._opened = asyncio.Event()
         self._children: set[asyncio.Task[None]] = set()
+        self._abandoned: set[asyncio.Task[None]] = set()  # a subset of the children
 
     def open(self, group: asyncio.TaskGroup) -> None:
         """Spawn tasks in this group from now on."""
@@ -80,13 +81,23 @@ class Tasks:
             # After the group's own callback: when our set is empty, the group's is too. And a method of the set itself,
             # which no KeyboardInterrupt can leave half done.
             task.add_done_callback(self._children.discard)
+            task.add_done_callback(self._abandoned.discard)
             task.add_done_callback(self._child_is_done)
         return task
 
     @property
     def is_empty(self) -> bool:
+        """Whether no task is left but abandoned ones."""
+        return len(self._children) <= len(self._abandoned)
+
+    @property
+    def is_done(self) -> bool:
         """Whether no task is left."""
         return not self._children
+
+    def abandon(self, task: asyncio.Task[None]) -> None:
+        """Let nobody wait any more for a task that ignores its cancellation, except the supervisor at its very end."""
+        self._abandoned.add(task)
 
     async def wait_done(self) -> None:
         """Wait until no task runs."""

@@ -11,6 +11,8 @@ This table is the only place that decides it; the methods below are its rows.
                     while it waited
     job_ended       its worker is free            yes              yes                    yes        (1)
     worker_ready    its resource is entered       yes     yes      yes
+    worker_slow     it has waited some seconds            yes
+                    for its resource
     worker_gone                                                                yes        yes
     pause_changed                                 lifted  yes      lifted
     size_changed                                  yes              yes (2)     yes
@@ -118,6 +120,10 @@ class Wakeups:
         self._wake_scaler()
         self._start_jobs()
         self._line.wake_next()
+
+    def worker_slow(self) -> None:
+        """A worker has waited for its resource so long that nothing should depend on it any more."""
+        self._wake_scaler()
 
     def worker_gone(self) -> None:
         """A worker has left."""

@@ -7,8 +7,6 @@ A worker without a resource is no more than an entry in the list of idle ones. O
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from contextvars import Context
 from typing import Any
 
@@ -21,9 +19,10 @@ from asyncpool._core.state import State
 from asyncpool._core.tasks import Tasks
 from asyncpool._core.wakeups import Wakeups
 from asyncpool._logs import log
-from asyncpool.errors import ResourceDied
+from asyncpool.errors import ResourceDied, ResourceTimeout
 from asyncpool.events import Observers, PoolResized, ResourceFailed
 from asyncpool.outcomes import CancelReason
+from asyncpool.resources import Resource
 from asyncpool.scaling.policy import Decision, PoolLoad
 
 __all__ = ["Workers"]
@@ -40,12 +39,12 @@ class Workers:
     __slots__ = (
         "_cancellation",
         "_context",
-        "_enter_resource",
         "_free_numbers",
         "_ledger",
         "_limit",
         "_observers",
         "_queue",
+        "_resource",
         "_state",
         "_tasks",
         "_wakeups",
@@ -67,7 +66,7 @@ class Workers:
         queue: JobQueue,
         cancellation: Cancellation,
         tasks: Tasks,
-        enter_resource: Callable[[], AbstractAsyncContextManager[Any]] | None,
+        resource: Resource[Any] | None,
         target: int,
     ) -> None:
         self._state = state
@@ -77,7 +76,7 @@ class Workers:
         self._queue = queue
         self._cancellation = cancellation
         self._tasks = tasks
-        self._enter_resource = enter_resource
+        self._resource = resource
         self.by_number = by_number  # always the same object
         self.idle = idle  # always the same object; the hot path takes and returns workers here
         self.surplus = 0
@@ -93,7 +92,7 @@ class Workers:
     @property
     def has_resource(self) -> bool:
         """Whether each worker holds a resource."""
-        return self._enter_resource is not None
+        return self._resource is not None
 
     @property
     def max_workers(self) -> int:
@@ -102,11 +101,10 @@ class Workers:
 
     @property
     def starting(self) -> int:
-        """How many workers have no resource yet, or not again."""
-        if self._enter_resource is None:
+        """How many workers have no resource yet, or not again, and are likely to have it soon, or were refused one."""
+        if self._resource is None:
             return 0
-        free = sum(worker.job is None and not worker.retiring for worker in self.by_number.values())
-        return free - len(self.idle)
+        return sum(_is_starting(worker) for worker in self.by_number.values()) - len(self.idle)
 
     # -- How many ----------------------------------------------------------------------------------------------------
 
@@ -167,16 +165,16 @@ class Workers:
     def add(self) -> Worker:
         """Make a worker. One with a resource takes jobs once that is entered."""
         worker = self._new()
-        if self._enter_resource is None:
+        if self._resource is None:
             self.idle.append(worker)
         else:
-            self._hold_resource(worker, self._enter_resource, must_enter=False)
+            self._hold_resource(worker, self._resource)
         return worker
 
     def add_first(self) -> ResourceTask:
         """Make the worker that `start()` waits for: if its resource cannot be entered, the pool does not open."""
-        assert self._enter_resource is not None
-        return self._hold_resource(self._new(), self._enter_resource, must_enter=True)
+        assert self._resource is not None
+        return self._hold_resource(self._new(), self._resource, must_open=True)
 
     def _new(self) -> Worker:
         number = heapq.heappop(self._free_numbers) if self._free_numbers else len(self.by_number) + 1
@@ -184,10 +182,11 @@ class Workers:
         return worker
 
     def _hold_resource(
-        self, worker: Worker, enter: Callable[[], AbstractAsyncContextManager[Any]], *, must_enter: bool
+        self, worker: Worker, resource: Resource[Any], *, must_open: bool = False, failures: int = 0
     ) -> ResourceTask:
         context = self._context.copy()  # not that of the caller that resizes
-        task = worker.resource_task = ResourceTask(worker, self, enter, must_enter=must_enter)
+        task = ResourceTask(worker, self, resource, must_open=must_open, failures=failures)
+        worker.resource_task = task
         try:
             task.start(self._tasks, context)
         except BaseException:  # the loop's task factory raised
@@ -243,19 +242,23 @@ class Workers:
             worker.retiring = True
             self.release(worker)
 
-    def fail_start(self) -> None:
-        """Wake whoever waits for a first resource that will not be entered."""
+    def close(self) -> None:
+        """Wait for no resource any more: the pool is closed. Only those are left that ignore their cancellation."""
         for worker in self.by_number.values():
             if worker.resource_task is not None:
-                worker.resource_task.fail_start()
+                worker.resource_task.close()
 
     # -- What the resource tasks report ------------------------------------------------------------------------------
 
     def worker_ready(self, worker: Worker) -> None:
-        """A worker's resource is entered: it takes jobs."""
+        """A worker's resource is open: it takes jobs."""
         if not worker.retiring:
             self.idle.append(worker)
             self._wakeups.worker_ready()
+
+    def worker_slow(self, worker: Worker) -> None:
+        """A worker has waited some seconds for its resource: the policy must not count on it."""
+        self._wakeups.worker_slow()
 
     def resource_lost(self, worker: Worker) -> BaseException | None:
         """A worker's resource ends by itself: fail the job that runs on it, and return the failure to be."""
@@ -274,8 +277,8 @@ class Workers:
         return died if worker.job.cancel_reason is died else None
 
     def resource_failed(self, worker: Worker, error: BaseException, retry_in: float | None) -> None:
-        """A worker's resource could not be entered or left, or has died."""
-        if retry_in is None:
+        """A worker's resource could not be opened or closed, or has died."""
+        if self._state.is_closing and retry_in is None:
             self._ledger.resource_errors.append(error)
         log.error(
             "pool %r: the resource of worker %d failed%s",
@@ -284,7 +287,29 @@ class Workers:
             "" if not retry_in else f", next try in {retry_in:.2g} s",
             exc_info=error,
         )
+        self._report_failure(worker, error, retry_in)
+
+    def resource_abandoned(self, worker: Worker, error: ResourceTimeout, failures: int) -> None:
+        """A worker's resource ignores that it was cancelled: leave it to itself, and give the worker another."""
+        if worker in self.idle:
+            self.idle.remove(worker)
+        worker.resource = worker.resource_task = None
+        task = f"{self._state.name} worker {worker.number} resource"
+        log.error("pool %r: abandoned the task %r: %s", self._state.name, task, str(error))
+        self._report_failure(worker, error, None)
+        if not worker.retiring and self._resource is not None:
+            self._hold_resource(worker, self._resource, failures=failures)
+        elif worker.job is None:
+            self.remove(worker)
+
+    def _report_failure(self, worker: Worker, error: BaseException, retry_in: float | None) -> None:
         if self._observers.any:
             self._observers.emit(
                 ResourceFailed(pool=self._state.name, worker=worker.number, error=error, retry_in=retry_in)
             )
+
+
+def _is_starting(worker: Worker) -> bool:
+    """Whether a worker takes jobs, or is likely to take some soon."""
+    is_slow = worker.resource_task is not None and worker.resource_task.is_slow
+    return worker.job is None and not worker.retiring and not is_slow

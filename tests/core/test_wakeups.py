@@ -101,6 +101,7 @@ ROWS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("job_left", {}, (SCALER, LINE, DEADLOCK, WAITERS)),
     ("job_ended", {}, (LINE, WAITERS)),
     ("worker_ready", {}, (START, SCALER, LINE)),
+    ("worker_slow", {}, (SCALER,)),
     ("worker_gone", {}, (DEADLOCK, WAITERS)),
     ("pause_changed", {"is_lifted": True}, (START, SCALER, LINE)),
     ("pause_changed", {"is_lifted": False}, (SCALER,)),

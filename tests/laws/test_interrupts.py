@@ -24,7 +24,8 @@ from typing import Any
 import pytest
 
 import asyncpool
-from asyncpool import AutoScale, RateLimit, Retry, WorkerPool
+from asyncpool import AutoScale, RateLimit, Resource, Retry, WorkerPool
+from asyncpool._core import bound
 from asyncpool.testing import DeadlockError, VirtualTimeLoop
 from tests.laws.budget import IS_LONG, IS_SHORT
 
@@ -155,11 +156,60 @@ async def many_waiting(interrupt: Interrupt, *, priority: bool) -> None:
         await pool.close(drain_timeout=0.0, grace=1.0)
 
 
+async def resources_that_hang(interrupt: Interrupt, *, ignores: bool) -> None:
+    """Opening and closing take too long, some end when they are cancelled, some ignore it."""
+    opened = 0
+
+    async def hang() -> None:
+        end = asyncio.get_running_loop().time() + 0.1
+        while (left := end - asyncio.get_running_loop().time()) > 0:
+            try:
+                await asyncio.sleep(left)
+            except asyncio.CancelledError:
+                if not ignores:
+                    raise
+
+    class Slow:
+        async def __aenter__(self) -> int:
+            nonlocal opened
+            opened += 1
+            self.number = opened
+            if self.number % 3 == 2:
+                await hang()
+            return self.number
+
+        async def __aexit__(self, *exc: object) -> None:
+            if self.number % 2:
+                await hang()
+
+    async def spoil(job: int, resource: int) -> int:
+        await asyncio.sleep(0)
+        if job % 2:
+            raise ConnectionResetError
+        return resource
+
+    seconds, bound._IGNORED_AFTER = bound._IGNORED_AFTER, 0.02
+    resource = Resource(Slow, open_timeout=0.02, close_timeout=0.02)
+    try:
+        interrupt.begin()
+        async with WorkerPool(spoil, workers=2, resource=resource) as pool:
+            async for _ in pool.outcomes(range(8)):
+                pass
+            pool.resize(1)
+            pool.resize(3)
+            await asyncio.sleep(0.2)
+            pool.resize(1)
+    finally:
+        bound._IGNORED_AFTER = seconds
+
+
 PROGRAMS: dict[str, Callable[[Interrupt], Coroutine[Any, Any, None]]] = {
     "all ways": partial(all_ways, has_resource=False),
     "all ways, resource": partial(all_ways, has_resource=True),
     "second Ctrl+C": partial(second_ctrl_c, has_resource=False),
     "second Ctrl+C, resource": partial(second_ctrl_c, has_resource=True),
+    "resources that hang": partial(resources_that_hang, ignores=False),
+    "resources that ignore": partial(resources_that_hang, ignores=True),
     "many waiting": partial(many_waiting, priority=False),
     "many waiting, priority": partial(many_waiting, priority=True),
 }

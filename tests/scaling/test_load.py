@@ -127,7 +127,7 @@ async def test_elapsed_is_the_time_since_the_last_question() -> None:
 @virtual
 async def test_workers_are_those_that_were_decided_last() -> None:
     policy = Own(lambda load: min(5, load.workers + 1))
-    connections = Connections(1000)
+    connections = Connections(20)
     pool = WorkerPool(use, workers=policy, resource=connections)
     starting = asyncio.create_task(pool.start())
     await starting

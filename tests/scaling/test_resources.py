@@ -102,7 +102,7 @@ async def test_while_a_resource_cannot_be_opened_the_pool_does_not_grow() -> Non
 
 @virtual
 async def test_while_resources_are_being_opened_the_pool_does_not_grow() -> None:
-    connections = Connections(10)
+    connections = Connections(4)
     async with WorkerPool(use, workers=AutoScale(1, 50, backlog_per_worker=10), resource=connections) as pool:
         for _ in range(30):
             await pool.submit(100)
@@ -110,9 +110,9 @@ async def test_while_resources_are_being_opened_the_pool_does_not_grow() -> None
         assert pool.stats.target_workers == 3
         for _ in range(200):
             await pool.submit(100)
-        await asyncio.sleep(8)
+        await asyncio.sleep(2.5)
         assert pool.stats.target_workers == 3
-        await asyncio.sleep(2)
+        await asyncio.sleep(1)
         assert pool.stats.target_workers > 3
         pool.cancel()
 

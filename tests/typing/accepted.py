@@ -23,6 +23,7 @@ from asyncpool import (
     Outcome,
     PoolLoad,
     RateLimit,
+    Resource,
     Retry,
     ScalingPolicy,
     ShutdownReport,
@@ -81,6 +82,9 @@ async def a_pool_knows_its_jobs_and_values() -> None:
 
 
 async def a_pool_with_a_resource() -> None:
+    bounded = Resource(connect, open_timeout=5)
+    assert_type(WorkerPool(stored, workers=2, resource=bounded), WorkerPool[str, bool])
+    assert_type(await asyncpool.map(stored, ["a"], workers=2, resource=bounded), list[bool])
     async with WorkerPool(stored, workers=2, resource=connect, recycle_on=(OSError, EOFError)) as pool:
         assert_type(pool, WorkerPool[str, bool])
 

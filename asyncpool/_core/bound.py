@@ -1,0 +1,66 @@
+"""Bounds how long user code can hold a task of the pool: cancels the task once, and reports if it ignores that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextvars import Context
+
+__all__ = ["Bound"]
+
+_IGNORED_AFTER = 5.0  # seconds
+
+
+class Bound:
+    """The bound of one task on what it does at the moment.
+
+    Each call of `begin()` gives it some seconds. When they are over, or earlier at `cancel_now()`, the task is
+    cancelled, once. If `end()` is not called within five seconds of that, `ignored` is.
+    """
+
+    __slots__ = ("_cancel", "_context", "_ignored", "_is_cancelled", "_loop", "_timer", "is_over")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        context: Context,
+        *,
+        cancel: Callable[[], object],
+        ignored: Callable[[], object],
+    ) -> None:
+        self._loop = loop
+        self._context = context
+        self._cancel = cancel
+        self._ignored = ignored
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_cancelled = False
+        self.is_over = False
+        """Whether the seconds were over before the end came."""
+
+    def begin(self, seconds: float) -> None:
+        """Give the task some seconds from now on."""
+        self.end()
+        self.is_over = self._is_cancelled = False
+        self._timer = self._loop.call_later(seconds, self._expire, context=self._context)
+
+    def cancel_now(self) -> None:
+        """Do not wait for the end of the seconds. Does nothing if the task was cancelled already, or has ended."""
+        if self._timer is not None and not self._is_cancelled:
+            self._is_cancelled = True
+            self._timer.cancel()
+            self._timer = self._loop.call_later(_IGNORED_AFTER, self._is_ignored, context=self._context)
+            self._cancel()
+
+    def end(self) -> None:
+        """Note that the task has done it, or has given it up. Safe to repeat."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expire(self) -> None:
+        self.is_over = True
+        self.cancel_now()
+
+    def _is_ignored(self) -> None:
+        self._timer = None
+        self._ignored()

@@ -1,0 +1,61 @@
+"""How the workers of a pool get their resources: `Resource`.
+
+Pure: what opens a resource, and the bounds. The pool opens and closes (`_core/resources.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Generic, TypeVar
+
+from asyncpool._checks import check_function, check_seconds
+
+__all__ = ["Resource", "as_resource"]
+
+ResourceT_co = TypeVar("ResourceT_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Resource(Generic[ResourceT_co]):
+    """How each worker opens and closes its resource; `resource=connect` is short for `resource=Resource(connect)`.
+
+    Opening that takes too long is cancelled, and is a failure like any other: it is logged, reported as a
+    `ResourceFailed` with a `ResourceTimeout`, and tried again after a backoff. Closing that takes too long is cancelled
+    and reported too, and the worker opens its next resource. If the resource ignores the cancellation for five seconds
+    more, it is abandoned: the log names it, its task is left to itself, and the worker opens another one.
+
+    Frozen, so it can be shared between pools.
+
+    Args:
+        open: Returns an async context manager, which one worker enters and leaves in one task. What it yields is the
+            resource.
+        open_timeout: Seconds that entering the context manager can take.
+        close_timeout: Seconds that leaving it can take.
+
+    Raises:
+        TypeError, ValueError: `open` is not a function that returns a context manager, or a timeout is not a number of
+            seconds > 0.
+    """
+
+    open: Callable[[], AbstractAsyncContextManager[ResourceT_co]]
+    _: KW_ONLY
+    open_timeout: float = 30.0
+    close_timeout: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_function("resource", self.open)
+        check_seconds("open_timeout", self.open_timeout, positive=True)
+        check_seconds("close_timeout", self.close_timeout, positive=True)
+
+
+def as_resource(resource: Resource[Any] | Callable[[], AbstractAsyncContextManager[Any]]) -> Resource[Any]:
+    """Return what a pool got as its resource as a `Resource`.
+
+    Raises:
+        TypeError: It is neither a `Resource` nor a function that returns a context manager.
+    """
+    given: Any = resource
+    opened: Resource[Any] = given if isinstance(resource, Resource) else Resource(given)
+    return opened
