@@ -519,3 +519,34 @@ async def test_a_resource_that_cannot_be_opened_for_hours_costs_no_worker() -> N
             await pool.run(0)
         assert await pool.run(1) == 1
         assert now() >= 3 * 3600
+
+
+@virtual
+async def test_a_resource_that_dies_once_an_hour_is_replaced_at_once_each_time() -> None:
+    events: list[Any] = []
+    server = Server()
+    async with WorkerPool(use, workers=1, resource=server.connect, observers=[events.append], timeout=7200) as pool:
+        for _ in range(12):
+            server.breaks_on_leaving = lambda number: True
+            await asyncio.sleep(3600)
+            with pytest.raises(ConnectionResetError):
+                await pool.run(ConnectionResetError())
+        await asyncio.sleep(10)
+        server.breaks_on_leaving = lambda number: False
+    pauses = [event.retry_in for event in events if isinstance(event, ResourceFailed)]
+    assert len(pauses) == 12
+    assert max(pauses) <= 0.1
+
+
+@virtual
+async def test_the_pauses_of_a_resource_do_not_depend_on_the_names_of_pool_and_worker() -> None:
+    async def first_pause() -> float:
+        events: list[Any] = []
+        server = Server()
+        server.refuses = lambda number: number == 2
+        async with WorkerPool(use, workers=2, resource=server.connect, observers=[events.append], name="db"):
+            await asyncio.sleep(1)
+        [pause] = [event.retry_in for event in events if isinstance(event, ResourceFailed)]
+        return float(pause)
+
+    assert await first_pause() != await first_pause()

@@ -6,7 +6,6 @@ What becomes of the worker meanwhile is `workers.py`; the bounds for opening and
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context
@@ -14,6 +13,7 @@ from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
 from asyncpool._core.bound import Bound
+from asyncpool._core.chance import chance
 from asyncpool._core.job import Worker
 from asyncpool._core.line import wake
 from asyncpool._core.tasks import Tasks
@@ -27,6 +27,8 @@ __all__ = ["ResourceHost", "ResourceTask"]
 # that the workers of a pool do not all connect to a database in the moment in which it is back.
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
+# A resource that was held this long was a good one, so that the next begins with the first pause, in seconds.
+_LONG_LIFE = 30.0
 # A worker that has waited this long for a resource is no longer one that is about to start, in seconds.
 _SLOW_AFTER = 5.0
 
@@ -65,6 +67,8 @@ class _Held(NamedTuple):
     """The failure of the job that ran when the resource died."""
     error: BaseException | None = None
     """What the resource raised, or a `ResourceTimeout`."""
+    seconds: float = 0.0
+    """How long it was held."""
 
 
 class ResourceTask:
@@ -81,8 +85,7 @@ class ResourceTask:
         self._state = worker.pool
         self._host = host
         self._resource = resource
-        self._failures = failures  # since the resource was last closed without one
-        self._random = random.Random(f"{self._state.name} {worker.number}")
+        self._failures = failures  # since a resource was last closed without one, or held for long
         self._loop = self._state.loop
         self._changed: asyncio.Future[None] | None = None
         # Of the worker that start() waits for: resolved when its resource is open; if that fails, with the error.
@@ -180,7 +183,10 @@ class ResourceTask:
                 self.opened.set_exception(_safe(held.error))
                 return
             is_clean = held.was_opened and held.lost is None and held.error is None
-            self._failures = 0 if is_clean else self._failures + 1
+            if is_clean or held.seconds >= _LONG_LIFE:
+                self._failures = 0
+            if not is_clean:
+                self._failures += 1
             pause = self._pause() if self._failures else 0.0
             if held.error is not None and not is_error(held.error, ResourceTimeout):
                 self._set_waiting(False)
@@ -191,6 +197,7 @@ class ResourceTask:
         """Open the resource and hold it until it is to be closed. Raises nothing but KeyboardInterrupt."""
         worker = self._worker
         was_opened = False
+        seconds = 0.0
         lost: BaseException | None = None
         error: BaseException | None = None
         late: ResourceTimeout | None = None
@@ -205,6 +212,7 @@ class ResourceTask:
                     if late is not None:
                         raise late  # it has swallowed that it was cancelled: nobody knows in which state it is
                     was_opened = True
+                    opened_at = self._state.time()
                     worker.resource = resource
                     worker.needs_recycle = False
                     self._set_waiting(False)
@@ -219,6 +227,8 @@ class ResourceTask:
                         # Not by us: the resource's own scope cancelled us, or somebody cancels every task.
                         lost = self._host.resource_lost(worker)
                         raise
+                    finally:
+                        seconds = self._state.time() - opened_at
                 finally:
                     self._begin(_Step.CLOSING)
         except BaseException as raised:
@@ -235,7 +245,7 @@ class ResourceTask:
         if error is not None:
             self._forget_cancellation()
         try:
-            return _Held(was_opened, lost, error)
+            return _Held(was_opened, lost, error, seconds)
         finally:
             del error, late  # their tracebacks refer to this frame
 
@@ -292,7 +302,7 @@ class ResourceTask:
 
     def _pause(self) -> float:
         exponent = min(self._failures - 1, 10)
-        return min(_FIRST_PAUSE * 2.0**exponent, _LONGEST_PAUSE) * self._random.uniform(0.5, 1.0)
+        return min(_FIRST_PAUSE * 2.0**exponent, _LONGEST_PAUSE) * chance.uniform(0.5, 1.0)
 
     async def _wait(self, seconds: float) -> None:
         """Wait for some seconds, or until the worker retires."""

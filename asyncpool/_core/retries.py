@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
 from contextvars import Context
-from random import Random
 from typing import Any
 
+from asyncpool._core.chance import chance
 from asyncpool._core.job import Job, PriorAttempts, Worker
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.load import Load
@@ -32,7 +31,7 @@ __all__ = ["Retries"]
 
 
 class Retries:
-    """One pool's use of a retry policy: its random numbers, its budget, and the jobs that wait for their next attempt.
+    """One pool's use of a retry policy: its budget, and the jobs that wait for their next attempt.
 
     Without a policy nothing is retried, but a failed attempt can still recycle a resource or pause the pool.
     """
@@ -45,7 +44,6 @@ class Retries:
         "_pauses",
         "_policy",
         "_queue",
-        "_random",
         "_recycle_on",
         "_scaler",
         "_state",
@@ -81,9 +79,6 @@ class Retries:
         self._load = load
         self._scaler = scaler
         self.backing_off = backing_off
-        # Seeded by the random numbers of the process: so processes with pools of the same name do not move in step, and
-        # a program that seeds them can be repeated.
-        self._random = None if policy is None else Random(random.getrandbits(64))
 
     def open(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
         """Bind to the running loop."""
@@ -123,8 +118,7 @@ class Retries:
 
     def _backoff(self, policy: Retry, job: Job, failed: Failed[Any], raised: BaseException, now: float) -> float | None:
         advice = raised if is_error(raised, RetryAdvice) else failed.error
-        assert self._random is not None
-        backoff = policy.delay(job.attempt, advice, self._random)
+        backoff = policy.delay(job.attempt, advice, chance)
         # Its end was requested, or its time is over (by a timer, and some fire a little early).
         if backoff is None or isinstance(job.cancel_reason, (CancelReason, JobExpired)):
             return None

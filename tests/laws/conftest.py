@@ -8,6 +8,7 @@ from collections.abc import Generator
 
 import pytest
 
+from asyncpool._core.chance import chance
 from tests.laws.budget import IS_LONG
 
 
@@ -32,3 +33,9 @@ def quiet_log() -> Generator[None]:
     log.setLevel(logging.CRITICAL)
     yield
     log.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
+def repeatable_jitter() -> None:
+    """Let a seed give the same schedule again, also where jobs back off."""
+    chance.seed(0)
