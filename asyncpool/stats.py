@@ -98,6 +98,13 @@ class PoolStats:
     """The number of workers that the policy has decided on."""
     max_workers: int
     """The maximum number of workers."""
+    resources_opening: int
+    """Resources that are being opened. The pool never has more resources than `max_workers`, with those that are open
+    or closing, and without abandoned ones."""
+    resources_closing: int
+    """Resources that are being closed."""
+    resources_abandoned: int
+    """Resources that ignored their cancellation while they were opened or closed, and still do."""
     peak_running: int
     """The most jobs that ever ran at the same time."""
     stuck: int

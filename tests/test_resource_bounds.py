@@ -366,3 +366,74 @@ async def test_a_slow_job_is_not_bounded_by_its_resource() -> None:
 
     async with WorkerPool(handler, workers=1, resource=Server().connect) as pool:
         assert await pool.run(3600) == 3600
+
+
+# -- How many there can be
+
+
+class Counted:
+    """Resources that close slowly, and how many there were at most."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.there = 0
+        self.most = 0
+
+    @asynccontextmanager
+    async def __call__(self) -> AsyncIterator[None]:
+        self.there += 1
+        self.most = max(self.most, self.there)
+        try:
+            await asyncio.sleep(0.01)
+            yield
+            await asyncio.sleep(self.seconds)
+        finally:
+            self.there -= 1
+
+
+async def ignore(job: float, resource: None) -> None:
+    await asyncio.sleep(job)
+
+
+@fuzzed
+async def test_never_more_resources_than_workers_however_slowly_they_close() -> None:
+    counted = Counted(4)
+    policy = AutoScale(1, 20, idle_timeout=0.5, backlog_per_worker=1)
+    async with WorkerPool(ignore, workers=policy, resource=counted.__call__) as pool:
+        for _ in range(8):
+            await pool.map([0.1] * 100)
+            await asyncio.sleep(1)
+    assert counted.most == 20
+    assert counted.there == 0
+    assert_conserved(pool)
+
+
+@fuzzed
+async def test_a_pool_that_is_resized_again_and_again_opens_no_more_resources_than_workers() -> None:
+    counted = Counted(4)
+    async with WorkerPool(ignore, workers=5, resource=counted.__call__) as pool:
+        for number in range(20):
+            pool.resize(1)
+            await asyncio.sleep(0.1)
+            pool.resize(5)
+            await asyncio.sleep(0.3 * (number % 4))
+        await asyncio.sleep(20)
+        assert pool.stats.workers == 5
+        assert counted.there == counted.most == 5
+
+
+@fuzzed
+async def test_stats_show_the_resources_that_are_opening_closing_and_abandoned() -> None:
+    server = Server(opens={2: lambda: ignores_cancel(100)}, closes={1: lambda: asyncio.sleep(3)})
+    async with WorkerPool(use, workers=2, resource=server.connect) as pool:
+        await settle()
+        assert (pool.stats.resources_opening, pool.stats.resources_closing) == (1, 0)
+        with pytest.raises(OSError, match="spoilt"):
+            await pool.run(OSError("spoilt"))
+        await settle()
+        assert (pool.stats.resources_opening, pool.stats.resources_closing) == (1, 1)
+        await asyncio.sleep(50)
+        stats = pool.stats
+        assert (stats.resources_opening, stats.resources_closing, stats.resources_abandoned) == (0, 0, 1)
+        await asyncio.sleep(100)
+        assert pool.stats.resources_abandoned == 0

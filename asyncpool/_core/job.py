@@ -65,6 +65,16 @@ class ResourceHolder(Protocol):
     is_slow: bool
     """Whether the worker has waited some seconds for a resource that was not refused."""
 
+    @property
+    def is_opening(self) -> bool:
+        """Whether the resource is being opened."""
+        ...
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the resource is being closed."""
+        ...
+
     def notify(self) -> None:
         """Note that the worker's flags, or its job, have changed."""
         ...

@@ -16,6 +16,7 @@ from asyncpool._core.bound import Bound
 from asyncpool._core.chance import chance
 from asyncpool._core.job import Worker
 from asyncpool._core.line import wake
+from asyncpool._core.places import Places
 from asyncpool._core.tasks import Tasks
 from asyncpool._guard import describe, is_error, set_cause
 from asyncpool.errors import PoolClosed, ResourceDied, ResourceTimeout, is_safe_to_raise
@@ -79,12 +80,20 @@ class ResourceTask:
     """
 
     def __init__(
-        self, worker: Worker, host: ResourceHost, resource: Resource[Any], *, must_open: bool = False, failures: int = 0
+        self,
+        worker: Worker,
+        host: ResourceHost,
+        resource: Resource[Any],
+        places: Places,
+        *,
+        must_open: bool = False,
+        failures: int = 0,
     ) -> None:
         self._worker = worker
         self._state = worker.pool
         self._host = host
         self._resource = resource
+        self._places = places
         self._failures = failures  # since a resource was last closed without one, or held for long
         self._loop = self._state.loop
         self._changed: asyncio.Future[None] | None = None
@@ -106,8 +115,18 @@ class ResourceTask:
         self._task = tasks.spawn(self._hold, name=name, context=context)
         self._task.add_done_callback(self._is_done)
 
+    @property
+    def is_opening(self) -> bool:
+        """Whether it opens its resource at the moment."""
+        return self._step is _Step.OPENING
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether it closes its resource at the moment."""
+        return self._step is _Step.CLOSING
+
     def notify(self) -> None:
-        """Note that the worker's flags, or its job, have changed."""
+        """Note that the worker's flags, its job, or its place have changed."""
         if self._changed is not None:
             wake(self._changed)
 
@@ -140,6 +159,7 @@ class ResourceTask:
         self._is_abandoned = True
         error = self._timeout()
         self._set_waiting(False)
+        self._places.leave(self)
         self._tasks.abandon(self._task)
         if self.opened is not None and not self.opened.done():
             self.opened.set_exception(error)
@@ -150,6 +170,7 @@ class ResourceTask:
         """The end, also of a task that was cancelled before its first step."""
         self._bound.end()
         self._set_waiting(False)
+        self._places.leave(self)
         if self._is_abandoned:
             return
         worker = self._worker
@@ -170,9 +191,13 @@ class ResourceTask:
             await self._wait_uncancelled(lambda: worker.job is None)
             if pause:
                 await self._wait(pause)
+            self._set_waiting(not worker.retiring)
+            self._places.join(self)
+            await self._wait_uncancelled(lambda: self in self._places.taken or self._is_over())
             if self._is_over():
                 return
             held = await self._open_and_hold()
+            self._places.leave(self)
             if self._is_abandoned:
                 return
             if held.lost is not None:

@@ -95,6 +95,11 @@ class Tasks:
         """Whether no task is left."""
         return not self._children
 
+    @property
+    def abandoned(self) -> int:
+        """How many tasks were abandoned and still run."""
+        return len(self._abandoned)
+
     def abandon(self, task: asyncio.Task[None]) -> None:
         """Let nobody wait any more for a task that ignores its cancellation, except the supervisor at its very end."""
         self._abandoned.add(task)

@@ -7,12 +7,14 @@ A worker without a resource is no more than an entry in the list of idle ones. O
 from __future__ import annotations
 
 import heapq
+from collections.abc import Collection
 from contextvars import Context
 from typing import Any
 
 from asyncpool._core.cancellation import Cancellation
 from asyncpool._core.job import Worker
 from asyncpool._core.ledger import Ledger
+from asyncpool._core.places import Places
 from asyncpool._core.queue import JobQueue
 from asyncpool._core.resources import ResourceTask
 from asyncpool._core.state import State
@@ -43,6 +45,7 @@ class Workers:
         "_ledger",
         "_limit",
         "_observers",
+        "_places",
         "_queue",
         "_resource",
         "_state",
@@ -77,6 +80,7 @@ class Workers:
         self._cancellation = cancellation
         self._tasks = tasks
         self._resource = resource
+        self._places = Places(lambda: self.max_workers)
         self.by_number = by_number  # always the same object
         self.idle = idle  # always the same object; the hot path takes and returns workers here
         self.surplus = 0
@@ -106,12 +110,26 @@ class Workers:
             return 0
         return sum(_is_starting(worker) for worker in self.by_number.values()) - len(self.idle)
 
+    @property
+    def opening(self) -> int:
+        """How many resources are being opened."""
+        return sum(worker.resource_task is not None and worker.resource_task.is_opening for worker in self._all())
+
+    @property
+    def closing(self) -> int:
+        """How many resources are being closed."""
+        return sum(worker.resource_task is not None and worker.resource_task.is_closing for worker in self._all())
+
+    def _all(self) -> Collection[Worker]:
+        return () if self._resource is None else self.by_number.values()
+
     # -- How many ----------------------------------------------------------------------------------------------------
 
     def set_limit(self, limit: int | None) -> None:
         """Set how many workers there can be."""
         self._limit = limit
         self._queue.set_bounds(self.target, self.max_workers)
+        self._places.grant()
 
     def retarget(self, target: int, reason: str) -> None:
         """Set how many workers there should be, before the pool is open."""
@@ -158,6 +176,7 @@ class Workers:
         for worker in free[:excess]:
             self.release(worker)
         self.surplus = max(0, excess - len(free))
+        self._places.grant()
         self._wakeups.leave_fast_path()
 
     # -- One worker --------------------------------------------------------------------------------------------------
@@ -185,7 +204,7 @@ class Workers:
         self, worker: Worker, resource: Resource[Any], *, must_open: bool = False, failures: int = 0
     ) -> ResourceTask:
         context = self._context.copy()  # not that of the caller that resizes
-        task = ResourceTask(worker, self, resource, must_open=must_open, failures=failures)
+        task = ResourceTask(worker, self, resource, self._places, must_open=must_open, failures=failures)
         worker.resource_task = task
         try:
             task.start(self._tasks, context)
