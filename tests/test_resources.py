@@ -157,7 +157,7 @@ async def test_later_failures_back_off_and_jobs_stay_queued(caplog: pytest.LogCa
     assert len(pauses) == server.refused == 6
     assert all(0.1 * 2**n * 0.5 <= pause <= 0.1 * 2**n for n, pause in enumerate(pauses))
     assert now() - begun == pytest.approx(sum(pauses) + 1)
-    assert caplog.text.count("the resource of worker 1 failed, next try in") == 6
+    assert caplog.text.count("the resource of worker 1 failed (occurrence ") == 3  # of 1, 2 and 4
     assert not pool.report
 
 
@@ -550,3 +550,74 @@ async def test_the_pauses_of_a_resource_do_not_depend_on_the_names_of_pool_and_w
         return float(pause)
 
     assert await first_pause() != await first_pause()
+
+
+# -- The log of an outage
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@virtual
+async def test_an_outage_is_logged_sparsely_and_its_end_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.clear()
+    server, events = Server(), list[Any]()
+    async with WorkerPool(
+        use, workers=12, resource=server.connect, observers=[events.append], timeout=1, name="db"
+    ) as pool:
+        await settle()
+        server.refuses = lambda number: now() < 7
+        await asyncio.gather(*[(await pool.submit(2)).outcome() for _ in range(12)])
+        await asyncio.sleep(30)
+        assert pool.stats.workers == 12
+    count = sum(isinstance(event, ResourceFailed) for event in events)
+    assert count > 40
+    *failures, recovery = messages(caplog)
+    assert len(failures) == count.bit_length()
+    assert "(occurrence 32)" in failures[5]
+    assert recovery.startswith(f"pool 'db': the resources are open again, after {count} failures in ")
+
+
+@virtual
+async def test_a_backend_that_flaps_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.clear()
+    server = Server()
+    server.refuses = lambda number: number % 2 == 0
+    async with WorkerPool(use, workers=1, resource=server.connect) as pool:
+        for _ in range(200):
+            with pytest.raises(ConnectionResetError):
+                await pool.run(ConnectionResetError())
+    assert server.refused >= 199
+    assert len(messages(caplog)) == 2 * 8
+
+
+@virtual
+async def test_after_a_quiet_minute_the_next_failure_is_logged_again(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.clear()
+    server = Server()
+    server.refuses = lambda number: number % 4 != 1
+    async with WorkerPool(use, workers=1, resource=server.connect) as pool:
+        for _ in range(3):
+            with pytest.raises(ConnectionResetError):
+                await pool.run(ConnectionResetError())
+            await asyncio.sleep(100)
+    assert [text.count("(occurrence 1)") for text in messages(caplog)] == [1, 0, 0] * 3
+
+
+@virtual
+async def test_a_worker_that_retires_in_an_outage_does_not_hold_up_the_line_about_its_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.clear()
+    server = Server()
+    server.refuses = lambda number: number >= 2
+    async with WorkerPool(use, workers=2, resource=server.connect) as pool:
+        await asyncio.sleep(1)
+        pool.resize(1)
+        await settle()
+        server.refuses = lambda number: False
+        pool.resize(2)
+        await settle()
+        assert pool.stats.workers == 2
+    assert "are open again" in messages(caplog)[-1]

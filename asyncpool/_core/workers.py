@@ -14,6 +14,7 @@ from typing import Any
 from asyncpool._core.cancellation import Cancellation
 from asyncpool._core.job import Worker
 from asyncpool._core.ledger import Ledger
+from asyncpool._core.outage import Outage
 from asyncpool._core.places import Places
 from asyncpool._core.queue import JobQueue
 from asyncpool._core.resources import ResourceTask
@@ -45,6 +46,7 @@ class Workers:
         "_ledger",
         "_limit",
         "_observers",
+        "_outage",
         "_places",
         "_queue",
         "_resource",
@@ -81,6 +83,7 @@ class Workers:
         self._tasks = tasks
         self._resource = resource
         self._places = Places(lambda: self.max_workers)
+        self._outage = Outage(state)
         self.by_number = by_number  # always the same object
         self.idle = idle  # always the same object; the hot path takes and returns workers here
         self.surplus = 0
@@ -235,6 +238,7 @@ class Workers:
 
     def remove(self, worker: Worker) -> None:
         """Forget a worker that has left."""
+        self._outage.left(worker)
         if self.by_number.get(worker.number) is worker:  # otherwise its number belongs to another worker by now
             del self.by_number[worker.number]
             heapq.heappush(self._free_numbers, worker.number)
@@ -271,6 +275,7 @@ class Workers:
 
     def worker_ready(self, worker: Worker) -> None:
         """A worker's resource is open: it takes jobs."""
+        self._outage.opened(worker)
         if not worker.retiring:
             self.idle.append(worker)
             self._wakeups.worker_ready()
@@ -299,13 +304,7 @@ class Workers:
         """A worker's resource could not be opened or closed, or has died."""
         if self._state.is_closing and retry_in is None:
             self._ledger.resource_errors.append(error)
-        log.error(
-            "pool %r: the resource of worker %d failed%s",
-            self._state.name,
-            worker.number,
-            "" if not retry_in else f", next try in {retry_in:.2g} s",
-            exc_info=error,
-        )
+        self._outage.failed(worker, error, retry_in)
         self._report_failure(worker, error, retry_in)
 
     def resource_abandoned(self, worker: Worker, error: ResourceTimeout, failures: int) -> None:
