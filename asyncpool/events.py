@@ -26,8 +26,10 @@ __all__ = [
     "Observers",
     "PoolEnded",
     "PoolPaused",
+    "PoolRecovered",
     "PoolResized",
     "PoolResumed",
+    "PoolStalled",
     "PoolStarted",
     "PoolStopping",
     "ResourceFailed",
@@ -78,6 +80,24 @@ class PoolPaused(_Event):
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class PoolResumed(_Event):
     """Workers take jobs again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class PoolStalled(_Event):
+    """For five seconds, jobs have waited and no worker could take them."""
+
+    reason: str
+    """Why: workers have no resource, or run jobs that ignore their cancellation."""
+    queued: int
+    """How many jobs wait in the queue, and submitters for room in it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class PoolRecovered(_Event):
+    """The pool is no longer stalled: a worker can take jobs, or none wait."""
+
+    seconds: float
+    """Seconds for which it was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -177,6 +197,8 @@ Event: TypeAlias = (
     | PoolResized
     | PoolPaused
     | PoolResumed
+    | PoolStalled
+    | PoolRecovered
     | PoolStopping
     | PoolEnded
     | JobAccepted

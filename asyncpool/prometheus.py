@@ -268,6 +268,10 @@ class _Families:
         self._workers = gauge("workers", "Idle and busy workers, without those that are waiting for their resource.")
         self._target = gauge("workers_target", "The number of workers that the scaling policy has decided on.")
         self._max = gauge("workers_max", "The maximum number of workers.")
+        self._stalled = gauge(
+            "stalled_seconds",
+            "Seconds for which jobs have waited and no worker could take them; 0 if the pool is not stalled.",
+        )
         self._retries = counter("retries", "Failed attempts after which another attempt was scheduled.")
         self._rejected = counter("submissions_rejected", "Jobs rejected because the pool was full (QueueFull).")
         self._retries_rejected = counter("retries_rejected", "Retries denied because the retry budget was exhausted.")
@@ -311,6 +315,7 @@ class _Families:
         self._workers.add_metric([pool], stats.workers)
         self._target.add_metric([pool], stats.target_workers)
         self._max.add_metric([pool], stats.max_workers)
+        self._stalled.add_metric([pool], stats.stalled_seconds)
         self._retries.add_metric([pool], stats.retries)
         self._rejected.add_metric([pool], stats.rejected)
         self._retries_rejected.add_metric([pool], stats.retries_rejected)

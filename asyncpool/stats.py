@@ -105,6 +105,9 @@ class PoolStats:
     """Resources that are being closed."""
     resources_abandoned: int
     """Resources that ignored their cancellation while they were opened or closed, and still do."""
+    stalled_seconds: float
+    """For how many seconds jobs have waited while no worker could take them, because none has its resource or all run
+    jobs that ignore their cancellation; 0.0 until that has lasted five seconds, and when it is over."""
     peak_running: int
     """The most jobs that ever ran at the same time."""
     stuck: int

@@ -44,6 +44,11 @@ class _Requests:
         self.next: asyncio.TimerHandle | None = None  # when it will be once more
         self.stuck_timer: asyncio.TimerHandle | None = stuck_timer  # None: it was reported as stuck
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the job has ignored its cancellation for too long."""
+        return self.stuck_timer is None
+
     def end(self) -> None:
         """Drop the timers."""
         for timer in (self.next, self.stuck_timer):
@@ -64,6 +69,7 @@ class Cancellation:
         "_state",
         "_wakeups",
         "_workers",
+        "on_stuck",
     )
 
     def __init__(
@@ -91,6 +97,8 @@ class Cancellation:
         # (test_a_job_is_named_once_when_it_is_stuck,
         # test_a_cancelled_job_that_returns_at_once_is_not_called_stuck_later).
         self._cancelling: dict[Job, _Requests] = {}
+        self.on_stuck: Callable[[], object] = lambda: None
+        """Called when a job has become stuck, or when one that was has ended."""
 
     # -- One job -----------------------------------------------------------------------------------------------------
 
@@ -166,6 +174,8 @@ class Cancellation:
             requests = self._cancelling.pop(job, None)
             if requests is not None:
                 requests.end()
+                if requests.is_stuck:
+                    self._state.loop.call_soon(self.on_stuck)  # once its worker is free
 
     # -- Jobs that ignore it -----------------------------------------------------------------------------------------
 
@@ -177,11 +187,11 @@ class Cancellation:
     @property
     def stuck(self) -> int:
         """How many running jobs have ignored their cancellation for too long."""
-        return sum(requests.stuck_timer is None for requests in self._cancelling.values())
+        return sum(requests.is_stuck for requests in self._cancelling.values())
 
     def is_stuck(self, job: Job) -> bool:
         """Whether this running job has."""
-        return job in self._cancelling and self._cancelling[job].stuck_timer is None
+        return job in self._cancelling and self._cancelling[job].is_stuck
 
     def is_waited_for(self, sink: Sink) -> bool:
         """Whether a job of this sink runs that is not stuck."""
@@ -204,6 +214,7 @@ class Cancellation:
             self._observers.emit(
                 JobStuck(pool=self._state.name, id=job.number, job=job.input, worker=worker.number, seconds=STUCK_AFTER)
             )
+        self.on_stuck()
 
     def close(self) -> None:
         """Wait for no job any more: the pool is closed. Only jobs that an interrupt has lost are left."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asyncpool._core.job import Worker
 from asyncpool._core.state import State
+from asyncpool._guard import describe
 from asyncpool._logs import is_logged, log
 
 __all__ = ["Outage"]
@@ -19,7 +20,7 @@ class Outage:
     fails as soon as it is open does not fill the log either (test_a_backend_that_flaps_does_not_fill_the_log).
     """
 
-    __slots__ = ("_began_at", "_count", "_failed_at", "_failing", "_is_recovery_logged", "_state")
+    __slots__ = ("_began_at", "_count", "_failed_at", "_failing", "_is_recovery_logged", "_state", "last")
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -28,6 +29,8 @@ class Outage:
         self._began_at = 0.0
         self._failed_at = 0.0
         self._is_recovery_logged = False
+        self.last: str | None = None
+        """The last failure: a text, because the error would keep frames alive."""
 
     def failed(self, worker: Worker, error: BaseException, retry_in: float | None) -> None:
         """Count a failure; None: the worker retires."""
@@ -36,6 +39,7 @@ class Outage:
             self._count = 0
             self._began_at = now
         self._count += 1
+        self.last = describe(error)
         self._failed_at = now
         if retry_in is not None:
             self._failing.add(worker.number)

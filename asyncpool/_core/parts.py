@@ -29,6 +29,7 @@ from asyncpool._core.queue import JobQueue
 from asyncpool._core.recorders import Throughput
 from asyncpool._core.retries import Retries
 from asyncpool._core.scaler import Scaler
+from asyncpool._core.stall import Stall
 from asyncpool._core.state import State
 from asyncpool._core.tasks import Producers, Tasks
 from asyncpool._core.timers import TimerHeap
@@ -128,6 +129,16 @@ class Parts:
             resource=resource,
             target=index(policy.initial_workers),
         )
+        self.stall = Stall(
+            self.state,
+            self.ledger,
+            observers,
+            queue=self.queue,
+            workers=self.workers,
+            pauses=self.pauses,
+            cancellation=self.cancellation,
+        )
+        self.workers.on_usable = self.cancellation.on_stuck = self.stall.watch
         self.load = Load(
             self.state,
             self.ledger,
@@ -243,6 +254,7 @@ class Parts:
         self.observers.interrupted = self.state.raise_later
         self.dispatcher.open(loop, context)
         self.workers.open(context)
+        self.stall.open(context)
         self.scaler.open(context)
         self.deadlock.open(context)
         self.pauses.open(context)
@@ -256,6 +268,7 @@ class Parts:
         """Drop all timers: every job is settled, and the pool is closed."""
         self.scaler.end()
         self.workers.close()
+        self.stall.close()
         self.load.forget()
         self.deadlock.close()
         self.retries.close()
@@ -286,6 +299,7 @@ class Parts:
             resources_opening=self.workers.opening,
             resources_closing=self.workers.closing,
             resources_abandoned=self.tasks.abandoned,
+            stalled_seconds=self.stall.seconds,
             peak_running=max(ledger.past_peak, ledger.peak_running),
             stuck=self.cancellation.stuck,
             unread_failures=ledger.unread_failures,

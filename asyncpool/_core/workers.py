@@ -7,7 +7,7 @@ A worker without a resource is no more than an entry in the list of idle ones. O
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextvars import Context
 from typing import Any
 
@@ -55,6 +55,7 @@ class Workers:
         "_wakeups",
         "by_number",
         "idle",
+        "on_usable",
         "surplus",
         "target",
     )
@@ -91,6 +92,8 @@ class Workers:
         """How many workers there should be."""
         self._limit: int | None = None
         self._free_numbers: list[int] = []
+        self.on_usable: Callable[[], None] = _nothing
+        """Called when a worker has become usable, or has stopped to be."""
 
     def open(self, context: Context) -> None:
         """Make workers whose resources run in a copy of this context from now on."""
@@ -122,6 +125,11 @@ class Workers:
     def closing(self) -> int:
         """How many resources are being closed."""
         return sum(worker.resource_task is not None and worker.resource_task.is_closing for worker in self._all())
+
+    @property
+    def last_failure(self) -> str | None:
+        """The last failure of a resource, described."""
+        return self._outage.last
 
     def _all(self) -> Collection[Worker]:
         return () if self._resource is None else self.by_number.values()
@@ -214,6 +222,7 @@ class Workers:
         except BaseException:  # the loop's task factory raised
             self.remove(worker)
             raise
+        self.on_usable()
         return task
 
     def job_ended(self, worker: Worker) -> bool:
@@ -233,6 +242,7 @@ class Workers:
                 worker.resource_task.leave()
             else:
                 worker.resource_task.notify()
+                self.on_usable()
         elif worker.retiring:
             self.remove(worker)
 
@@ -278,6 +288,7 @@ class Workers:
         self._outage.opened(worker)
         if not worker.retiring:
             self.idle.append(worker)
+            self.on_usable()
             self._wakeups.worker_ready()
 
     def worker_slow(self, worker: Worker) -> None:
@@ -289,6 +300,7 @@ class Workers:
         worker.needs_recycle = True
         if worker in self.idle:
             self.idle.remove(worker)
+            self.on_usable()
         if worker.job is None:
             return None
         if self._state.is_loop_shutting_down():
@@ -325,6 +337,9 @@ class Workers:
             self._observers.emit(
                 ResourceFailed(pool=self._state.name, worker=worker.number, error=error, retry_in=retry_in)
             )
+
+
+def _nothing() -> None: ...
 
 
 def _is_starting(worker: Worker) -> bool:
