@@ -182,7 +182,7 @@ class Deadlock:
 
     def _needs_worker(self) -> bool:
         """Whether no worker is there, or comes, for another job, and the policy may want one."""
-        return not self._workers.idle and not self._scaler.is_fixed and not self._workers.starting
+        return not self._workers.free and not self._scaler.is_fixed and not self._workers.starting
 
     def _recheck(self) -> None:
         self._recheck_timer = None

@@ -38,8 +38,7 @@ __all__ = ["Dispatcher", "TaskStart"]
 
 _IS_PART_OF_ATTEMPT = True  # so `failures.py` releases the frames of this module
 
-# The pump gives the loop its turn after this many seconds, this many jobs for each worker, or this many in all: eager
-# jobs that never suspend would keep it busy.
+# The pump gives the loop its turn after so many seconds, jobs for each worker, or jobs in all: eager jobs may not.
 PUMP_SECONDS = 0.005
 PUMP_JOBS = 64
 MAX_PUMP_JOBS = 256
@@ -137,9 +136,8 @@ class Dispatcher:
         self._time = self._state.time
         self._context = context
         self._task_name = f"{self._state.name} job"
-        if loop.get_task_factory() is None:
-            self._task_start = _EAGER if sys.version_info >= (3, 12) else self._without_eager_tasks
-        else:
+        self._task_start = _EAGER if sys.version_info >= (3, 12) else self._without_eager_tasks
+        if loop.get_task_factory() is not None:
             self._task_start = TaskStart.BY_LOOP
 
     # -- Accept ------------------------------------------------------------------------------------------------------
@@ -207,9 +205,11 @@ class Dispatcher:
         elif self._idle and not self._is_pump_scheduled and self._order:  # its length: tombstones alone wake nobody
             self._is_pump_scheduled = True
             self._state.loop.call_soon(self._pump, context=self._context.copy())
+        if not self._idle and self._queue.unmade and self._workers.make_more():
+            self.wake()
 
     def _pump(self) -> None:
-        """Start jobs on idle workers, in a loop iteration of its own: the only place where an eager job begins."""
+        """Start jobs on idle workers, in a loop iteration of its own: only here an eager job begins."""
         self._is_pump_scheduled = False  # a first step can run the loop itself, and then the others must start
         idle, entries, ledger, pauses = self._idle, self._entries, self._ledger, self._pauses
         popleft, loop, name = self._queue.popleft, self._state.loop, self._task_name

@@ -113,7 +113,7 @@ class Load:
             elapsed=now - window.asked_at,
             workers=self._workers.target,
             starting=self._workers.starting,
-            idle=len(self._workers.idle),
+            idle=self._workers.free,
             running=ledger.running,
             peak_running=ledger.peak_running,
             blocked=self._blocked(),

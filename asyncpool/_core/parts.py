@@ -293,7 +293,7 @@ class Parts:
             succeeded=ledger.succeeded,
             failed=ledger.failed,
             cancelled=ledger.cancelled,
-            workers=len(self.workers.idle) + ledger.running,
+            workers=self.workers.free + ledger.running,
             target_workers=self.workers.target,
             max_workers=self.workers.max_workers,
             resources_opening=self.workers.opening,

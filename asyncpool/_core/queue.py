@@ -67,6 +67,8 @@ class JobQueue(asyncio.Queue[Job]):
         self._pauses = pauses
         self._drained = drained
         self._target = 0
+        self.unmade = 0
+        """How many workers there are only by number, because no job has needed them yet. `Workers` writes it."""
 
     # -- The storage -------------------------------------------------------------------------------------------------
 
@@ -121,7 +123,7 @@ class JobQueue(asyncio.Queue[Job]):
         """How many jobs can be accepted now: what the queue can hold, and what idle workers will take from it."""
         if self._ledger.delayed >= self._max_delayed:
             return 0
-        idle = 0 if self._pauses.is_paused else len(self._idle)
+        idle = 0 if self._pauses.is_paused else len(self._idle) + self.unmade
         # In a pool that sleeps without workers, the first job brings one.
         if not idle and not self._ledger.running and not self._target and not self._pauses.is_paused:
             idle = 1

@@ -30,9 +30,14 @@ from asyncpool.scaling.policy import Decision, PoolLoad
 
 __all__ = ["Workers"]
 
+# This many workers are made at once, the others when they are first needed: a million cost nothing until then.
+_FIRST_WORKERS = 64
+
 
 class Workers:
     """The workers of a pool.
+
+    Invariant: some worker is idle while there are `queue.unmade` ones, except in a pause (tests/core/test_workers.py).
 
     Invariant: a worker is in `idle`, or holds a job, or waits for its resource, or is about to go. It holds at most one
     job. `surplus` busy workers retire after their job, whoever ends first (tests/laws:
@@ -117,6 +122,11 @@ class Workers:
         return sum(_is_starting(worker) for worker in self.by_number.values()) - len(self.idle)
 
     @property
+    def free(self) -> int:
+        """How many workers can take a job now."""
+        return len(self.idle) + self._queue.unmade
+
+    @property
     def opening(self) -> int:
         """How many resources are being opened."""
         return sum(worker.resource_task is not None and worker.resource_task.is_opening for worker in self._all())
@@ -174,9 +184,16 @@ class Workers:
         self.target = target
         self._queue.set_bounds(target, self.max_workers)
         staying = [worker for worker in self.by_number.values() if not worker.retiring]
-        for _ in range(target - len(staying)):
-            self.add()
-        excess = max(0, len(staying) - target)
+        missing = target - len(staying)
+        if self._resource is None:
+            self._queue.unmade = max(0, missing)
+            self._make(_FIRST_WORKERS - len(self.by_number))
+            if not self.idle:
+                self.make_more()
+        else:
+            for _ in range(missing):
+                self.add()
+        excess = max(0, -missing)
         # Of those without a job first those without a resource, the youngest first; then those that were idle longest.
         idle = {worker: place for place, worker in enumerate(self.idle)}
         free = [worker for worker in staying if worker.job is None]
@@ -189,6 +206,17 @@ class Workers:
         self.surplus = max(0, excess - len(free))
         self._places.grant()
         self._wakeups.leave_fast_path()
+
+    def make_more(self) -> bool:
+        """Make workers that are needed for the first time, because no other is idle; return whether there are any."""
+        self._make(max(_FIRST_WORKERS, len(self.by_number)))
+        return bool(self.idle)
+
+    def _make(self, number: int) -> None:
+        """Make up to this many of the workers that there should be."""
+        for _ in range(min(number, self._queue.unmade)):
+            self._queue.unmade -= 1
+            self.add()
 
     # -- One worker --------------------------------------------------------------------------------------------------
 
@@ -256,7 +284,7 @@ class Workers:
 
     def retire_all(self) -> None:
         """Let every worker go: at once, or when its job has ended."""
-        self.surplus = 0
+        self.surplus = self._queue.unmade = 0
         self.idle.clear()
         for worker in list(self.by_number.values()):
             worker.retiring = True
