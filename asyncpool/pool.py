@@ -10,9 +10,8 @@ What each call does in each state (docs/semantics.md has the same table, and tes
     STOPPING   PoolClosed             can shorten it             nothing     PoolClosed              live
     CLOSED     PoolClosed             the report, at once        nothing     PoolClosed              last
 
-`resume(force=True)` is done in DRAINING, too.
-
-`options.py` has the options and their checks; the parts of a pool, in `_core/`, implement the calls.
+`resume(force=True)` is done in DRAINING, too. `options.py` has the options and their checks; the parts of a pool, in
+`_core/`, implement the calls.
 """
 
 from __future__ import annotations

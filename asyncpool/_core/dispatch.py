@@ -38,7 +38,7 @@ __all__ = ["Dispatcher", "TaskStart"]
 
 _IS_PART_OF_ATTEMPT = True  # so `failures.py` releases the frames of this module
 
-# The pump gives the loop its turn after so many seconds, jobs for each worker, or jobs in all: eager jobs may not.
+# After this time, these jobs for each worker, or these in all, the pump lets the loop run: eager jobs may never.
 PUMP_SECONDS = 0.005
 PUMP_JOBS = 64
 MAX_PUMP_JOBS = 256
