@@ -41,6 +41,7 @@ from asyncpool.resources import Resource
 from asyncpool.retry import Retry, RetryBudget
 from asyncpool.scaling.adaptive import Adaptive
 from asyncpool.scaling.autoscale import AutoScale
+from asyncpool.scaling.function import FunctionPolicy
 from asyncpool.scaling.policy import Decision, FixedSize, PoolLoad, ScalingPolicy
 from asyncpool.scaling.sizing import recommended_workers
 from asyncpool.signals import drain_on_signal
@@ -63,6 +64,7 @@ __all__ = [
     "Event",
     "Failed",
     "FixedSize",
+    "FunctionPolicy",
     "Group",
     "JobCancelled",
     "JobCrashed",

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
 from contextvars import Context
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import index
 from typing import cast
 
@@ -21,14 +20,16 @@ from asyncpool._core.wakeups import Wakeups
 from asyncpool._core.workers import Workers
 from asyncpool._guard import describe
 from asyncpool._logs import is_logged, log
+from asyncpool.scaling.function import FunctionPolicy
 from asyncpool.scaling.policy import Decide, Decision, FixedSize, PoolLoad, ScalingPolicy
 from asyncpool.scaling.policy import Workers as WorkersArgument
 
 __all__ = ["Scaler", "as_policy"]
 
-# Seconds from one question to the next for functions, which do not say; and the least for all.
-_INTERVAL = 0.1
+# The least seconds from one question to the next.
 _SHORTEST = 0.001
+# How many workers a function can ask for that was passed without a maximum.
+_MAX_OF_FUNCTIONS = 1000
 # While jobs wait and nothing changes, a policy is asked this many times before it is left alone: it may want to see
 # that nothing changes.
 _MAX_UNCHANGED = 50
@@ -51,7 +52,7 @@ def as_policy(workers: WorkersArgument) -> ScalingPolicy:
         return workers
     if callable(workers) and not isinstance(workers, type):
         check_function("workers", workers)
-        return _Function(workers)
+        return _PlainFunction(workers, _MAX_OF_FUNCTIONS)
     missing = [name for name in ("initial_workers", "max_workers", "interval") if not hasattr(workers, name)]
     hint = f" (it has start(), but no {' and no '.join(missing)})" if hasattr(workers, "start") else ""
     raise TypeError(
@@ -65,18 +66,10 @@ def _started(policy: ScalingPolicy) -> Decide:
     return decide
 
 
-@dataclass(frozen=True, slots=True)
-class _Function:
-    """A plain function as a policy. The pool starts with one worker, and asks it at once."""
+class _PlainFunction(FunctionPolicy):
+    """A function that was passed without a maximum."""
 
-    function: Callable[[PoolLoad], int]
-    initial_workers: int = 1
-    max_workers: int = 2**31
-    interval: float = _INTERVAL
-
-    def start(self) -> Decide:
-        what = f"{getattr(self.function, '__qualname__', self.function)} says so"
-        return lambda load: Decision(self.function(load), what)
+    __slots__ = ()
 
 
 class Scaler:
@@ -144,7 +137,7 @@ class Scaler:
     def _adopt(self, policy: ScalingPolicy) -> None:
         self._policy = policy
         self.is_fixed = isinstance(policy, FixedSize)  # always answers the same
-        self.is_function = isinstance(policy, _Function)  # nobody knows how many workers it may want
+        self.is_function = isinstance(policy, _PlainFunction)  # nobody knows how many workers it may want
         self._workers.set_limit(None if self.is_function else index(policy.max_workers))
 
     def end(self) -> None:
@@ -190,8 +183,8 @@ class Scaler:
     def _apply(self, decision: Decision | None, load: PoolLoad) -> None:
         if decision is None:
             decision = Decision(min(load.workers, index(self._policy.max_workers)), "the policy has failed")
-        elif decision.workers > index(self._policy.max_workers):
-            decision = replace(decision, workers=index(self._policy.max_workers))
+        elif decision.workers > (most := index(self._policy.max_workers)):
+            decision = replace(decision, workers=most, reason=f"{decision.reason} (capped at {most} workers)")
         # Whatever the policy says, work that is there is done.
         if load.backlog and not decision.workers:
             decision = Decision(1, "jobs wait, and there is no worker")

@@ -5,6 +5,7 @@ Policies are pure: figures in, a number of workers out. `_core/scaler.py` calls 
 
 from asyncpool.scaling.adaptive import Adaptive
 from asyncpool.scaling.autoscale import AutoScale
+from asyncpool.scaling.function import FunctionPolicy
 from asyncpool.scaling.policy import Decide, Decision, FixedSize, PoolLoad, ScalingPolicy, Workers
 from asyncpool.scaling.sizing import recommended_workers
 
@@ -14,6 +15,7 @@ __all__ = [
     "Decide",
     "Decision",
     "FixedSize",
+    "FunctionPolicy",
     "PoolLoad",
     "ScalingPolicy",
     "Workers",

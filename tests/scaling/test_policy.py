@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from asyncpool import AutoScale, Decision, FixedSize, PoolLoad, ScalingPolicy, WorkerPool
+from asyncpool import AutoScale, Decision, FixedSize, FunctionPolicy, PoolLoad, ScalingPolicy, WorkerPool
+from asyncpool.events import PoolResized
 from tests.helpers import echo, now, sleeper, virtual
 from tests.scaling.tools import Own, says_three
 
@@ -59,6 +60,7 @@ class Scaleless:
         pytest.param(AutoScale(3, 3), id="AutoScale"),
         pytest.param(Own(3, initial_workers=3), id="a policy of one's own"),
         pytest.param(says_three, id="a function"),
+        pytest.param(FunctionPolicy(says_three, 5), id="a function with a maximum"),
         pytest.param(lambda load: 3, id="a lambda"),
         pytest.param(Caller(), id="a callable object"),
         pytest.param(Caller().method, id="a method"),
@@ -203,6 +205,65 @@ def test_a_fixed_size_is_a_policy_that_always_answers_the_same() -> None:
     assert policy == FixedSize(3) == pickle.loads(pickle.dumps(policy))
     assert {policy: 1}[FixedSize(3)] == 1
     assert repr(policy) == "FixedSize(workers=3)"
+
+
+@pytest.mark.parametrize(
+    ("policy", "most"),
+    [(lambda load: 1_000_000, 1000), (FunctionPolicy(lambda load: 1_000_000, max_workers=30), 30)],
+    ids=["alone", "with a maximum"],
+)
+@virtual
+async def test_a_function_that_answers_a_million_gets_the_most_workers(policy: Any, most: int) -> None:
+    reasons: list[str] = []
+
+    def observe(event: object) -> None:
+        if isinstance(event, PoolResized):
+            reasons.append(event.reason)
+
+    async with WorkerPool(sleeper, workers=policy, observers=[observe]) as pool:
+        assert (pool.stats.workers, pool.stats.target_workers, pool.stats.max_workers) == (most, most, most)
+        assert await pool.map([1] * 60) == [1] * 60
+    assert len(reasons) == 1
+    assert reasons[0].endswith(f"returned this number (capped at {most} workers)")
+
+
+@virtual
+async def test_the_queue_of_a_function_with_a_maximum_is_ten_times_that() -> None:
+    async with WorkerPool(sleeper, workers=FunctionPolicy(says_three, max_workers=7)) as pool:
+        assert pool.queue_size == 70
+        pool.resize(says_three)
+        assert pool.queue_size == 30
+
+
+def test_a_function_policy_is_a_value_and_checks_its_arguments() -> None:
+    policy = FunctionPolicy(says_three, 5, interval=0.5)
+    assert (policy.initial_workers, policy.max_workers, policy.interval) == (1, 5, 0.5)
+    assert policy == pickle.loads(pickle.dumps(policy)) == FunctionPolicy(says_three, max_workers=5, interval=0.5)
+    assert policy.start()(PoolLoad()) == Decision(3, "says_three returned this number")
+    for arguments, error in (
+        ((says_later, 5), TypeError),
+        ((yields_three, 5), TypeError),
+        ((3, 5), TypeError),
+        ((says_three, 0), ValueError),
+        ((says_three, True), TypeError),
+    ):
+        with pytest.raises(error):
+            FunctionPolicy(*arguments)  # type: ignore[arg-type]
+
+
+def test_the_name_of_a_function_cannot_break_its_policy() -> None:
+    class Nameless:
+        def __call__(self, load: PoolLoad) -> int:
+            return 3
+
+        @property
+        def __qualname__(self) -> str:
+            raise LookupError
+
+        def __repr__(self) -> str:
+            raise LookupError
+
+    assert FunctionPolicy(Nameless(), 5).start()(PoolLoad()).workers == 3
 
 
 def test_loads_and_decisions_are_values() -> None:

@@ -19,6 +19,7 @@ from asyncpool import (
     Decision,
     Failed,
     FixedSize,
+    FunctionPolicy,
     JobHandle,
     Outcome,
     PoolLoad,
@@ -261,6 +262,7 @@ class Called:
 assert_type(WorkerPool(length, workers=AutoScale(2, 10, idle_timeout=5)), WorkerPool[str, int])
 assert_type(WorkerPool(length, workers=Adaptive(1, 100, overload=OSError)), WorkerPool[str, int])
 assert_type(WorkerPool(length, workers=FixedSize(3)), WorkerPool[str, int])
+assert_type(WorkerPool(length, workers=FunctionPolicy(half_of_the_backlog, 50)), WorkerPool[str, int])
 assert_type(WorkerPool(length, workers=half_of_the_backlog), WorkerPool[str, int])
 assert_type(WorkerPool(length, workers=lambda load: max(2, load.backlog // 5)), WorkerPool[str, int])
 assert_type(WorkerPool(length, workers=Called()), WorkerPool[str, int])
