@@ -108,6 +108,7 @@ class Load:
         now = self._state.time()
         ledger.seconds_running.flush()  # so that everything measured is in the sample
         window = self._window or LoadWindow(now, ledger.succeeded)
+        oldest = self._queue.order.oldest()
         load = PoolLoad(
             now=now,
             elapsed=now - window.asked_at,
@@ -119,6 +120,7 @@ class Load:
             blocked=self._blocked(),
             queued=len(self._queue.order),
             waiting=len(self._queue.line.waiting),
+            oldest_wait=0.0 if oldest is None else max(0.0, now - oldest.ready_at),
             rejected=window.rejected,
             delayed=ledger.delayed,
             is_throttled=self._is_throttled(now),

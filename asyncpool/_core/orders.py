@@ -9,7 +9,7 @@ import heapq
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, ClassVar, cast
 
 from asyncpool._core.job import Job
@@ -18,6 +18,8 @@ from asyncpool._guard import describe
 __all__ = ["ByPriority", "ComebackFirst", "Fifo", "Order", "ReentryOrder"]
 
 _LONG_AGO = -(2**62)
+# Of how many jobs in a heap the oldest is looked for.
+_MOST_COMPARED = 1000
 
 
 class Order(ABC):
@@ -78,6 +80,10 @@ class Order(ABC):
             self.drop_tombstone()
         return None
 
+    def oldest(self) -> Job | None:
+        """Return the live job that has waited longest for a worker; None if there is none. Changes nothing."""
+        return next(iter(self), None)
+
     def drop_tombstone(self) -> None:
         """Note that a tombstone was just taken."""
         self._tombstones = self._tombstones - 1 if self.entries else 0  # right again, if an interrupt came in between
@@ -96,6 +102,14 @@ class Order(ABC):
     @abstractmethod
     def _sweep(self) -> None:
         """Remove all tombstones."""
+
+
+def _ready_at(job: Job) -> float:
+    return job.ready_at
+
+
+def _live(jobs: Iterable[Job]) -> Iterator[Job]:
+    return (job for job in jobs if job.outcome is None)
 
 
 def _sweep_deque(jobs: deque[Job]) -> None:
@@ -176,6 +190,11 @@ class ComebackFirst(ReentryOrder):
 
     def _first(self) -> Job:
         return (self.entries.back or self.entries.fresh)[0]
+
+    def oldest(self) -> Job | None:
+        """Return the job that has waited longest: the first of those that came back, or of those that are fresh."""
+        firsts = (next(_live(jobs), None) for jobs in (self.entries.back, self.entries.fresh))
+        return min((job for job in firsts if job is not None), key=_ready_at, default=None)
 
     def _sweep(self) -> None:
         _sweep_deque(self.entries.back)
@@ -279,6 +298,10 @@ class ByPriority(ReentryOrder):
         live = [entry for entry in self.entries if entry.job.outcome is None]
         heapq.heapify(live)
         self.entries[:] = live
+
+    def oldest(self) -> Job | None:
+        """Return the job that has waited longest, of the first ones in the heap: so a long queue costs no long walk."""
+        return min(islice(self, _MOST_COMPARED), key=_ready_at, default=None)
 
     def __iter__(self) -> Iterator[Job]:
         """The live jobs, in no order."""

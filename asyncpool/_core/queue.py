@@ -6,6 +6,7 @@ In which order jobs leave is `orders.py`; who waits for room, and who is next, i
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Sized
 
 from asyncpool._core.job import Job
@@ -135,19 +136,24 @@ class JobQueue(asyncio.Queue[Job]):
         return self._ledger.delayed >= self._max_delayed
 
     @property
-    def has_backlog(self) -> bool:
-        """Whether a job waits for a worker, or for room."""
-        return len(self.order) > 0 or len(self.line.waiting) > 0
+    def backlog(self) -> int:
+        """How many jobs wait for a worker, or for room."""
+        return len(self.order) + len(self.line.waiting)
 
     # -- One swap of `append`, so that the hot path does not have to ask who wants to know ---------------------------
 
-    def notify_next(self, arrived: Callable[[], None]) -> None:
-        """Call `arrived` once, when the next job is appended. Costs nothing otherwise: it replaces `append`."""
+    def notify_next(self, arrived: Callable[[], None], *, least: int = 1, most: int = sys.maxsize) -> None:
+        """Call `arrived` once, when the next job is appended after which `least` to `most` jobs are queued.
+
+        Costs nothing otherwise: it replaces `append`. Tombstones count as queued here, so `arrived` must count again.
+        """
+        put, entries = self.order.append, self.order.entries
 
         def append(job: Job) -> None:
-            self.order.append(job)
-            self.ignore_next()
-            arrived()
+            put(job)
+            if least <= len(entries) <= most:
+                self.ignore_next()
+                arrived()
 
         self.append = append
 

@@ -26,8 +26,10 @@ from asyncpool.scaling.policy import Workers as WorkersArgument
 
 __all__ = ["Scaler", "as_policy"]
 
-# The least seconds from one question to the next.
+# The least seconds from one question to the next; and the least share of an interval, if the policy wants to be asked
+# before that is over.
 _SHORTEST = 0.001
+_SHORTEST_SHARE = 0.1
 # How many workers a function can ask for that was passed without a maximum.
 _MAX_OF_FUNCTIONS = 1000
 # While jobs wait and nothing changes, a policy is asked this many times before it is left alone: it may want to see
@@ -78,12 +80,19 @@ class Scaler:
     Awake, it asks once an interval. When nothing changes any more from one question to the next, it sleeps until a job
     arrives or ends, and asks before that only when the policy has said so. So an idle pool costs nothing, and on
     virtual time a pool that can never go on is detected (test_a_deadlock_in_a_pool_that_scales_is_reported).
+
+    Asleep or awake, it asks soon when the backlog rises above the number that the policy has named. Invariant: while
+    there is such a number, `queue.append` counts for it, and every wakeup looks at it (tests/laws:
+    a_backlog_wakes_the_policy_before_its_interval_is_over).
     """
 
     __slots__ = (
+        "_asked_at",
+        "_at_backlog",
         "_context",
         "_decide",
         "_failures",
+        "_is_above",
         "_load",
         "_policy",
         "_queue",
@@ -109,6 +118,9 @@ class Scaler:
         self._decide: Decide | None = _started(policy)  # None: the pool has ended
         self._adopt(policy)
         self._timer: asyncio.Handle | None = None
+        self._asked_at = -math.inf  # loop time
+        self._at_backlog: int | None = None  # ask soon when the backlog rises above it
+        self._is_above = False  # whether it is above, as far as we know
         self._seen: tuple[object, ...] = ()  # what was the case when the policy was asked last
         self._unchanged = 0  # how many times in a row it was the same
         self._failures = 0
@@ -143,21 +155,67 @@ class Scaler:
     def end(self) -> None:
         """Ask no more."""
         self._decide = None
+        self._at_backlog, self._is_above = None, False
         self._stop_timer()
 
     def wake(self) -> None:
-        """If asleep, ask in an interval, because something has happened; in a moment if there are no workers."""
-        if self.is_sleeping:
+        """Note that something has happened: if asleep, ask in an interval, or in a moment if there are no workers.
+
+        Whether asleep or not, ask soon if the backlog has risen above what the policy has named.
+        """
+        was_above = self._is_above
+        if self._at_backlog is not None:
+            self._is_above = self._excess > self._at_backlog
+        if self._is_above and not was_above:
+            self._wake(at_once=not self._workers.target, soon=True)
+        elif self.is_sleeping:
             self._wake(at_once=not self._workers.target)
+        elif was_above and not self._is_above:
+            self._watch_backlog()
 
     def wake_now(self) -> None:
         """Ask in a moment: something has happened that cannot wait."""
         self._wake(at_once=True)
 
-    def _wake(self, *, at_once: bool) -> None:
-        if self._decide is not None and not self.is_fixed:
-            self._stop_timer()
-            self._set_timer(0.0 if at_once else max(float(self._policy.interval), _SHORTEST))
+    def _wake(self, *, at_once: bool, soon: bool = False) -> None:
+        if self._decide is None or self.is_fixed:
+            return
+        self._stop_timer()
+        if at_once:
+            self._set_timer(0.0)
+        elif soon:
+            # Not in this turn of the loop: a burst must be in the queue first, and idle workers must have their share.
+            least = self._asked_at + _SHORTEST_SHARE * float(self._policy.interval) - self._state.time()
+            self._set_timer(max(least, _SHORTEST))
+        else:
+            self._set_timer(max(float(self._policy.interval), _SHORTEST))
+            self._watch_backlog()
+            return
+        self._at_backlog, self._is_above = None, False
+
+    @property
+    def _excess(self) -> int:
+        """The backlog, without the jobs that idle workers are about to take."""
+        return self._queue.backlog - len(self._workers.idle)
+
+    def _watch_backlog(self) -> None:
+        """Have `append` call us when the backlog rises above the number that the policy has named.
+
+        If it is above already: when it has fallen.
+        """
+        at = self._at_backlog
+        if at is None:
+            return
+        if self._is_above:
+            self._queue.notify_next(self._backlog_changed, most=at + 1)
+        else:
+            self._queue.notify_next(self._backlog_changed, least=at + 1)
+
+    def _backlog_changed(self) -> None:
+        """Before this job the backlog was not above what the policy has named. Now it may be: `append` counts more."""
+        self._is_above = False
+        self.wake()
+        self._watch_backlog()
 
     def evaluate(self) -> None:
         """Ask the policy, and do as it says."""
@@ -165,6 +223,8 @@ class Scaler:
         if decide is None:
             return
         self._stop_timer()
+        self._at_backlog, self._is_above = None, False
+        self._asked_at = self._state.time()
         load = self._load.sample(goes_on=not self.is_fixed)
         decision: Decision | None = None
         try:
@@ -203,6 +263,8 @@ class Scaler:
             convert_field(decision, "ask_again_in", check_seconds)
         if decision.ask_again_after_failures is not None:
             convert_field(decision, "ask_again_after_failures", check_count, least=1)
+        if decision.ask_again_at_backlog is not None:
+            convert_field(decision, "ask_again_at_backlog", check_count, least=0)
         return decision if type(decision.workers) is int else replace(decision, workers=workers)
 
     def _count(self, error: BaseException) -> None:
@@ -219,6 +281,10 @@ class Scaler:
 
     def _go_on(self, load: PoolLoad, decision: Decision | None) -> None:
         self._load.wake_after_failures(None if decision is None else decision.ask_again_after_failures)
+        at = None if decision is None else decision.ask_again_at_backlog
+        soon = math.inf if decision is None or decision.ask_again_in is None else decision.ask_again_in
+        self._at_backlog = at
+        self._is_above = at is not None and self._excess > at
         workers = self._workers.target
         seen = (
             load.running,
@@ -234,17 +300,18 @@ class Scaler:
         self._seen = seen
         self._unchanged = self._unchanged + 1 if is_same else 0
         if workers and self._unchanged < (_MAX_UNCHANGED if load.backlog else 1):
-            self._set_timer(max(float(self._policy.interval), _SHORTEST))
+            interval = float(self._policy.interval)
+            self._set_timer(max(min(interval, max(soon, _SHORTEST_SHARE * interval)), _SHORTEST))
+            self._watch_backlog()
             return
-        if not workers and self._queue.has_backlog:  # it arrived while the policy, or an observer, ran
+        if not workers and self._queue.backlog:  # it arrived while the policy, or an observer, ran
             self._set_timer(0.0)
             return
         self.is_sleeping = True
         self._queue.notify_next(self.wake)
         self._wakeups.housekeep_next()
         seconds = self._load.seconds_until_open() if load.backlog else math.inf
-        if decision is not None and decision.ask_again_in is not None:
-            seconds = min(seconds, decision.ask_again_in)
+        seconds = min(seconds, soon)
         if seconds < math.inf:
             self._set_timer(max(seconds, _SHORTEST))
 
@@ -255,9 +322,8 @@ class Scaler:
             self._timer = self._state.loop.call_soon(self.evaluate, context=self._context.copy())
 
     def _stop_timer(self) -> None:
-        if self.is_sleeping:
-            self.is_sleeping = False
-            self._queue.ignore_next()
+        self.is_sleeping = False
+        self._queue.ignore_next()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

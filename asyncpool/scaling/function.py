@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from types import FunctionType
 
-from asyncpool._checks import check_count, check_function, check_seconds
+from asyncpool._checks import check_count, check_function, check_seconds, convert_field
 from asyncpool._guard import describe
 from asyncpool.scaling.policy import Decide, Decision, PoolLoad
 
@@ -37,8 +37,8 @@ class FunctionPolicy:
 
     def __post_init__(self) -> None:
         check_function("function", self.function)
-        check_count("max_workers", self.max_workers, least=1)
-        check_seconds("interval", self.interval, positive=True)
+        convert_field(self, "max_workers", check_count, least=1)
+        convert_field(self, "interval", check_seconds, positive=True)
 
     @property
     def initial_workers(self) -> int:

@@ -39,6 +39,9 @@ class PoolLoad:
     """Jobs that are waiting for a worker."""
     waiting: int = 0
     """Submitters and streams that are waiting for room in the queue."""
+    oldest_wait: float = 0.0
+    """Seconds that the oldest queued job has waited for a worker; 0.0 if none is queued. With `priority`, the oldest of
+    the first thousand or so in the queue."""
     rejected: int = 0
     """Jobs that were rejected with `QueueFull` since the previous call of the policy."""
     delayed: int = 0
@@ -70,9 +73,13 @@ class Decision:
         workers: The target number of workers.
         reason: Why, in a sentence with the figures; for observers.
         figures: The same figures, by name.
-        ask_again_in: Call the policy again after this many seconds, even if the pool has no activity until then.
+        ask_again_in: Call the policy again after this many seconds, even if the pool has no activity until then. While
+            it is active, not sooner than a tenth of the interval after this call.
         ask_again_after_failures: Call the policy again when this many attempts have failed, even before the interval
             is over.
+        ask_again_at_backlog: Call the policy again when the backlog rises above this number (without the jobs that idle
+            workers are about to take), even before the interval is over, but not sooner than a tenth of the interval
+            after this call. If the backlog is above the number already, it must fall first.
     """
 
     workers: int
@@ -80,6 +87,7 @@ class Decision:
     figures: Mapping[str, float] = field(default_factory=dict[str, float])
     ask_again_in: float | None = field(default=None, kw_only=True)
     ask_again_after_failures: int | None = field(default=None, kw_only=True)
+    ask_again_at_backlog: int | None = field(default=None, kw_only=True)
 
 
 Decide: TypeAlias = Callable[[PoolLoad], Decision]

@@ -64,6 +64,50 @@ def drained(order: Order) -> list[int]:
     return numbers
 
 
+# -- The oldest
+
+
+def ready_at(job: Job, seconds: float) -> Job:
+    job.ready_at, job.key = seconds, 0
+    return job
+
+
+@each_order
+def test_the_oldest_is_the_live_job_that_has_waited_longest_and_stays(make: Callable[[], Order]) -> None:
+    order: Any = make()
+    assert order.oldest() is None
+    jobs = [ready_at(make_job(number, -number), float(number)) for number in range(1, 5)]
+    for job in jobs:
+        order.append(job)
+    assert order.oldest() is jobs[0]
+    settle(order, jobs[0], jobs[1])
+    assert order.oldest() is jobs[2]
+    assert len(order) == 2
+    settle(order, jobs[2], jobs[3])
+    assert order.oldest() is None
+
+
+@each_reentry_order
+def test_the_oldest_can_be_one_that_came_back_or_a_fresh_one(make: Callable[[], ReentryOrder]) -> None:
+    order = make()
+    order.append(ready_at(make_job(2), 2.0))
+    order.put_back(ready_at(make_job(1), 3.0))
+    order.put_back(ready_at(make_job(3), 4.0))
+    oldest = order.oldest()
+    assert oldest is not None
+    assert oldest.number == 2
+    assert drained(order) == [1, 3, 2]
+
+
+def test_the_oldest_of_a_long_heap_is_looked_for_among_its_first_thousand() -> None:
+    order = by_itself()
+    for number in range(5000):
+        order.append(ready_at(make_job(number, number), float(-number)))
+    oldest = order.oldest()
+    assert oldest is not None
+    assert 999 <= oldest.number < 5000
+
+
 # -- All orders
 
 

@@ -312,16 +312,16 @@ def test_the_window_of_a_stream_is_what_the_queue_and_the_workers_can_hold(
 @virtual
 async def test_jobs_and_submitters_that_wait_are_a_backlog() -> None:
     bench = Bench(0)
-    assert not bench.queue.has_backlog
+    assert bench.queue.backlog == 0
     waiter = asyncio.create_task(bench.queue.put(make_job()))
     await settle()
-    assert bench.queue.has_backlog
+    assert bench.queue.backlog == 1
     bench.idle.append(object())
     bench.queue.line.wake_next()
     await waiter
-    assert bench.queue.has_backlog
+    assert bench.queue.backlog == 1
     bench.queue.get_nowait()
-    assert not bench.queue.has_backlog
+    assert bench.queue.backlog == 0
 
 
 # -- join()
@@ -557,6 +557,21 @@ def test_who_is_notified_hears_of_the_next_job_only() -> None:
     queue.append(make_job(1))
     queue.append(make_job(2))
     assert heard == [1], "called once, after the job was in"
+
+
+def test_who_is_notified_between_two_numbers_hears_of_the_first_job_between_them() -> None:
+    queue, heard = make_queue(), list[int]()
+    queue.notify_next(lambda: heard.append(queue.qsize()), least=3)
+    for number in range(1, 6):
+        queue.append(make_job(number))
+    assert heard == [3]
+    assert queue.append == queue.order.append
+    queue.notify_next(lambda: heard.append(queue.qsize()), most=3)
+    queue.append(make_job(6))
+    for _ in range(5):
+        queue.get_nowait()
+    queue.append(make_job(7))
+    assert heard == [3, 2]
 
 
 def test_a_job_that_is_put_is_news_too() -> None:

@@ -130,6 +130,9 @@ async def test_a_garbage_answer_keeps_the_number_and_is_logged(garbage: Any, err
         pytest.param(Decision(2, ask_again_after_failures=0), id="asks after no failure"),
         pytest.param(Decision(2, ask_again_after_failures=True), id="asks after a bool"),
         pytest.param(Decision(2, ask_again_after_failures=1.5), id="asks after a float"),  # type: ignore[arg-type]
+        pytest.param(Decision(2, ask_again_at_backlog=-1), id="asks below an empty queue"),
+        pytest.param(Decision(2, ask_again_at_backlog=True), id="asks at a backlog of a bool"),
+        pytest.param(Decision(2, ask_again_at_backlog=1.5), id="asks at half a job"),  # type: ignore[arg-type]
         pytest.param(7.0, id="a number"),
         pytest.param(Decision, id="the class"),
     ],

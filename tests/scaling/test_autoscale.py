@@ -123,6 +123,99 @@ def test_it_says_why_with_the_figures() -> None:
     assert shrunk.figures["idle"] == 9
 
 
+# -- Growing by waiting time -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("oldest_wait", "queued", "workers"),
+    [(0.0, 3, 4), (2.0, 3, 4), (2.01, 3, 5), (3.0, 3, 6), (3.5, 3, 7), (100.0, 3, 7), (100.0, 20, 8), (100.0, 21, 8)],
+)
+def test_it_grows_by_how_much_too_long_a_job_has_waited_and_not_beyond_the_jobs_that_wait(
+    oldest_wait: float, queued: int, workers: int
+) -> None:
+    decide = AutoScale(1, 100, max_wait=2.0).start()
+    assert decide(busy(4, queued=queued, oldest_wait=oldest_wait)).workers == workers
+
+
+@pytest.mark.parametrize(
+    "more", [{"is_throttled": True}, {"starting": 1}, {"idle": 1}, {"queued": 0, "oldest_wait": 0.0}], ids=str
+)
+def test_what_jobs_have_waited_for_something_else_does_not_count(more: dict[str, Any]) -> None:
+    decide = AutoScale(1, 100, max_wait=2.0).start()
+    long = busy(4, queued=3, oldest_wait=100.0)
+    assert decide(replace(long, now=100.0, **more)).workers == 4
+    since = 101.0 if {"is_throttled", "starting"} & more.keys() else 100.0  # it may have ended just before this look
+    answer = decide(replace(long, now=101.0, oldest_wait=101.0))
+    assert answer.workers == 4
+    assert answer.ask_again_in == pytest.approx(since + 2.0 - 101.0, abs=0.01)
+    assert decide(replace(long, now=since + 3.0, oldest_wait=since + 3.0)).workers == 6
+
+
+def test_a_job_can_wait_a_little_longer_than_jobs_take_but_not_half_a_minute() -> None:
+    decide = AutoScale(1, 100).start()
+    assert decide(busy(4, queued=3, oldest_wait=29.0)).workers == 4
+    assert decide(busy(4, queued=3, oldest_wait=31.0)).workers == 5
+    decide = AutoScale(1, 100).start()
+    decide(busy(4, succeeded=10, seconds=(4.0,) * 10))
+    assert decide(busy(4, now=60.0, queued=3, oldest_wait=5.9)).workers == 4
+    assert decide(busy(4, now=60.0, queued=3, oldest_wait=6.1)).workers == 5
+    decide(busy(4, now=60.0, succeeded=5000, seconds=(0.1,) * 5000))
+    decide(busy(4, now=60.0, succeeded=5000, seconds=(0.1,) * 5000))
+    assert decide(busy(4, now=70.0, queued=3, oldest_wait=1.0)).workers > 4
+
+
+def test_it_asks_to_be_asked_again_when_a_job_will_have_waited_too_long() -> None:
+    decide = AutoScale(1, 10).start()
+    assert decide(busy(1, queued=3, oldest_wait=10.0)).ask_again_in == pytest.approx(20.0, abs=0.01)
+    assert decide(busy(10, queued=3, oldest_wait=10.0)).ask_again_in is None
+
+
+def test_it_asks_to_be_asked_again_at_the_backlog_that_makes_it_grow() -> None:
+    decide = AutoScale(1, 10, backlog_per_worker=2.5).start()
+    assert decide(busy(3, queued=7)).ask_again_at_backlog == 7
+    grown = decide(busy(3, queued=8))
+    assert (grown.workers, grown.ask_again_at_backlog) == (4, 10)
+    assert decide(busy(10, queued=8)).ask_again_at_backlog is None
+
+
+def test_it_says_how_long_a_job_has_waited() -> None:
+    grown = AutoScale(1, 10, max_wait=1.0).start()(busy(2, queued=3, oldest_wait=1.75))
+    assert "a job has waited 1.75 s for 2 workers" in grown.reason
+    assert grown.figures["oldest_wait"] == 1.75
+
+
+@pytest.mark.parametrize("policy", [AutoScale(4, 64), AutoScale(4, 64, interval=50.0), AutoScale(4, 64, max_wait=1.0)])
+@virtual
+async def test_jobs_that_hang_do_not_hold_up_the_few_that_wait(policy: AutoScale) -> None:
+    done: list[int] = []
+
+    async def handler(job: int) -> None:
+        await asyncio.sleep(3600 if job < 20 else 0.05)
+        done.append(job)
+
+    async with WorkerPool(handler, workers=policy) as pool:
+        for job in range(43):
+            await pool.submit(job)
+        await asyncio.sleep(150)
+        assert len(done) == 23
+        assert pool.stats.queued == 0
+        assert pool.stats.running == 20
+        pool.cancel()
+
+
+@virtual
+async def test_a_pause_is_no_wait_that_makes_it_grow() -> None:
+    sizes = Sizes()
+    async with WorkerPool(sleeper, workers=AutoScale(4, 64, max_wait=5.0), observers=[sizes]) as pool:
+        pool.pause()
+        for _ in range(12):
+            await pool.submit(1)
+        await asyncio.sleep(1000)
+        pool.resume()
+        await pool.join()
+        assert sizes.sizes == []
+
+
 # -- Shrinking ---------------------------------------------------------------------------------------------------------
 
 
@@ -213,7 +306,7 @@ def test_it_asks_to_be_asked_again_when_the_first_may_retire() -> None:
     [
         pytest.param(at_rest(1), id="the fewest"),
         pytest.param(busy(5), id="all busy"),
-        pytest.param(busy(1, queued=3), id="the fewest, all busy, with a backlog"),
+        pytest.param(busy(10, queued=3), id="the most, all busy, with a backlog"),
     ],
 )
 def test_where_nobody_could_retire_it_does_not_ask_to_be_asked(load: PoolLoad) -> None:
@@ -310,7 +403,9 @@ def test_a_policy_can_be_copied_and_pickled(again: Callable[[AutoScale], AutoSca
 
 def test_its_repr_is_how_it_was_made() -> None:
     policy = AutoScale(1, 10, idle_timeout=5.0)
-    text = "AutoScale(min_workers=1, max_workers=10, backlog_per_worker=5, interval=0.1, idle_timeout=5.0)"
+    text = (
+        "AutoScale(min_workers=1, max_workers=10, backlog_per_worker=5, interval=0.1, idle_timeout=5.0, max_wait=None)"
+    )
     assert repr(policy) == text
     assert eval(text) == policy
 
@@ -354,6 +449,9 @@ def test_each_start_decides_for_itself() -> None:
         ({"idle_timeout": -1}, ValueError, "idle_timeout must be a finite number of seconds >= 0, got -1"),
         ({"idle_timeout": float("nan")}, ValueError, "idle_timeout must be a finite number of seconds >= 0, got nan"),
         ({"idle_timeout": False}, TypeError, "idle_timeout must be a number of seconds, got False"),
+        ({"max_wait": 0}, ValueError, "max_wait must be a finite number of seconds > 0, got 0"),
+        ({"max_wait": float("inf")}, ValueError, "max_wait must be a finite number of seconds > 0, got inf"),
+        ({"max_wait": True}, TypeError, "max_wait must be a number of seconds, got True"),
         ({"idle_timeout": "30"}, TypeError, "idle_timeout must be a number of seconds, got '30'"),
     ],
     ids=str,
@@ -392,6 +490,15 @@ async def test_a_burst_brings_all_workers_within_two_intervals(quiet: float) -> 
     await seconds_for_the_burst(AutoScale(2, 10), quiet=quiet, sizes=sizes)
     assert sizes.sizes == [10]
     assert sizes.times[0] <= quiet + 0.2
+
+
+@pytest.mark.parametrize("interval", [0.1, 10.0, 100.0])
+@virtual
+async def test_a_burst_after_a_quiet_time_does_not_wait_for_the_next_look(interval: float) -> None:
+    sizes = Sizes()
+    await seconds_for_the_burst(AutoScale(2, 10, interval=interval), quiet=1000.0, sizes=sizes)
+    assert sizes.sizes == [10]
+    assert sizes.times[0] <= 1000.002
 
 
 @pytest.mark.parametrize("quiet", [0.0, 0.03, 1000.0])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import asyncpool
 from asyncpool import Failed, JobTimeout, Permanent, PoolLoad, QueueFull, RateLimit, Retry, RetryAfter, WorkerPool
 from asyncpool._core.load import LoadWindow
 from asyncpool.testing import settle
@@ -18,7 +19,7 @@ from tests.scaling.tools import SOON, Call, Connections, Own, fails, use
 def test_every_field_of_a_load_is_held_by_a_test_below() -> None:
     known = {
         *("now", "elapsed", "workers", "starting", "idle", "running", "peak_running", "blocked", "queued", "waiting"),
-        *("rejected", "delayed", "is_throttled", "succeeded", "failed", "seconds", "errors"),
+        *("oldest_wait", "rejected", "delayed", "is_throttled", "succeeded", "failed", "seconds", "errors"),
     }
     assert {field.name for field in fields(PoolLoad)} == known
 
@@ -91,6 +92,49 @@ async def test_a_load_has_all_that_is_the_case_and_has_happened_since() -> None:
     await pool.close()
     for handle in handles:
         await handle.outcome()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="first in, first out"),
+        pytest.param({"retry": Retry(attempts=2, backoff=20, max_backoff=20, jitter=False)}, id="with retries"),
+        pytest.param({"priority": lambda job: job}, id="by priority"),
+    ],
+)
+@virtual
+async def test_a_load_says_how_long_the_oldest_queued_job_has_waited(options: dict[str, Any]) -> None:
+    policy = Own(1, interval=1)
+    async with WorkerPool(sleeper, workers=policy, **options) as pool:
+        await pool.submit(100)
+        await asyncio.sleep(10)
+        assert policy.loads[-1].oldest_wait == 0.0
+        oldest = await pool.submit(50)
+        await asyncio.sleep(5)
+        await pool.submit(40)
+        await asyncio.sleep(1.5)
+        assert policy.loads[-1].oldest_wait == pytest.approx(policy.loads[-1].now - 10)
+        oldest.cancel()
+        await asyncio.sleep(2)
+        assert policy.loads[-1].oldest_wait == pytest.approx(policy.loads[-1].now - 15)
+        pool.cancel()
+
+
+@virtual
+async def test_what_a_job_that_came_back_has_waited_counts_from_its_return() -> None:
+    async def handler(job: float) -> None:
+        if job < 1 and asyncpool.current_job().attempt == 1:
+            raise ConnectionError
+        await asyncio.sleep(job)
+
+    policy = Own(1, interval=1)
+    retry = Retry(attempts=2, backoff=20, max_backoff=20, jitter=False)
+    async with WorkerPool(handler, workers=policy, retry=retry) as pool:
+        await pool.submit(0.5)
+        await pool.submit(1000)
+        await asyncio.sleep(23)
+        assert policy.loads[-1].oldest_wait == pytest.approx(policy.loads[-1].now - 20)
+        pool.cancel()
 
 
 @virtual

@@ -351,6 +351,177 @@ async def test_a_pool_that_is_cancelled_does_not_scale() -> None:
     assert len(policy.loads) == asked
 
 
+# -- A backlog ---------------------------------------------------------------------------------------------------------
+
+
+def at(backlog: int, *, workers: int = 1, interval: float = 1000.0) -> Own:
+    """A policy that wants to be asked when the backlog rises above a number, and hardly ever otherwise."""
+    return Own(lambda load: Decision(workers, ask_again_at_backlog=backlog), interval=interval)
+
+
+@pytest.mark.parametrize("quiet", [100.0, 5000.0], ids=["awake", "asleep"])
+@fuzzed
+async def test_a_policy_is_asked_at_once_when_the_backlog_rises_above_the_number_that_it_named(quiet: float) -> None:
+    policy = at(3)
+    async with WorkerPool(sleeper, workers=policy) as pool:
+        await asyncio.sleep(quiet)
+        asked = len(policy.loads)
+        for _ in range(4):  # one begins at once
+            await pool.submit(300)
+        await asyncio.sleep(50)
+        assert len(policy.loads) == asked
+        begun = now()
+        await pool.submit(300)
+        await asyncio.sleep(0.01)
+        assert len(policy.loads) == asked + 1
+        assert policy.loads[-1].queued == 4
+        assert policy.times[-1] <= begun + 0.002
+        pool.cancel()
+
+
+@virtual
+async def test_a_burst_is_looked_at_when_idle_workers_have_had_their_share() -> None:
+    policy = at(3, workers=5)
+    async with WorkerPool(sleeper, workers=policy) as pool:
+        await asyncio.sleep(5000)
+        for _ in range(20):
+            pool.submit_nowait(300)
+        await asyncio.sleep(0.01)
+        assert (policy.loads[-1].queued, policy.loads[-1].idle) == (15, 0)
+        pool.cancel()
+
+
+@virtual
+async def test_jobs_that_idle_workers_take_are_no_backlog_to_be_asked_at() -> None:
+    policy = at(0, workers=5)
+    async with WorkerPool(sleeper, workers=policy) as pool:
+        await asyncio.sleep(5000)
+        asked = len(policy.loads)
+        for _ in range(20):
+            await asyncio.gather(*(pool.run(0.1) for _ in range(5)))
+        assert len(policy.loads) == asked
+        pool.cancel()
+
+
+@virtual
+async def test_the_backlog_asks_at_most_ten_times_an_interval() -> None:
+    policy = at(0, interval=1.0)
+    async with WorkerPool(sleeper, workers=policy, queue_size=10_000) as pool:
+        for _ in range(300):  # each of them starts with an empty queue
+            for _ in range(2):
+                pool.submit_nowait(0.001)
+            await asyncio.sleep(0.01)
+        assert now() == pytest.approx(3.0)
+        assert 10 <= len(policy.loads) <= 34
+        assert all(later - earlier >= 0.099 for earlier, later in zip(policy.times, policy.times[1:], strict=False))
+
+
+@virtual
+async def test_a_backlog_that_is_above_the_number_already_does_not_ask_again() -> None:
+    policy = at(0)
+    async with WorkerPool(sleeper, workers=policy) as pool:
+        await asyncio.sleep(5000)
+        asked = len(policy.loads)
+        for _ in range(10):
+            await pool.submit(900)
+            await asyncio.sleep(1)
+        assert len(policy.loads) == asked + 1
+        pool.cancel()
+
+
+@pytest.mark.parametrize("how", ["done", "cancelled"])
+@virtual
+async def test_a_backlog_that_falls_and_rises_again_asks_again(how: str) -> None:
+    policy = at(3, interval=10.0)
+    async with WorkerPool(sleeper, workers=policy) as pool:
+        first = await pool.submit(1e6)
+        await asyncio.sleep(11.5)
+        for _ in range(3):
+            asked = len(policy.loads)
+            handles = [await pool.submit(0.01) for _ in range(6)]
+            await asyncio.sleep(0.1)
+            assert len(policy.loads) == asked + 1
+            if how == "cancelled":
+                for handle in handles:
+                    handle.cancel()
+            else:
+                first.cancel()
+                await pool.join()
+                first = await pool.submit(1e6)
+            await asyncio.sleep(1.1)  # a tenth of the interval
+        pool.cancel()
+
+
+@pytest.mark.parametrize("what", ["who waits for room", "a job that comes back"])
+@virtual
+async def test_a_backlog_that_is_not_appended_asks_too(what: str) -> None:
+    async def handler(job: float) -> None:
+        if not job and asyncpool.current_job().attempt == 1:
+            raise RetryAfter(150)
+        await asyncio.sleep(job)
+
+    policy = at(0, interval=10_000)
+    is_line = what == "who waits for room"
+    async with WorkerPool(handler, workers=policy, queue_size=0 if is_line else 5, retry=Retry(jitter=False)) as pool:
+        await asyncio.sleep(1000)
+        if not is_line:
+            await pool.submit(0)
+        await pool.submit(9_000)
+        await asyncio.sleep(100)
+        asked = len(policy.loads)
+        waiting = asyncio.create_task(pool.submit(1)) if is_line else None
+        await asyncio.sleep(900 if is_line else 1000)
+        assert len(policy.loads) == asked + 1
+        assert policy.loads[-1].backlog == 1
+        pool.cancel()
+        if waiting is not None:
+            await asyncio.wait([waiting])
+            waiting.exception()
+
+
+@virtual
+async def test_jobs_that_were_cancelled_while_queued_are_no_backlog_to_be_asked_at() -> None:
+    policy = at(3, interval=10_000)
+    async with WorkerPool(sleeper, workers=policy) as pool:
+        await pool.submit(9_000)
+        await asyncio.sleep(1000)
+        asked = len(policy.loads)
+        for _ in range(20):
+            for handle in [await pool.submit(1) for _ in range(3)]:
+                handle.cancel()
+        await asyncio.sleep(1)
+        assert len(policy.loads) == asked
+        for _ in range(4):
+            await pool.submit(1)
+        await asyncio.sleep(0.01)
+        assert len(policy.loads) == asked + 1
+        pool.cancel()
+
+
+@virtual
+async def test_a_policy_that_names_no_backlog_costs_nothing_per_job() -> None:
+    old, new = at(5), Own(1, interval=1000)
+    async with WorkerPool(sleeper, workers=old) as pool:
+        queue = pool._parts.queue
+        pool.submit_nowait(1)
+        assert queue.append != queue.order.append
+        pool.resize(new)
+        pool.submit_nowait(1)  # the first job of a policy that sleeps wakes it
+        assert queue.append == queue.order.append
+        for _ in range(7):
+            pool.submit_nowait(1)
+        await asyncio.sleep(20)
+        assert (len(old.loads), len(new.loads)) == (1, 1)
+
+
+@virtual
+async def test_a_policy_can_ask_for_less_than_an_interval_while_something_happens() -> None:
+    policy = Own(lambda load: Decision(1, ask_again_in=0.3), interval=1.0)
+    async with WorkerPool(sleeper, workers=policy) as pool:
+        await pool.map([0.01] * 300)
+        assert policy.times == pytest.approx([0.3 * number for number in range(len(policy.times))])
+
+
 # -- An idle pool, and one that can never go on ------------------------------------------------------------------------
 
 POLICIES: dict[str, Callable[[], Workers]] = {
