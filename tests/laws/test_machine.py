@@ -31,6 +31,7 @@ from asyncpool import (
     AutoScale,
     Cancelled,
     Failed,
+    FunctionPolicy,
     JobCancelled,
     JobCrashed,
     JobExpired,
@@ -92,10 +93,14 @@ SIZES: tuple[Any, ...] = (
     AutoScale(1, 2, interval=0.3, idle_timeout=0.0),
     AutoScale(2, 4, backlog_per_worker=0.5, idle_timeout=1.0),
     Adaptive(1, 3, interval=0.001, overload=ValueError),
+    AutoScale(1, 4, interval=0.3, max_wait=0.01),
     Adaptive(2, 4, interval=0.3),
+    Adaptive(1, 4, interval=0.01, idle_timeout=0.02),
+    FunctionPolicy(busy, 3),
     Whim(3, 2, 0, 3, 0, 4, 1, 0),
     Whim(2, 0, 2, 0, 1, 1, 0, 2, 0, interval=0.02, ask_again_in=0.0),
     Whim(4, 0, 3, 0, 1, 2, 0, interval=0.3, ask_again_after_failures=1),
+    Whim(4, 1, 3, 2, 1, 0, interval=0.3, ask_again_at_backlog=0),
 )
 ANY_SIZE = st.one_of(st.integers(1, 4), st.sampled_from(SIZES))
 ANY = st.integers(0, 1000)  # an index, taken modulo what there is

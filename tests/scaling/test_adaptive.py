@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import Any
 
 import pytest
 
-from asyncpool import Adaptive, JobTimeout, PoolLoad, RateLimit, RetryAfter, WorkerPool
+from asyncpool import Adaptive, JobTimeout, PoolLoad, QueueFull, RateLimit, RetryAfter, WorkerPool
 from asyncpool.events import Event, PoolResized
 from asyncpool.scaling import Decide, Decision
 from asyncpool.testing import run
+from tests.scaling.tools import timers
 
 Handler = Callable[[int], Awaitable[None]]
 
@@ -304,6 +305,96 @@ def test_each_decision_says_what_it_was_made_on() -> None:
     run(main())
 
 
+# -- When the load is gone -----------------------------------------------------------------------------------------
+
+
+async def work_off(pool: WorkerPool[int, None], jobs: int) -> None:
+    async for outcome in pool.outcomes(range(jobs)):
+        outcome.unwrap()
+
+
+@pytest.mark.parametrize("idle_timeout", [5.0, 30.0])
+def test_idle_workers_retire_and_what_was_learned_is_back_at_once_when_the_load_is(idle_timeout: float) -> None:
+    async def main() -> None:
+        time = asyncio.get_running_loop().time
+        held = 0
+
+        @asynccontextmanager
+        async def connect() -> AsyncIterator[None]:
+            nonlocal held
+            held += 1
+            yield
+            held -= 1
+
+        servers = Servers(20)
+
+        async def handler(job: int, connection: None) -> None:
+            await servers(job)
+
+        watch = Watch(Adaptive(1, 200, idle_timeout=idle_timeout), handler, resource=connect)
+        async with watch.pool as pool:
+            await work_off(pool, 5000)
+            learned = watch.workers
+            assert learned >= 16
+            await asyncio.sleep(idle_timeout - 1.0)
+            assert held == learned
+            await asyncio.sleep(2.0)
+            assert (watch.workers, held) == (1, 1)
+            assert "idle for" in watch.events[-1].reason
+            await asyncio.sleep(1000)
+            begun, events = time(), len(watch.events)
+            await work_off(pool, 200)
+            assert time() - begun < 1.3 * 200 / 20 * 0.05
+            assert max(event.new for event in watch.events[events:]) >= 0.8 * learned
+            assert "were learned" in watch.events[events].reason
+
+    run(main())
+
+
+def test_as_many_workers_stay_as_a_light_load_needs_and_come_back_as_there_are_jobs_for_them() -> None:
+    async def main() -> None:
+        watch = Watch(Adaptive(1, 200, idle_timeout=5.0), Servers(20))
+        async with watch.pool as pool:
+            await work_off(pool, 5000)
+            for _ in range(100):
+                await asyncio.gather(*(pool.run(0) for _ in range(3)))
+                await asyncio.sleep(0.2)
+            assert watch.workers == 3
+            await asyncio.gather(*(pool.run(0) for _ in range(7)))
+            assert 3 < watch.workers <= 7
+
+    run(main())
+
+
+def test_rejected_jobs_bring_the_workers_back_too() -> None:
+    async def main() -> None:
+        watch = Watch(Adaptive(1, 200, idle_timeout=5.0), Servers(20), queue_size=0)
+        async with watch.pool as pool:
+            await work_off(pool, 5000)
+            await asyncio.sleep(20)
+            assert watch.workers == 1
+            for _ in range(100):
+                for _ in range(10):
+                    with suppress(QueueFull):
+                        pool.submit_nowait(0)
+                await asyncio.sleep(0.05)
+            assert watch.workers >= 8
+
+    run(main())
+
+
+def test_an_idle_pool_is_left_alone_once_its_workers_have_retired() -> None:
+    async def main() -> None:
+        watch = Watch(Adaptive(2, 200), Servers(20))
+        async with watch.pool as pool:
+            await work_off(pool, 3000)
+            await asyncio.sleep(100)
+            assert watch.workers == 2
+            assert timers() == []
+
+    run(main())
+
+
 # -- As a function of what it is told ------------------------------------------------------------------------------
 
 
@@ -378,6 +469,11 @@ def test_a_bad_overload_is_refused() -> None:
         Adaptive(1, 2, overload="429")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="interval must be a finite number of seconds > 0, got 0"):
         Adaptive(1, 2, interval=0)
+
+
+def test_a_bad_idle_timeout_is_refused() -> None:
+    with pytest.raises(ValueError, match="idle_timeout must be a finite number of seconds >= 0, got -1"):
+        Adaptive(1, 2, idle_timeout=-1)
 
 
 def test_a_policy_is_a_value() -> None:

@@ -162,6 +162,15 @@ async def policies_do_as_they_like(witness: Witness, random: Random) -> None:
         Decision(True),
         Decision(2, ask_again_in=-1.0),
         Decision(2, ask_again_after_failures=0),
+        Decision(2, ask_again_at_backlog=-1),
+    )
+
+    again: tuple[dict[str, Any], ...] = (
+        {},
+        {"ask_again_in": 0.0},
+        {"ask_again_in": 0.01},
+        {"ask_again_at_backlog": 0},
+        {"ask_again_at_backlog": 2, "ask_again_in": 0.5},
     )
 
     def resume() -> None:
@@ -201,7 +210,7 @@ async def policies_do_as_they_like(witness: Witness, random: Random) -> None:
                     raise RuntimeError("a policy") from None
                 case _:
                     pass
-        return Decision(random.choice((0, 0, 1, 2, 5)), "as I like", ask_again_in=random.choice((None, 0.0, 0.01)))
+        return Decision(random.choice((0, 0, 1, 2, 5)), "as I like", **random.choice(again))
 
     def answer(load: PoolLoad) -> Any:
         decision = act(load)

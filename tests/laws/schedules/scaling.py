@@ -185,6 +185,81 @@ async def the_pool_shrinks_while_its_jobs_end(witness: Witness, random: Random) 
 
 
 @scenario
+async def a_backlog_wakes_the_policy_before_its_interval_is_over(witness: Witness, random: Random) -> None:
+    """However it comes, and however the pool that gets it is: awake, asleep, or about to be."""
+    number = random.randint(0, 3)
+    asked: list[PoolLoad] = []
+    loop = asyncio.get_running_loop()
+
+    def steady(load: PoolLoad) -> Decision:
+        asked.append(load)
+        return Decision(1, "steady", ask_again_at_backlog=number)
+
+    policy = Rogue(steady, interval=50.0)
+    queue_size = random.choice((0, 2, 5))
+    async with witness.make_pool(workers=policy, queue_size=queue_size, retry=patience(random)) as pool:
+        for _ in range(5):
+            await asyncio.sleep(random.choice((0.0, 6.0, 30.0, 49.999, 200.0)))
+            while loop.time() < asked[-1].now + 5.0:
+                await asyncio.sleep(1.0)
+            count, begun = len(asked), loop.time()
+            tasks = []
+            for _ in range(number + 2):  # one begins, and one is too many
+                if random.random() < 0.5:
+                    tasks.append(spawn(witness.submit(witness.item("hang"))))
+                else:
+                    tasks.append(spawn(read_all(pool.outcomes(witness.source(witness.items(1, "hang"))))))
+                await turns(random, 3)
+                if random.random() < 0.2 and witness.handles:  # leaves a tombstone, or frees the worker
+                    random.choice(witness.handles).cancel()
+            await settle()
+            backlog = pool.stats.queued + pool.waiting_submitters
+            if backlog > number:
+                await asyncio.sleep(0.01)
+                assert len(asked) > count, (backlog, number)
+                assert asked[-1].now <= begun + 0.01
+            for handle in witness.handles:
+                handle.cancel()
+            for task in tasks:
+                task.cancel()
+            await ended(*tasks)
+            for handle in witness.handles:
+                handle.cancel()
+            await settle()
+    await witness.check_end()
+
+
+@scenario
+async def adaptive_rests_and_comes_back(witness: Witness, random: Random) -> None:
+    """Between its bounds, down to the least when nothing happens, and up again as there are jobs that wait."""
+    least = random.randint(1, 2)
+    most = random.randint(least, 6)
+    options: dict[str, Any] = {"resource": Doors(random)} if random.random() < 0.4 else {}
+    policy = Adaptive(least, most, interval=random.choice((0.001, 0.02)), idle_timeout=random.choice((0.0, 0.5)))
+    queue_size = random.choice((0, 3, None))
+    async with witness.make_pool(workers=policy, queue_size=queue_size, retry=patience(random), **options) as pool:
+        for _ in range(3):
+            items = witness.items(random.choice((2, 40)), "ok", "turn", "nap")
+            reader = spawn(read_all(pool.outcomes(witness.any_source(items))))
+            for _ in range(3):
+                await pass_time(random)
+                await settle()
+                witness.check_settled()
+                assert least <= pool.stats.target_workers <= most
+            await ended(reader)
+            assert len(reader.result()) == len(items)
+            await asyncio.sleep(random.choice((0.1, 20.0, 100.0)))
+            if random.random() < 0.3:
+                pool.pause()
+                await pass_time(random)
+                pool.resume()
+        await asyncio.sleep(20.0)
+        assert pool.stats.target_workers == least
+        witness.check_timers()
+    assert not (await witness.check_end())
+
+
+@scenario
 async def jobs_that_wait_for_their_own_pool_make_it_grow(witness: Witness, random: Random) -> None:
     """To the most that there may be, and not at a tick. Only then some wait ends with PoolDeadlock."""
     most = random.randint(1, 4)

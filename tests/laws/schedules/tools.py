@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
 
-from asyncpool import Adaptive, AutoScale, Decision, PoolLoad, Retry, WorkerPool
+from asyncpool import Adaptive, AutoScale, Decision, FunctionPolicy, PoolLoad, Retry, WorkerPool
 from asyncpool.scaling import Decide
 from tests.laws.witness import FACTORIES, Whim, Witness, busy
 
@@ -43,13 +43,21 @@ def policies(random: Random, *, least: int = 0, most: int = 4) -> Any:
     most = random.randint(max(1, least), most)
     least = random.randint(least, min(most, least + 1))
     interval = random.choice((0.002, 0.1, 0.1))
-    match random.randint(0, 5):
+    match random.randint(0, 6):
         case 0 if not least:
             return busy
         case 1:
             return whim(random, most)
         case 2:
-            return Adaptive(max(1, least), most, interval=interval, overload=ValueError)
+            return Adaptive(
+                max(1, least),
+                most,
+                interval=interval,
+                overload=ValueError,
+                idle_timeout=random.choice((0.0, 0.003, 0.03, 30.0)),
+            )
+        case 3:
+            return FunctionPolicy(busy, most)
         case _:
             return AutoScale(
                 least,
@@ -57,13 +65,23 @@ def policies(random: Random, *, least: int = 0, most: int = 4) -> Any:
                 backlog_per_worker=random.choice((0.5, 1, 5)),
                 interval=interval,
                 idle_timeout=random.choice((0.0, 0.003, 0.03, 30.0)),
+                max_wait=random.choice((0.002, 0.1, None)),
             )
 
 
 def whim(random: Random, most: int) -> Whim:
     """A policy that answers at random."""
     answers = [random.randint(0, most + 1) for _ in range(random.randint(1, 12))]
-    when = random.choice(({}, {}, {"ask_again_in": 0.0}, {"ask_again_in": 0.5}, {"ask_again_after_failures": 1}))
+    when = random.choice(
+        (
+            {},
+            {},
+            {"ask_again_in": 0.0},
+            {"ask_again_in": 0.5},
+            {"ask_again_after_failures": 1},
+            {"ask_again_at_backlog": 1},
+        )
+    )
     return Whim(most, *answers, interval=random.choice((0.002, 0.1, 0.1)), **when)
 
 
