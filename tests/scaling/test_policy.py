@@ -256,9 +256,8 @@ def test_the_name_of_a_function_cannot_break_its_policy() -> None:
         def __call__(self, load: PoolLoad) -> int:
             return 3
 
-        @property
-        def __qualname__(self) -> str:
-            raise LookupError
+        def __getattr__(self, name: str) -> Any:
+            raise LookupError if name == "__qualname__" else AttributeError(name)
 
         def __repr__(self) -> str:
             raise LookupError
