@@ -14,9 +14,10 @@ from asyncpool.scaling.policy import Decide, Decision, PoolLoad
 
 __all__ = ["AutoScale"]
 
-# Unless `max_wait` is given, a job can wait for this many times as long as jobs take on average, but at most for this
-# many seconds. As long also while no job has succeeded yet.
+# Unless `max_wait` is given, a job can wait for this many times as long as jobs take on average, within these bounds in
+# seconds. While no job has succeeded yet, it can wait for the longest time.
 _PATIENCE = 1.5
+_LEAST_PATIENCE = 0.01  # not 0.0, which would be the mean of jobs that take no time
 _MOST_PATIENCE = 30.0
 # From this many running times on, the older ones lose half of their weight.
 _MANY = 1000
@@ -52,7 +53,7 @@ class AutoScale:
             sooner than a tenth of this after the previous one.
         idle_timeout: Workers that were not needed for this many seconds retire; at least 0.
         max_wait: Seconds that a queued job can wait for a worker before workers are added; above 0. None: 1.5 times as
-            long as jobs take on average, at most 30 s; 30 s while no job has succeeded yet.
+            long as jobs take on average, between 10 ms and 30 s; 30 s while no job has succeeded yet.
 
     Raises:
         TypeError, ValueError: An argument is not a number of its range, or `max_workers` is below `min_workers`.
@@ -152,7 +153,7 @@ class _Backlog:
         policy, mean = self._policy, self._mean.value
         if policy.max_wait is not None:
             return policy.max_wait
-        return _MOST_PATIENCE if mean is None else min(_MOST_PATIENCE, _PATIENCE * mean)
+        return _MOST_PATIENCE if mean is None else max(_LEAST_PATIENCE, min(_MOST_PATIENCE, _PATIENCE * mean))
 
     @staticmethod
     def _is_short(load: PoolLoad) -> bool:

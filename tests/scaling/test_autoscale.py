@@ -164,6 +164,12 @@ def test_a_job_can_wait_a_little_longer_than_jobs_take_but_not_half_a_minute() -
     assert decide(busy(4, now=70.0, queued=3, oldest_wait=1.0)).workers > 4
 
 
+def test_jobs_that_take_no_time_can_wait_for_a_moment() -> None:
+    decide = AutoScale(1, 100).start()
+    assert decide(busy(4, succeeded=2, seconds=(0.0, 0.0), queued=3, oldest_wait=0.001)).workers == 4
+    assert decide(busy(4, queued=3, oldest_wait=0.011)).workers == 5
+
+
 def test_it_asks_to_be_asked_again_when_a_job_will_have_waited_too_long() -> None:
     decide = AutoScale(1, 10).start()
     assert decide(busy(1, queued=3, oldest_wait=10.0)).ask_again_in == pytest.approx(20.0, abs=0.01)
