@@ -68,8 +68,7 @@ class WorkerPool(Generic[JobT, ValueT]):
         handler: `handler(job)`, or `handler(job, resource)` with a resource: an async function, or anything callable
             that returns an awaitable. None: each job is itself a zero-argument async callable.
         workers: How many jobs run at the same time; at least 1. Or a policy that decides it: `AutoScale`, `Adaptive`,
-            your own `ScalingPolicy`, or a function that takes the `PoolLoad` and returns a number, of which at most
-            1,000 count (`FunctionPolicy` sets another maximum).
+            your own `ScalingPolicy`, or a function of the `PoolLoad` that returns up to 1,000 (see `FunctionPolicy`).
         queue_size: How many accepted jobs can wait for a worker. 0: none, so a job is accepted only when a worker is
             idle. None: 10 times the number of workers, or of the most workers that the policy allows.
         max_delayed: While this many jobs are delayed (they wait for their next attempt, or for a rate limit that not

@@ -80,7 +80,7 @@ class Stall:
             return  # the usual case
         is_open = self._state.phase in (Phase.OPEN, Phase.DRAINING)
         is_unusable = is_open and self._workers.free + self._ledger.running <= self._cancellation.stuck
-        has_work = is_unusable and self._queue.has_backlog and not self._pauses.is_paused
+        has_work = is_unusable and self._queue.backlog > 0 and not self._pauses.is_paused
         now = self._state.time()
         if not has_work:
             self._end(now)
