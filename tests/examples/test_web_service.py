@@ -681,7 +681,8 @@ async def test_a_second_sigterm_ends_the_command_with_130_and_answers_everybody(
     assert status == 130
     assert set(statuses) == {200, 503}
     assert lines[0] == "SIGTERM: cancelling"
-    assert "20 requests: 20 answered" in lines[1]
+    # If the photo under way is done at once, the pool is closed, and says so, before the program asks for its report.
+    assert any("20 requests: 20 answered" in line for line in lines[1:3])
 
 
 @pytest.mark.asyncio
