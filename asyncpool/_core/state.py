@@ -47,7 +47,7 @@ class State:
     Invariant: `takes_jobs` is true in STARTING and OPEN, and in no other phase (test_states.py walks the table).
     """
 
-    __slots__ = ("__weakref__", "loop", "name", "phase", "supervisor", "takes_jobs", "thread", "time")
+    __slots__ = ("__weakref__", "at_close", "loop", "name", "phase", "supervisor", "takes_jobs", "thread", "time")
 
     loop: asyncio.AbstractEventLoop
     """The loop that the pool was started on; unset before, see `is_bound`."""
@@ -63,6 +63,7 @@ class State:
         self.phase = Phase.NEW
         self.takes_jobs = False  # else accepted jobs are settled as cancelled at once
         self.supervisor: asyncio.Task[None] | None = None
+        self.at_close: list[Callable[[], None]] = []  # called once, when the pool is closed; they must not raise
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Belong to this loop from now on."""
@@ -77,6 +78,10 @@ class State:
         assert phase in _NEXT[self.phase], f"from {self.phase} to {phase}"
         self.phase = phase
         self.takes_jobs = phase is Phase.STARTING or phase is Phase.OPEN
+        if phase is Phase.CLOSED:
+            callbacks, self.at_close = self.at_close, []
+            for callback in callbacks:
+                callback()
 
     @property
     def is_bound(self) -> bool:
