@@ -34,6 +34,7 @@ class GroupChannel(Channel[Any]):
         self._makers_wait: asyncio.Future[None] | None = None
         self._reading_task: asyncio.Task[Any] | None = None
         self._producers = 0  # those that were made and are not done
+        self._is_stopped = False  # whether the pool closed the intake
         parts.producers.add(self)
 
     @property
@@ -114,6 +115,7 @@ class GroupChannel(Channel[Any]):
         """Take no more jobs, because the pool closes."""
         if self.intake_is_open:
             self._end = error
+            self._is_stopped = True
         self.close_intake()
 
     def stop_waiting_for_feeder(self) -> None:
@@ -167,7 +169,7 @@ class GroupChannel(Channel[Any]):
         )
 
     def _intake_error(self) -> BaseException:
-        if self._end is not None:
+        if self._is_stopped:
             return self.parts.state.closed_error()
         return self.cancelled_error() if self.is_cancelled else StreamClosed(f"{self.name} takes no more jobs")
 

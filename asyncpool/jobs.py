@@ -71,11 +71,7 @@ class JobHandle(Generic[JobT, ValueT]):
         return await self._completion.outcome()
 
     def __await__(self) -> Generator[Any, None, ValueT]:
-        return self._value().__await__()
-
-    async def _value(self) -> ValueT:
-        outcome: Outcome[JobT, ValueT] = await self._completion.outcome()
-        return outcome.unwrap()
+        return self._completion.value().__await__()
 
     def __repr__(self) -> str:
         return f"<JobHandle of {self._completion.job!r}>"

@@ -144,9 +144,14 @@ class Failed(_Ended[JobT_co]):
         # The traceback is reset before each raise, or every reader would add its frames to the one object (bpo-45924).
         error = self._error
         BaseException.with_traceback(error, self._traceback)
-        if is_safe_to_raise(error):
-            raise error
-        raise JobCrashed(error)
+        try:
+            if is_safe_to_raise(error):
+                raise error
+            raise JobCrashed(error)
+        finally:
+            # The traceback knows this frame: with the error in it, it would be a cycle that keeps the frames of all
+            # callers until the collector runs (test_a_failure_that_is_raised_makes_no_reference_cycle).
+            del self, error
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A traceback cannot be pickled, so the error is pickled without it.

@@ -21,7 +21,7 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequen
 from contextlib import AbstractAsyncContextManager
 from contextvars import copy_context
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeVar, Unpack, overload
+from typing import Any, Generic, Literal, Self, TypeVar, Unpack, cast, overload
 
 import anyio
 
@@ -358,8 +358,8 @@ class WorkerPool(Generic[JobT, ValueT]):
             await parts.queue.line.wait_turn()
         completion = self._accept(job)
         try:
-            outcome: Outcome[JobT, ValueT] = await completion.outcome()
-        except asyncio.CancelledError:  # of the caller: outcome() never raises one for the job
+            return cast("ValueT", await completion.value())
+        except asyncio.CancelledError:  # of the caller: value() never raises one for the job
             if completion.cancel():
                 with anyio.CancelScope(shield=True):
                     await completion.wait(is_cancelled=True)  # not outcome(), so that a failure counts as unread
@@ -367,7 +367,8 @@ class WorkerPool(Generic[JobT, ValueT]):
         except PoolDeadlock:
             completion.cancel()
             raise
-        return outcome.unwrap()
+        finally:
+            del completion  # the error knows this frame, see `Failed.unwrap`
 
     def map(self, jobs: Iterable[JobT] | AsyncIterable[JobT], *, ordered: bool = True) -> Stream[ValueT]:
         """Return a stream of the jobs' values: in the order of the jobs, or as they complete.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
 
+from asyncpool._core.failures import Awaited
 from asyncpool._core.job import Job, Sink, Worker
 from asyncpool._core.lanes import RateLanes
 from asyncpool._core.ledger import Ledger
@@ -36,13 +37,14 @@ SPACING = 0.1
 class _Requests:
     """The requests to cancel one running job, until its attempt has ended."""
 
-    __slots__ = ("last", "next", "reasons", "stuck_timer")
+    __slots__ = ("awaited", "last", "next", "reasons", "stuck_timer")
 
     def __init__(self, stuck_timer: asyncio.TimerHandle) -> None:
         self.reasons: set[object] = set()  # those that have cancelled, or will
         self.last = -math.inf  # when its task was cancelled, on the clock of the loop
         self.next: asyncio.TimerHandle | None = None  # when it will be once more
         self.stuck_timer: asyncio.TimerHandle | None = stuck_timer  # None: it was reported as stuck
+        self.awaited = Awaited()
 
     @property
     def is_stuck(self) -> bool:
@@ -50,7 +52,8 @@ class _Requests:
         return self.stuck_timer is None
 
     def end(self) -> None:
-        """Drop the timers."""
+        """Drop the timers, and what the cancelled frames hold."""
+        self.awaited.clear()
         for timer in (self.next, self.stuck_timer):
             if timer is not None:
                 timer.cancel()
@@ -160,6 +163,7 @@ class Cancellation:
     def _send(self, job: Job, requests: _Requests) -> None:
         requests.last, requests.next = self._state.loop.time(), None
         if job.task is not None:  # else whoever makes it looks at `cancel_reason`
+            requests.awaited.note(job.task)
             job.task.cancel()
 
     def repeat(self) -> None:

@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from enum import Enum
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from asyncpool._core.job import Job
 from asyncpool._core.line import WaitLine, wake
@@ -166,18 +166,11 @@ class Channel(Generic[ItemT_co]):
         Cancel-safe: nothing is taken, and no end is reported, before the wait is over.
         """
         await self.begin()
-        if self.reading is Reading.FINISHED:
-            raise StreamClosed(f"{self.name} has been read to its end")
-        if self._failure is not None:
-            await self.finish()
-            self.reading = Reading.FINISHED
-            self._failure.unwrap()
-        if self.reading is Reading.CANCELLED:
+        if self.reading is Reading.CANCELLED and self._failure is None:
             raise self.cancelled_error()
-        if not self.intake_is_open and not self.unread and not self.live:
+        if self.reading is not Reading.READING or not (self.intake_is_open or self.unread or self.live):
             await self.finish()
-            self.reading = Reading.FINISHED
-            raise StopAsyncIteration if self._end is None else self._end
+            self._raise_end()
         if self._reader is not None:
             raise StreamClosed(f"{self.name} is read by one reader, and another waits already")
         self._reader = reader = self.parts.state.loop.create_future()
@@ -186,6 +179,22 @@ class Channel(Generic[ItemT_co]):
         finally:
             if self._reader is reader:
                 self._reader = None
+
+    def _raise_end(self) -> NoReturn:
+        """Raise the end to the reader, once, and drop it: the error gets to know the frames of the reader, and they
+        lead to this channel (test_a_failure_that_is_raised_makes_no_reference_cycle).
+        """
+        if self.reading is Reading.FINISHED:
+            raise StreamClosed(f"{self.name} has been read to its end")
+        self.reading = Reading.FINISHED
+        failure, self._failure = self._failure, None
+        end, self._end = self._end, None
+        try:
+            if failure is not None:
+                failure.unwrap()
+            raise StopAsyncIteration if end is None else end
+        finally:
+            del failure, end
 
     def end_with(self, outcome: Outcome[Any, Any]) -> None:
         """Make this outcome the last: the reader gets its error, and nothing after it."""
@@ -329,6 +338,7 @@ class Cursor(AsyncIterator[ItemT_co]):
             if isinstance(outcome, Succeeded):
                 return outcome.value  # type: ignore[no-any-return]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # the same
             channel.end_with(outcome)
+            del outcome  # its error knows this frame when it is raised
 
     async def aclose(self) -> None:
         """Cancel what is queued or runs, and wait until it has ended. Does nothing after the end."""

@@ -54,6 +54,17 @@ class Completion:
         assert outcome is not None
         return outcome
 
+    async def value(self) -> Any:
+        """Wait until the job is done, read its outcome, and return its value or raise its error. Cancel-safe."""
+        try:
+            if self.job.outcome is None:
+                await self.wait()
+            self._is_read = True
+            assert self.job.outcome is not None
+            return self.job.outcome.unwrap()
+        finally:
+            del self  # the error knows this frame, see `Failed.unwrap`
+
     async def wait(self, *, is_cancelled: bool = False) -> None:
         """Wait until the job is done, without reading its outcome. Cancel-safe.
 

@@ -10,7 +10,7 @@ import inspect
 import sys
 import types
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, cast
 
 from asyncpool._core.job import Job
 from asyncpool._core.state import State
@@ -27,7 +27,7 @@ from asyncpool._logs import log
 from asyncpool.errors import RetryAdvice, recorded_error
 from asyncpool.outcomes import Cancelled, CancelReason, Failed
 
-__all__ = ["not_awaitable_error", "outcome_of", "release_frames", "returned_error"]
+__all__ = ["Awaited", "not_awaitable_error", "outcome_of", "release_frames", "returned_error"]
 
 
 def returned_error(returned: object, error: BaseException) -> BaseException:
@@ -175,3 +175,36 @@ def _clear_locals(error: BaseException, handler_code: object) -> None:
             if _CLEARS_ONLY_DEAD_FRAMES or is_handler or not frame.f_code.co_flags & _SUSPENDABLE:
                 _clear(frame)
             traceback = traceback.tb_next
+
+
+class Awaited:
+    """The coroutines that a task awaits when it is cancelled, and their frames, until its attempt has ended.
+
+    Before 3.13, `_clear_locals` leaves these frames alone, for one of them may be suspended. Their coroutines know
+    which are over. They hold futures and timers, whose context holds the job, whose outcome holds the error: a
+    cycle (test_a_failure_that_nobody_reads_makes_no_reference_cycle).
+    """
+
+    __slots__ = ("_coroutines",)
+
+    def __init__(self) -> None:
+        self._coroutines: list[tuple[Any, types.FrameType]] = []
+
+    def note(self, task: asyncio.Task[Any]) -> None:
+        """Note what a task awaits now."""
+        if _CLEARS_ONLY_DEAD_FRAMES:
+            return
+        awaited: Any = task.get_coro()
+        for _ in range(_MOST_ENTRIES):
+            # Other awaitables may be the user's.
+            if type(cast("object", awaited)) is not types.CoroutineType or (frame := awaited.cr_frame) is None:
+                return
+            self._coroutines.append((awaited, frame))
+            awaited = awaited.cr_await
+
+    def clear(self) -> None:
+        """Clear the frames of those coroutines that have ended."""
+        coroutines, self._coroutines = self._coroutines, []
+        for coroutine, frame in coroutines:
+            if coroutine.cr_frame is None:
+                _clear(frame)

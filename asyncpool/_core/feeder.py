@@ -144,7 +144,8 @@ class FedChannel(Channel[ItemT_co]):
     def _end_feeding(self, error: BaseException | None) -> None:
         self.parts.producers.discard(self)
         if error is not None:
-            if self.is_cancelled or self.failed_at is not None or self._end is not None:
+            has_end = self._end is not None or self.reading is Reading.FINISHED
+            if self.is_cancelled or self.failed_at is not None or has_end:
                 log.error("%s: its source raised, and its reader has another end already", self.name, exc_info=error)
             else:
                 self._end = error if is_safe_to_raise(error) else SourceCrashed(error)
@@ -164,6 +165,7 @@ class FedChannel(Channel[ItemT_co]):
         iterator: Iterator[Any] | AsyncIterator[Any] | None = None
         is_exhausted = False
         error: BaseException | None = None
+        source: Iterable[Any] | AsyncIterable[Any] = ()
         try:
             if self._feeder is None:
                 await asyncio.sleep(0)  # an eager task factory runs us while the task is made
@@ -201,6 +203,9 @@ class FedChannel(Channel[ItemT_co]):
                     set_context(caught, error)
                     error = caught
         self._end_feeding(error)
+        # The error knows this frame, and the source can be a large list
+        # (test_a_failure_that_is_raised_makes_no_reference_cycle).
+        del error, source, iterator
 
     async def _feed_sync(self, iterator: Iterator[Any]) -> bool:
         """Feed from a plain iterator; return whether it is exhausted."""
@@ -227,6 +232,7 @@ class FedChannel(Channel[ItemT_co]):
             except StopAsyncIteration:
                 return True
             self.accept_pulled(item)
+            del item  # not kept while we wait for the next
         return False
 
     async def _wait_for_room(self) -> int:
