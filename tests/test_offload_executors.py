@@ -366,6 +366,22 @@ async def test_an_executor_lives_as_long_as_the_last_pool_that_uses_it() -> None
     assert not made[1].is_shut_down
 
 
+@pytest.mark.usefixtures("no_collector")
+@virtual
+async def test_an_executor_that_a_job_makes_ends_with_it_and_not_with_the_pool() -> None:
+    seen: list[weakref.ref[Any]] = []
+
+    async def handler(job: int) -> Any:
+        calculation = offload(calculate)
+        seen.append(weakref.ref(calculation._executor))
+        return await calculation(job)
+
+    async with WorkerPool(handler, workers=2) as pool:
+        assert await pool.map(range(5)) == list(range(5))
+        await settle()
+        assert [ref() for ref in seen] == [None] * 5
+
+
 @pytest.mark.timeout(30)
 def test_a_pool_that_closes_does_not_wait_for_a_call_that_is_stuck() -> None:
     opened = threading.Event()

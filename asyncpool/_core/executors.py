@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
-from functools import partial
 from typing import Any, cast
 from weakref import WeakSet
 
@@ -93,10 +92,11 @@ class OffloadExecutor:
         pool = None if job is None or job.worker is None else job.worker.pool
         if pool is not None and pool.phase is not Phase.CLOSED and pool not in self._users:
             self._users.add(pool)
-            pool.at_close.append(partial(self._pool_closed, pool))
+            pool.users.add(self)
         return self._executor
 
-    def _pool_closed(self, pool: State) -> None:
+    def pool_closed(self, pool: State, /) -> None:
+        """Shut the executor down if no other open pool uses it."""
         with self._lock:
             self._users.discard(pool)
             if self._users or self._executor is None:

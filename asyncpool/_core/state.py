@@ -10,10 +10,12 @@ import threading
 import time
 from collections.abc import Callable
 from enum import Enum
+from typing import Protocol
+from weakref import WeakSet
 
 from asyncpool.errors import PoolClosed, PoolNotStarted, WrongLoop
 
-__all__ = ["Phase", "State"]
+__all__ = ["Phase", "PoolUser", "State"]
 
 
 class Phase(Enum):
@@ -41,13 +43,21 @@ def _raise(error: BaseException) -> None:
     raise error
 
 
+class PoolUser(Protocol):
+    """What must know that a pool is closed."""
+
+    def pool_closed(self, pool: State, /) -> None:
+        """Note that a pool is closed. Must not raise."""
+        ...
+
+
 class State:
     """The one state of a pool. `life.py` writes it; everybody reads it.
 
     Invariant: `takes_jobs` is true in STARTING and OPEN, and in no other phase (test_states.py walks the table).
     """
 
-    __slots__ = ("__weakref__", "at_close", "loop", "name", "phase", "supervisor", "takes_jobs", "thread", "time")
+    __slots__ = ("__weakref__", "loop", "name", "phase", "supervisor", "takes_jobs", "thread", "time", "users")
 
     loop: asyncio.AbstractEventLoop
     """The loop that the pool was started on; unset before, see `is_bound`."""
@@ -63,7 +73,8 @@ class State:
         self.phase = Phase.NEW
         self.takes_jobs = False  # else accepted jobs are settled as cancelled at once
         self.supervisor: asyncio.Task[None] | None = None
-        self.at_close: list[Callable[[], None]] = []  # called once, when the pool is closed; they must not raise
+        # Notified once, when the pool is closed. Weak: a handler may make one for each job.
+        self.users: WeakSet[PoolUser] = WeakSet()
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Belong to this loop from now on."""
@@ -79,9 +90,8 @@ class State:
         self.phase = phase
         self.takes_jobs = phase is Phase.STARTING or phase is Phase.OPEN
         if phase is Phase.CLOSED:
-            callbacks, self.at_close = self.at_close, []
-            for callback in callbacks:
-                callback()
+            for user in list(self.users):
+                user.pool_closed(self)
 
     @property
     def is_bound(self) -> bool:
