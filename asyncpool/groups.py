@@ -6,6 +6,7 @@ Groups are made by `pool.group()`. To run the jobs of one iterable, see `streams
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from contextvars import copy_context
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -142,7 +143,10 @@ class GroupChannel(Channel[Any]):
         if task is self._reading_task:
             raise self._deadlock()
         if task is not self._maker or self.reading is not Reading.NEW:
-            await self._wait_for_reader(future)
+            try:
+                await self._wait_for_reader(future)
+            finally:
+                del future  # the error is in it, and knows this frame
             return
         # The maker may have started a task that reads, which has not had its turn. The others that wait cannot know
         # whether the maker will read later: they wait on.
@@ -152,10 +156,15 @@ class GroupChannel(Channel[Any]):
             await self._wait_for_reader(future)
         finally:
             self._makers_wait = None
+            del future
 
     async def _wait_for_reader(self, future: asyncio.Future[None]) -> None:
         # With an outcome to read, the room comes from the reader; with none, from a worker first.
-        await (future if self.ready else self.parts.deadlock.wait(future))
+        wait: Awaitable[None] = future if self.ready else self.parts.deadlock.wait(future)
+        try:
+            await wait
+        finally:
+            del future, wait
 
     def _check_makers_wait(self) -> None:
         waiting = self._makers_wait

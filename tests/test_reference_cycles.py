@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import asyncpool
-from asyncpool import Failed, PoolClosed, Retry, StreamClosed, WorkerPool
+from asyncpool import Failed, PoolClosed, PoolDeadlock, Retry, StreamClosed, WorkerPool
 from asyncpool.testing import settle
 from tests.helpers import virtual
 
@@ -168,6 +168,54 @@ async def test_a_stream_does_not_keep_its_last_input_while_it_waits_for_the_next
         more.set()
         with pytest.raises(StopAsyncIteration):
             await anext(stream)
+
+
+async def waits_by_run(pool: WorkerPool[Any, Any]) -> None:
+    await pool.run(2)
+
+
+async def waits_by_handle(pool: WorkerPool[Any, Any]) -> None:
+    await (await pool.submit(2))
+
+
+async def waits_by_submit(pool: WorkerPool[Any, Any]) -> None:
+    for _ in range(3):
+        await pool.submit(2)
+
+
+async def waits_by_map(pool: WorkerPool[Any, Any]) -> None:
+    await pool.map([2])
+
+
+async def waits_by_group(pool: WorkerPool[Any, Any]) -> None:
+    group = pool.group(window=1)
+    for _ in range(3):
+        await group.submit(2)
+
+
+@pytest.mark.parametrize("queue_size", [0, 1])
+@pytest.mark.parametrize("wait", [waits_by_run, waits_by_handle, waits_by_submit, waits_by_map, waits_by_group])
+@virtual
+async def test_a_wait_that_would_never_end_makes_no_reference_cycle(
+    wait: Callable[[WorkerPool[Any, Any]], Awaitable[None]], queue_size: int
+) -> None:
+    seen: list[weakref.ref[Thing]] = []
+
+    async def call() -> None:
+        of_the_caller = Thing()
+        seen.append(weakref.ref(of_the_caller))
+        await wait(pool)
+
+    async def handler(job: int) -> None:
+        if job == 1:
+            try:
+                await call()
+            except PoolDeadlock:
+                pass
+            assert seen[0]() is None
+
+    async with WorkerPool(handler, workers=1, queue_size=queue_size) as pool:
+        await pool.run(1)
 
 
 @virtual

@@ -179,6 +179,7 @@ class Channel(Generic[ItemT_co]):
         finally:
             if self._reader is reader:
                 self._reader = None
+            del reader  # a PoolDeadlock is in it, and knows this frame
 
     def _raise_end(self) -> NoReturn:
         """Raise the end to the reader, once, and drop it: the error gets to know the frames of the reader, and they

@@ -86,6 +86,7 @@ class Completion:
             await (future if is_cancelled else parts.deadlock.wait(future))
         finally:
             waiters.pop(future, None)
+            del future  # a PoolDeadlock is in it, and knows this frame
 
     def deliver(self, job: Job, outcome: Outcome[Any, Any], /) -> None:
         """Wake all waiters."""

@@ -123,7 +123,10 @@ class Deadlock:
         """
         job = CURRENT_JOB.get(None)
         if job is None or not job.runs_in(self._state):
-            await future
+            try:
+                await future
+            finally:
+                del future  # the error is in it, and knows this frame: see `Failed.unwrap`
             return
         self._waits.add(future, job)
         try:
@@ -131,6 +134,7 @@ class Deadlock:
             await future
         finally:
             self._waits.discard(future)
+            del future
             if job in self._waits and self._is_possible() and self._recheck_timer is None:
                 # It counted as awake until now, and may only go back to another wait. Not at once: what has woken it
                 # can still make it give up the other.

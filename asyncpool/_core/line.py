@@ -75,6 +75,7 @@ class WaitLine:
         finally:
             if also_in is not None:
                 also_in.discard(future)
+            del future  # an error that ends the wait is in it, and knows this frame
         if self._closed is not None:  # closed between the grant and now
             raise self._closed()
         self._promised -= 1

@@ -242,7 +242,10 @@ class Parts:
 
     async def _wait_for_room(self, future: asyncio.Future[None]) -> None:
         self.wakeups.submitter_waits()
-        await self.deadlock.wait(future)
+        try:
+            await self.deadlock.wait(future)
+        finally:
+            del future  # a PoolDeadlock is in it, and knows this frame
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """Bind to the running loop."""
