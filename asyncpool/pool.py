@@ -496,6 +496,5 @@ class WorkerPool(Generic[JobT, ValueT]):
         job = CURRENT_JOB.get(None)
         if job is not None and job.runs_in(self._parts.state):
             raise PoolDeadlock(
-                f"{what}() would wait for itself: it was called from job {job.number} of pool {self.name!r}, whose "
-                "jobs it waits for"
+                f"{what}() would wait for itself: it waits for job {job.number} of pool {self.name!r}, which calls it"
             )
