@@ -6,6 +6,7 @@ The floors are checked by import-linter (`make check`), the map by tests/test_do
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,10 @@ def defined_in(source: str) -> set[str]:
 def test_reaching_is_found() -> None:
     assert reaches("def f(pool):\n    return pool._parts.queue") == ["line 2: pool._parts"]
     assert reaches("class A:\n    def f(self):\n        return self._own, super()._own") == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_no_two_callbacks_share_a_context(file: Path) -> None:
+    # A handler can run the loop itself, in a callback of ours, and another cannot enter the same context meanwhile
+    # (test_a_handler_can_run_the_loop_in_its_first_step).
+    assert not re.search(r"context=self\._context\b(?!\.copy\(\))", file.read_text(encoding="utf-8"))

@@ -41,14 +41,14 @@ class Bound:
         """Give the task some seconds from now on."""
         self.end()
         self.is_over = self._is_cancelled = False
-        self._timer = self._loop.call_later(seconds, self._expire, context=self._context)
+        self._timer = self._loop.call_later(seconds, self._expire, context=self._context.copy())
 
     def cancel_now(self) -> None:
         """Do not wait for the end of the seconds. Does nothing if the task was cancelled already, or has ended."""
         if self._timer is not None and not self._is_cancelled:
             self._is_cancelled = True
             self._timer.cancel()
-            self._timer = self._loop.call_later(_IGNORED_AFTER, self._is_ignored, context=self._context)
+            self._timer = self._loop.call_later(_IGNORED_AFTER, self._is_ignored, context=self._context.copy())
             self._cancel()
 
     def end(self) -> None:

@@ -306,7 +306,7 @@ class ResourceTask:
             self._slow_timer = None
             self.is_slow = False
         else:
-            self._slow_timer = self._loop.call_later(_SLOW_AFTER, self._becomes_slow, context=self._context)
+            self._slow_timer = self._loop.call_later(_SLOW_AFTER, self._becomes_slow, context=self._context.copy())
 
     def _becomes_slow(self) -> None:
         self.is_slow = True

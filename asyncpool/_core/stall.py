@@ -93,7 +93,7 @@ class Stall:
         waits = is_unusable and len(self._workers.by_number) > self._ledger.running
         if waits or (has_work and not self._is_stalled):
             if self._timer is None:
-                self._timer = self._state.loop.call_later(_INTERVAL, self._look_again, context=self._context)
+                self._timer = self._state.loop.call_later(_INTERVAL, self._look_again, context=self._context.copy())
         else:
             self._stop_timer()
 
