@@ -272,9 +272,9 @@ class Producer(Generic[JobT, ValueT_co]):
 
     __slots__ = ("_channel", "_group", "_is_entered")
 
-    def __init__(self, group: Group[JobT, ValueT_co], channel: GroupChannel) -> None:
+    def __init__(self, group: Group[JobT, ValueT_co], channel: Any) -> None:
         self._group = group
-        self._channel = channel
+        self._channel: GroupChannel = channel
         self._is_entered = False
 
     async def __aenter__(self) -> Group[JobT, ValueT_co]:
