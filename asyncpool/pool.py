@@ -195,8 +195,8 @@ class WorkerPool(Generic[JobT, ValueT]):
 
         1. Close the intake (`submit` raises `PoolClosed`, streams stop pulling), and lift a `pause()`.
         2. Let queued, delayed and running jobs finish, for up to `drain_timeout` seconds (None: as long as it takes).
-        3. Settle queued and delayed jobs as cancelled, cancel running jobs, and wait up to `grace` seconds for them to
-           stop and for the resources to be left.
+        3. Settle queued and delayed jobs as cancelled, cancel running jobs, and once more at half of the grace, and
+           wait up to `grace` seconds for them to stop and for the resources to be left.
         4. Abandon the jobs that ignore their cancellation, and list them in the report.
 
         Cancelled while waiting, it proceeds to step 3 and keeps waiting; cancelled again, to step 4; then it raises
