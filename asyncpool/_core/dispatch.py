@@ -38,7 +38,7 @@ __all__ = ["Dispatcher", "TaskStart"]
 
 _IS_PART_OF_ATTEMPT = True  # so `failures.py` releases the frames of this module
 
-# After this time, these jobs for each worker, or these in all, the pump lets the loop run: eager jobs may never.
+# Limits of one run of the pump, as eager jobs may never suspend: seconds, jobs per worker, jobs in all.
 PUMP_SECONDS = 0.005
 PUMP_JOBS = 64
 MAX_PUMP_JOBS = 256
@@ -209,7 +209,7 @@ class Dispatcher:
             self.wake()
 
     def _pump(self) -> None:
-        """Start jobs on idle workers, in a loop iteration of its own: only here an eager job begins."""
+        """Start jobs on idle workers, in a loop iteration of its own: the only place where an eager job begins."""
         self._is_pump_scheduled = False  # a first step can run the loop itself, and then the others must start
         idle, entries, ledger, pauses = self._idle, self._entries, self._ledger, self._pauses
         popleft, loop, name = self._queue.popleft, self._state.loop, self._task_name
