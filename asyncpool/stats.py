@@ -1,6 +1,6 @@
 """What a pool counts and measures, as frozen snapshots: `PoolStats` and `Distribution`.
 
-`_core/ledger.py` counts, `_core/recorders.py` measures.
+`_core/ledger.py` counts and measures.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from enum import Enum
 from typing import Any, Generic, NoReturn, TypeVar
 
 from asyncpool._core.job import Job
-from asyncpool._core.line import WaitLine, wake
 from asyncpool._core.parts import Parts
 from asyncpool._core.state import Phase
+from asyncpool._core.wakeups import WaitLine, wake
 from asyncpool._guard import is_error
 from asyncpool._logs import log
 from asyncpool.errors import PoolClosed, StreamClosed

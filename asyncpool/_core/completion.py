@@ -9,8 +9,8 @@ import asyncio
 from typing import Any
 
 from asyncpool._core.job import CURRENT_JOB, NULL_SINK, Job
-from asyncpool._core.line import wake
 from asyncpool._core.parts import Parts
+from asyncpool._core.wakeups import wake
 from asyncpool.errors import PoolDeadlock
 from asyncpool.outcomes import CancelReason, Failed, Outcome
 

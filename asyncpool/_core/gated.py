@@ -1,17 +1,26 @@
-"""The dispatcher of pools with rate limits, or with a deadline for each job: it checks each job before it starts it."""
+"""The dispatcher of pools with rate limits, or with a deadline for each job: it checks each job before it starts it.
+
+In a pause no job is about to start, so then `Deadlines` watches those that can become too late.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from contextvars import Context
 from typing import Any
 
+from asyncpool._core.cancellation import Cancellation
 from asyncpool._core.dispatch import MAX_PUMP_JOBS, PUMP_JOBS, PUMP_SECONDS, Dispatcher, TaskStart
 from asyncpool._core.failures import release_frames
 from asyncpool._core.job import Job, Worker
 from asyncpool._core.lanes import RateLanes
+from asyncpool._core.pauses import Pauses
+from asyncpool._core.retries import Retries
+from asyncpool._core.timers import TimerHeap
 from asyncpool._guard import is_error
 from asyncpool.rate import RateLimit
 
-__all__ = ["GatedDispatcher"]
+__all__ = ["Deadlines", "GatedDispatcher"]
 
 _IS_PART_OF_ATTEMPT = True  # so `failures.py` releases the frames of this module
 
@@ -103,3 +112,49 @@ class GatedDispatcher(Dispatcher):
         if self._lanes is not None:
             self._lanes.manager_of(job)  # nobody else will ask for it
         super()._fail_unstarted(job, worker, attempt, context, error)
+
+
+class Deadlines:
+    """The deadlines of all jobs that are not settled, while the pool is paused; outside of a pause nothing is kept.
+
+    A pause by the rate limit of all jobs is not watched: there can be a thousand in a second.
+    """
+
+    __slots__ = ("_cancellation", "_heap", "_is_watching", "_max_elapsed", "_pauses", "_retries")
+
+    def __init__(self, max_elapsed: float, *, pauses: Pauses, cancellation: Cancellation, retries: Retries) -> None:
+        self._max_elapsed = max_elapsed
+        self._pauses = pauses
+        self._cancellation = cancellation
+        self._retries = retries
+        self._heap: TimerHeap[Job] = TimerHeap(self._expire, lambda job: job.outcome is None)
+        self._is_watching = False
+
+    def open(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
+        """Bind to the running loop."""
+        self._heap.open(loop, context)
+
+    def pause_changed(self) -> None:
+        """Begin to watch the jobs that there are if a pause has begun; forget them if it is over."""
+        if self._pauses.is_reported is self._is_watching:
+            return
+        self._is_watching = not self._is_watching
+        if self._is_watching:
+            # Also those that run: one can come back to the queue in this very pause.
+            jobs = self._cancellation.waiting_jobs() + self._cancellation.running_jobs()
+            self._heap.schedule_all((job.accepted_at + self._max_elapsed, job) for job in jobs)
+        else:
+            self._heap.clear()
+
+    def watch(self, job: Job) -> None:
+        """Watch a job that was just accepted, if the pool is paused."""
+        if self._is_watching:
+            self._heap.schedule(job.accepted_at + self._max_elapsed, job)
+
+    def close(self) -> None:
+        """Drop the timer. All jobs are settled."""
+        self._heap.clear()
+
+    def _expire(self, job: Job) -> None:
+        if job.worker is None:  # a running job has a timer of its own
+            self._cancellation.fail_waiting(job, self._retries.expired(job))

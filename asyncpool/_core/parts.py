@@ -13,29 +13,26 @@ from operator import index
 from typing import Any, cast
 
 from asyncpool._core.cancellation import Cancellation
-from asyncpool._core.dead_letter_writer import DeadLetterWriter
-from asyncpool._core.deadlines import Deadlines
-from asyncpool._core.deadlock import Deadlock
 from asyncpool._core.dispatch import Dispatcher
-from asyncpool._core.gated import GatedDispatcher
+from asyncpool._core.gated import Deadlines, GatedDispatcher
 from asyncpool._core.invoke import Invoke, call_job
 from asyncpool._core.job import Job, Worker
 from asyncpool._core.lanes import RateLanes
-from asyncpool._core.ledger import Ledger
+from asyncpool._core.ledger import Ledger, Throughput
 from asyncpool._core.load import Load
 from asyncpool._core.orders import ByPriority, ComebackFirst, Fifo, Order, ReentryOrder
 from asyncpool._core.pauses import Pauses
+from asyncpool._core.progress import Deadlock, Stall
 from asyncpool._core.queue import JobQueue
-from asyncpool._core.recorders import Throughput
 from asyncpool._core.retries import Retries
 from asyncpool._core.scaler import Scaler
-from asyncpool._core.stall import Stall
 from asyncpool._core.state import State
-from asyncpool._core.tasks import Producers, Tasks
+from asyncpool._core.tasks import Tasks
 from asyncpool._core.timers import TimerHeap
-from asyncpool._core.wakeups import Wakeups
+from asyncpool._core.wakeups import Producers, Wakeups
 from asyncpool._core.workers import Workers
 from asyncpool.dead_letters.letter import DeadLetterSink
+from asyncpool.dead_letters.writer import DeadLetterWriter
 from asyncpool.errors import ErrorFilter
 from asyncpool.events import Observers
 from asyncpool.rate import KeyedRateLimit, Limiter, RateLimit, is_manager

@@ -1,6 +1,6 @@
 """`JobQueue`: the jobs that wait for a worker, and the submitters that wait for room.
 
-In which order jobs leave is `orders.py`; who waits for room, and who is next, is `line.py`.
+In which order jobs leave is `orders.py`; who waits for room, and who is next, is `WaitLine` in `wakeups.py`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable, Sized
 
 from asyncpool._core.job import Job
 from asyncpool._core.ledger import Ledger
-from asyncpool._core.line import WaitLine
 from asyncpool._core.orders import Order, ReentryOrder
 from asyncpool._core.pauses import Pauses
+from asyncpool._core.wakeups import WaitLine
 
 __all__ = ["JobQueue"]
 

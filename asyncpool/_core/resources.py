@@ -1,6 +1,6 @@
-"""The task that opens, holds and closes one worker's resource.
+"""The task that opens, holds and closes one worker's resource; and the log of those that fail.
 
-What becomes of the worker meanwhile is `workers.py`; the bounds for opening and closing are enforced by `bound.py`.
+What becomes of the worker meanwhile is `workers.py`; the bounds for opening and closing are those of `bounds.py`.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from contextvars import Context
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
-from asyncpool._core.bound import Bound
-from asyncpool._core.chance import chance
+from asyncpool._chance import chance
+from asyncpool._core.bounds import Bound, Places
 from asyncpool._core.job import Worker
-from asyncpool._core.line import wake
-from asyncpool._core.places import Places
+from asyncpool._core.state import State
 from asyncpool._core.tasks import Tasks
+from asyncpool._core.wakeups import wake
 from asyncpool._guard import describe, is_error, set_cause
+from asyncpool._logs import is_logged, log
 from asyncpool.errors import PoolClosed, ResourceDied, ResourceTimeout, is_safe_to_raise
 from asyncpool.resources import Resource
 
-__all__ = ["ResourceHost", "ResourceTask"]
+__all__ = ["Outage", "ResourceHost", "ResourceTask"]
 
 # The pause before a resource that could not be opened is tried again: doubled each time, with half of it random, so
 # that the workers of a pool do not all connect to a database in the moment in which it is back.
@@ -32,6 +33,8 @@ _LONGEST_PAUSE = 5.0
 _LONG_LIFE = 30.0
 # A worker that has waited this long for a resource is no longer one that is about to start, in seconds.
 _SLOW_AFTER = 5.0
+# After this many seconds without a failure, the next one begins another outage, whose first failure is logged.
+_QUIET = 60.0
 
 
 def _safe(error: BaseException | None) -> BaseException:
@@ -367,3 +370,62 @@ class ResourceTask:
         task = self._task
         while task is not None and task.cancelling():
             task.uncancel()
+
+
+class Outage:
+    """Counts the failures of all workers together: when a backend is down, they all fail, again and again.
+
+    The 1st, 2nd, 4th, 8th ... failure is logged, and the recovery if a failure was logged before it. So a resource that
+    fails as soon as it is open does not fill the log either (test_a_backend_that_flaps_does_not_fill_the_log).
+    """
+
+    __slots__ = ("_began_at", "_count", "_failed_at", "_failing", "_is_recovery_logged", "_state", "last")
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._failing: set[int] = set()  # the numbers of workers that try again
+        self._count = 0
+        self._began_at = 0.0
+        self._failed_at = 0.0
+        self._is_recovery_logged = False
+        self.last: str | None = None
+        """The last failure: a text, because the error would keep frames alive."""
+
+    def failed(self, worker: Worker, error: BaseException, retry_in: float | None) -> None:
+        """Count a failure; None: the worker retires."""
+        now = self._state.time()
+        if not self._count or now - self._failed_at >= _QUIET:
+            self._count = 0
+            self._began_at = now
+        self._count += 1
+        self.last = describe(error)
+        self._failed_at = now
+        if retry_in is not None:
+            self._failing.add(worker.number)
+        if is_logged(self._count):
+            self._is_recovery_logged |= retry_in is not None
+            log.error(
+                "pool %r: the resource of worker %d failed (occurrence %d)%s",
+                self._state.name,
+                worker.number,
+                self._count,
+                "" if not retry_in else f", next try in {retry_in:.2g} s",
+                exc_info=error,
+            )
+
+    def opened(self, worker: Worker) -> None:
+        """Note that a worker's resource is open."""
+        self._failing.discard(worker.number)
+        if self._is_recovery_logged and not self._failing:
+            self._is_recovery_logged = False
+            log.warning(
+                "pool %r: the resources are open again, after %d failure%s in %.2g s",
+                self._state.name,
+                self._count,
+                "" if self._count == 1 else "s",
+                self._state.time() - self._began_at,
+            )
+
+    def left(self, worker: Worker) -> None:
+        """Note that a worker has left, and does not try again."""
+        self._failing.discard(worker.number)

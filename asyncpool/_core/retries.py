@@ -10,7 +10,7 @@ import math
 from contextvars import Context
 from typing import Any
 
-from asyncpool._core.chance import chance
+from asyncpool._chance import chance
 from asyncpool._core.job import Job, PriorAttempts, Worker
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.load import Load

@@ -1,22 +1,18 @@
-"""What lives longer than a job: the pool's own tasks, and the producers that feed it.
+"""The pool's own tasks, which live longer than a job: resource tasks and feeders.
 
-Tasks are resource tasks and feeders. The tasks of jobs are not here: see docs/architecture.md for the reason.
+The tasks of jobs are not here: see docs/architecture.md for the reason.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextvars import Context
 from types import TracebackType
-from typing import Protocol
-from weakref import WeakKeyDictionary
 
-from asyncpool._core.line import WaitLine
 from asyncpool._core.state import State
-from asyncpool.errors import PoolError
 
-__all__ = ["PoolTaskGroup", "Producer", "Producers", "Tasks"]
+__all__ = ["PoolTaskGroup", "Tasks"]
 
 
 class PoolTaskGroup(asyncio.TaskGroup):
@@ -129,44 +125,3 @@ class Tasks:
 
     def _child_is_done(self, task: asyncio.Task[None]) -> None:
         self._on_done()
-
-
-class Producer(Protocol):
-    """A stream or group that brings jobs."""
-
-    @property
-    def line(self) -> WaitLine:
-        """Who waits for room in its window, which grows with the pool."""
-        ...
-
-    def stop(self, error: PoolError, /) -> None:
-        """Bring no more jobs, because the pool closes; a reader that reads to the end gets the error."""
-        ...
-
-    def stop_waiting_for_feeder(self) -> None:
-        """Do not wait for the feeder any more: it ignores its cancellation."""
-        ...
-
-
-class Producers:
-    """The streams and groups that can still bring jobs, in the order of their registration. None is kept alive here."""
-
-    __slots__ = ("_producers",)
-
-    def __init__(self) -> None:
-        self._producers: WeakKeyDictionary[Producer, None] = WeakKeyDictionary()
-
-    def add(self, producer: Producer) -> None:
-        """Register a producer."""
-        self._producers[producer] = None
-
-    def discard(self, producer: Producer) -> None:
-        """Forget a producer that brings no more jobs."""
-        self._producers.pop(producer, None)
-
-    def __contains__(self, producer: object) -> bool:
-        return producer in self._producers
-
-    def __iter__(self) -> Iterator[Producer]:
-        """Those registered now; producers can come and go meanwhile."""
-        return iter(list(self._producers))

@@ -11,13 +11,12 @@ from collections.abc import Callable, Collection
 from contextvars import Context
 from typing import Any
 
+from asyncpool._core.bounds import Places
 from asyncpool._core.cancellation import Cancellation
 from asyncpool._core.job import Worker
 from asyncpool._core.ledger import Ledger
-from asyncpool._core.outage import Outage
-from asyncpool._core.places import Places
 from asyncpool._core.queue import JobQueue
-from asyncpool._core.resources import ResourceTask
+from asyncpool._core.resources import Outage, ResourceTask
 from asyncpool._core.state import State
 from asyncpool._core.tasks import Tasks
 from asyncpool._core.wakeups import Wakeups

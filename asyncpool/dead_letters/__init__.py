@@ -1,6 +1,6 @@
 """Dead letters: records of jobs that failed permanently, and the stores that keep them.
 
-`_core/dead_letter_writer.py` decides when a dead letter is written.
+`_core/ledger.py` decides when a dead letter is written.
 """
 
 from asyncpool.dead_letters.file import DeadLetterFile

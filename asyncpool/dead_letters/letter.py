@@ -1,6 +1,6 @@
 """`DeadLetter`, the record of a job that failed permanently, and the protocol of the sinks that take such records.
 
-The stores are `memory.py` and `file.py`. `_core/dead_letter_writer.py` decides when a letter is written.
+The stores are `memory.py` and `file.py`. `writer.py` writes the letters of a pool.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from asyncpool import CancelReason, DeadLetters, Failed, JobTimeout
-from asyncpool._core.dead_letter_writer import DeadLetterWriter
 from asyncpool._core.job import Job, PriorAttempts, Worker
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.state import Phase
+from asyncpool.dead_letters.writer import DeadLetterWriter
 from asyncpool.events import JobAccepted, JobEnded, JobStarted
 from asyncpool.outcomes import Outcome, Unfinished
 from tests.core.tools import RecordingSink, begin, cancelled, failed, make_job, make_ledger, make_state, succeeded

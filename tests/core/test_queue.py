@@ -14,8 +14,7 @@ from asyncpool._core.job import Job
 from asyncpool._core.orders import ByPriority, ComebackFirst, Fifo, Order
 from asyncpool._core.pauses import Pauses
 from asyncpool._core.queue import JobQueue
-from asyncpool._core.tasks import Producers
-from asyncpool._core.wakeups import Wakeups
+from asyncpool._core.wakeups import Producers, Wakeups
 from asyncpool.events import Observers
 from asyncpool.testing import settle
 from tests.core.tools import cancelled, make_job, make_ledger, make_state

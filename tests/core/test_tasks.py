@@ -19,7 +19,7 @@ from asyncpool._core.feeder import FedChannel
 from asyncpool._core.life import Life
 from asyncpool._core.resources import ResourceTask
 from asyncpool._core.state import State
-from asyncpool._core.tasks import Producers, Tasks
+from asyncpool._core.tasks import Tasks
 from asyncpool.testing import VirtualTimeLoop, settle
 from tests.helpers import Source, echo, fuzzed, ignores_cancel, now, sleeper, virtual
 
@@ -180,37 +180,6 @@ async def test_who_waits_for_a_group_that_will_never_open_goes_on() -> None:
     await settle()
     children.tasks.give_up_opening()
     await waiter
-
-
-# -- The producers
-
-
-class Anything:
-    """A producer, as far as the registry looks at it."""
-
-
-def test_producers_come_in_the_order_of_their_registration() -> None:
-    producers, some = Producers(), [Anything() for _ in range(3)]
-    for producer in some:
-        producers.add(producer)  # type: ignore[arg-type]
-    assert list(producers) == some
-    assert some[1] in producers
-
-
-def test_a_producer_that_was_discarded_is_gone_and_can_be_discarded_again() -> None:
-    producers, one = Producers(), Anything()
-    producers.add(one)  # type: ignore[arg-type]
-    producers.discard(one)  # type: ignore[arg-type]
-    producers.discard(one)  # type: ignore[arg-type]
-    assert list(producers) == []
-
-
-def test_a_producer_is_not_kept_alive() -> None:
-    producers, one = Producers(), Anything()
-    producers.add(one)  # type: ignore[arg-type]
-    del one
-    gc.collect()
-    assert list(producers) == []
 
 
 # -- Whose children they are

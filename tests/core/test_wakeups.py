@@ -7,6 +7,7 @@ of that name does.
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import math
 import re
@@ -17,8 +18,7 @@ import pytest
 
 from asyncpool._core import wakeups as module
 from asyncpool._core.ledger import Ledger
-from asyncpool._core.tasks import Producers
-from asyncpool._core.wakeups import Wakeups
+from asyncpool._core.wakeups import Producers, Wakeups
 from asyncpool.options import build_parts
 from asyncpool.testing import settle
 from tests.core.tools import make_ledger, make_state
@@ -418,3 +418,34 @@ async def test_the_fast_path_is_closed_while_somebody_waits_for_a_condition() ->
     await task
     bells.wakeups.housekeep(7.0)
     assert is_open(bells.wakeups, 7.0)
+
+
+# -- The producers
+
+
+class Anything:
+    """A producer, as far as the registry looks at it."""
+
+
+def test_producers_come_in_the_order_of_their_registration() -> None:
+    producers, some = Producers(), [Anything() for _ in range(3)]
+    for producer in some:
+        producers.add(producer)  # type: ignore[arg-type]
+    assert list(producers) == some
+    assert some[1] in producers
+
+
+def test_a_producer_that_was_discarded_is_gone_and_can_be_discarded_again() -> None:
+    producers, one = Producers(), Anything()
+    producers.add(one)  # type: ignore[arg-type]
+    producers.discard(one)  # type: ignore[arg-type]
+    producers.discard(one)  # type: ignore[arg-type]
+    assert list(producers) == []
+
+
+def test_a_producer_is_not_kept_alive() -> None:
+    producers, one = Producers(), Anything()
+    producers.add(one)  # type: ignore[arg-type]
+    del one
+    gc.collect()
+    assert list(producers) == []

@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextvars import copy_context
 from typing import Any
 
-from asyncpool._core.dead_letter_writer import DeadLetterWriter
 from asyncpool._core.job import NULL_SINK, Job, Sink, Worker, new_job
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.state import Phase, State
+from asyncpool.dead_letters.writer import DeadLetterWriter
 from asyncpool.events import Observers
 from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, Succeeded
 

@@ -8,7 +8,7 @@ from collections.abc import Generator
 
 import pytest
 
-from asyncpool._core.chance import chance
+from asyncpool._chance import chance
 from tests.laws.budget import IS_LONG
 
 

@@ -26,7 +26,7 @@ import pytest
 
 import asyncpool
 from asyncpool import AutoScale, RateLimit, Resource, Retry, WorkerPool
-from asyncpool._core import bound
+from asyncpool._core import bounds
 from asyncpool.testing import DeadlockError, VirtualTimeLoop
 from tests.laws.budget import IS_LONG, IS_SHORT
 
@@ -251,7 +251,7 @@ def run_interrupted(at: int | None, main: Callable[[Interrupt], Any]) -> Interru
 def test_an_interrupt_at_any_line_leaves_a_pool_that_closes(
     program: Callable[[Interrupt], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bound, "_IGNORED_AFTER", 0.02)  # seconds; resources that ignore theirs are not the only point
+    monkeypatch.setattr(bounds, "_IGNORED_AFTER", 0.02)  # seconds; resources that ignore theirs are not the only point
     lines = run_interrupted(None, program).lines
     assert lines > 100
     for at in range(1, lines, max(1, lines // RUNS)):

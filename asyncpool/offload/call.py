@@ -1,6 +1,7 @@
 """`offload`: turns a synchronous function into a handler that runs it in threads or processes.
 
-It wraps the handler and is not another kind of pool, so all guarantees of the pool hold unchanged.
+It wraps the handler and is not another kind of pool, so all guarantees of the pool hold unchanged. The life of the
+executor is `executors.py`; what travels between processes is `envelope.py`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 import anyio
 
 from asyncpool._checks import is_async_function
-from asyncpool._core.envelope import Envelope, Undelivered
-from asyncpool._core.executors import OffloadExecutor, runs_here, runs_in_processes
 from asyncpool._guard import describe, is_error, name_of, set_cause, traceback_of
+from asyncpool.offload.envelope import Envelope, Undelivered
+from asyncpool.offload.executors import OffloadExecutor, runs_here, runs_in_processes
 
 __all__ = ["Offloaded", "offload"]
 

@@ -1,6 +1,6 @@
 """The executor of one `offload`: made when it is needed, shut down when the last pool that used it closes.
 
-Which calls go to it is `asyncpool/offload.py`.
+Which calls go to it is `call.py`.
 """
 
 from __future__ import annotations
