@@ -19,6 +19,10 @@ The functions that raise them document when: see `pool.py`, `streams.py` and `ou
         ├── SourceCrashed                   the iterable that a stream pulls its jobs from raised such an exception
         ├── ResourceDied                    the worker's resource left its context while a job was running
         ├── ResourceTimeout                 a resource was not opened, or not closed, in time (a TimeoutError too)
+        ├── EngineLost (ConnectionError)    the engine of the pool has had no process for too long
+        ├── ProcessLost (ConnectionError)   the process that ran the attempt is gone, and the job must not run twice
+        ├── ProcessDied                     the job has ended its process, twice
+        ├── RemoteError                     stands for an error of another process that could not be sent
         └── RetryAdvice                     raised by a handler to control whether the job is retried
             ├── RetryAfter                  retry, but only after a number of seconds
             └── Permanent                   do not retry
@@ -39,6 +43,7 @@ from asyncpool._checks import check_delay
 from asyncpool._guard import cause_of, describe, is_error, leaves_of, qualname_of, safe_text, set_cause
 
 __all__ = [
+    "EngineLost",
     "ErrorFilter",
     "JobCancelled",
     "JobCrashed",
@@ -51,7 +56,10 @@ __all__ = [
     "PoolNotStarted",
     "PoolReused",
     "PoolStateError",
+    "ProcessDied",
+    "ProcessLost",
     "QueueFull",
+    "RemoteError",
     "ResourceDied",
     "ResourceTimeout",
     "RetryAdvice",
@@ -212,6 +220,39 @@ class ResourceTimeout(PoolError, TimeoutError):
     def __str__(self) -> str:
         ignores = ", ignores its cancellation, and is abandoned" if self.is_abandoned else ""
         return f"the resource was not {self.step} within {self.timeout:g} s{ignores}"
+
+
+class EngineLost(PoolError, ConnectionError):
+    """The engine of the pool has had no process for `patience` seconds, or has failed: `__cause__` is its error then."""
+
+
+class ProcessLost(PoolError, ConnectionError):
+    """A process is gone, or cannot be reached. A job fails with it only in a pool with `reruns=False`: the attempt that
+    ran there may have had effects.
+    """
+
+
+class ProcessDied(PoolError):
+    """The job was alone in its process when that died, twice: so it probably ends each process that it runs in.
+
+    It is not retried, whatever the pool's `Retry` allows.
+    """
+
+
+class RemoteError(PoolError):
+    """Stands for an error that was raised in another process and cannot be sent.
+
+    `kind` is the name of its type, `text` its text, and `where` its traceback there, as text.
+    """
+
+    def __init__(self, kind: str, text: str, where: str) -> None:
+        super().__init__(kind, text, where)
+        self.kind = kind
+        self.text = text
+        self.where = where
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.text}" if self.text else self.kind
 
 
 class RetryAdvice(PoolError):

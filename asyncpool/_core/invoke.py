@@ -25,7 +25,7 @@ from asyncpool._core.wakeups import Wakeups
 from asyncpool._guard import describe
 from asyncpool.errors import JobTimeout
 
-__all__ = ["Invoke", "call_handler", "call_job"]
+__all__ = ["Invoke", "call_handler", "call_job", "within_deadline"]
 
 _IS_PART_OF_ATTEMPT = True  # so `failures.py` releases the frames of this module
 
@@ -99,9 +99,9 @@ class Invoke:
         if self._limiter is not None or self._lanes is not None:
             self._wakeups.limiter_entered()
         if left < self._timeout:
-            return await _within_deadline(now + left, partial(self._expire, job), self._handler, *args)
+            return await within_deadline(now + left, partial(self._expire, job), self._handler, *args)
         if self._timeout < math.inf:
-            return await _within_deadline(now + self._timeout, partial(self._time_out, job), self._handler, *args)
+            return await within_deadline(now + self._timeout, partial(self._time_out, job), self._handler, *args)
         return await call_handler(self._handler, *args)
 
     def _expire(self, job: Job) -> None:
@@ -126,7 +126,7 @@ async def _within_limiter(limiter: AbstractAsyncContextManager[Any], inner: Awai
     raise RuntimeError(f"the limiter {describe(limiter)} swallowed the job's exception")
 
 
-async def _within_deadline(
+async def within_deadline(
     deadline: float,
     expire: Callable[[], None],
     handler: Callable[..., Awaitable[Any]],

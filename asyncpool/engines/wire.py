@@ -1,0 +1,148 @@
+"""What travels between the program and its processes, as bytes: the spec of a pool, orders, news, inputs and values.
+
+Each input, value and error is pickled by itself, so what cannot be pickled, or not be read at the other end, fails
+alone. Errors are `remote_errors.py`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from asyncpool._guard import name_of, safe_text
+from asyncpool.errors import ErrorFilter
+from asyncpool.resources import Resource
+
+__all__ = [
+    "BATCH_BYTES",
+    "BROKEN",
+    "CANCEL",
+    "CANCELLED",
+    "ERROR",
+    "LOG",
+    "READY",
+    "SHARE",
+    "START",
+    "VALUE",
+    "Spec",
+    "dumps",
+    "load_value",
+    "loads",
+    "pack_spec",
+    "unpack_spec",
+]
+
+# Orders, from the program to a process.
+START, CANCEL, SHARE = range(3)
+"""(START, id, number of the job, attempt, seconds left, carried, input), (CANCEL, id), (SHARE, workers)."""
+# News, from a process to the program.
+VALUE, ERROR, CANCELLED, READY, BROKEN, LOG = range(6)
+"""(VALUE, id, value, seconds), (ERROR, id, error, seconds), (CANCELLED, id, whether it had started, seconds),
+(READY, 0, None, 0.0), (BROKEN, 0, error, 0.0), (LOG, 0, attributes of the record, 0.0)."""
+
+BATCH_BYTES = 8 << 20
+"""About how many bytes of inputs or values one batch holds at most."""
+
+loads = pickle.loads
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What a process has to know of a pool: what surrounds one attempt."""
+
+    pool: str
+    handler: Any
+    timeout: float | None
+    max_elapsed: float | None
+    resource: Resource[Any] | None
+    recycle_on: ErrorFilter
+    shares_main: bool
+    tick: float
+    """Seconds after which a process that has nothing to tell gives a sign of life."""
+
+
+@cache
+def _versions() -> str:
+    # Of a function that travels by value it is the code that does, which is another one in each Python.
+    try:
+        package = version("asyncpool-toolkit")
+    except PackageNotFoundError:  # it runs from its source
+        package = "(not installed)"
+    return "Python {}.{}".format(*sys.version_info) + f" and asyncpool {package}"
+
+
+@cache
+def _cloudpickle() -> Any:
+    try:
+        import cloudpickle
+    except ModuleNotFoundError:
+        return None
+    return cloudpickle
+
+
+def dumps(value: object, *, shares_main: bool) -> bytes:
+    """Pickle a value; with cloudpickle what pickle cannot, if that is installed.
+
+    So also what is defined in the program's main module, if that is another one at the other end.
+    """
+    try:
+        data = pickle.dumps(value, 5)
+    except Exception:
+        if _cloudpickle() is None:
+            raise
+    else:
+        if shares_main or b"__main__" not in data or _cloudpickle() is None:
+            return data
+    by_value: bytes = _cloudpickle().dumps(value, 5)
+    return by_value
+
+
+def load_value(data: bytes, what: str) -> Any:
+    """Read a value that another process sent.
+
+    Raises:
+        PickleError: It cannot be read here.
+    """
+    try:
+        return loads(data)
+    except Exception as error:
+        raise pickle.UnpicklingError(
+            f"{what} cannot be read in the process that it was sent to: "
+            f"{name_of(type(error))}: {safe_text(str, error, 500)}"
+        ) from error
+
+
+def pack_spec(spec: Spec) -> bytes:
+    """Return the bytes of a spec.
+
+    Raises:
+        TypeError: Its handler, resource or `recycle_on` cannot be sent to another process.
+    """
+    try:
+        data = dumps(spec, shares_main=spec.shares_main)
+    except Exception as error:
+        hint = "" if _cloudpickle() else ", or install cloudpickle, which can send lambdas, closures and notebook cells"
+        raise TypeError(
+            "handler, resource and recycle_on must be such that they can be sent to other processes: "
+            f"pickling them raised {name_of(type(error))}: {safe_text(str, error, 500)}. "
+            f"Use functions and classes of modules{hint}"
+        ) from error
+    return pickle.dumps((_versions(), data), 5)
+
+
+def unpack_spec(data: bytes, place: str) -> Spec:
+    """Read a spec in the process `place`.
+
+    Raises:
+        RuntimeError: It comes from another version of Python or asyncpool.
+        Exception: What importing the modules of the handler raises.
+    """
+    versions, inner = loads(data)
+    if versions != _versions():
+        raise RuntimeError(f"{place} has {_versions()}, and the program has {versions}: they must be the same")
+    spec: Spec = loads(inner)
+    return spec

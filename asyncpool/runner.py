@@ -1,0 +1,287 @@
+"""`Runner`: the far side of an engine. It runs the attempts that it is sent on an ordinary pool in its own process.
+
+What belongs to one attempt happens here: the handler, its timeout, the worker's resource. What lies between attempts
+(retries, rates, order, priorities, dead letters, the end) stays in the program, which has the job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextvars import copy_context
+from functools import partial
+from typing import Any
+
+from asyncpool._core.invoke import call_handler, within_deadline
+from asyncpool._core.job import CURRENT_JOB, Job
+from asyncpool._core.life import Life
+from asyncpool._core.parts import Parts
+from asyncpool._core.scaler import as_policy
+from asyncpool.engines.contract import ContextCarrier
+from asyncpool.engines.remote_errors import dump_error
+from asyncpool.engines.wire import (
+    BATCH_BYTES,
+    BROKEN,
+    CANCEL,
+    CANCELLED,
+    ERROR,
+    LOG,
+    READY,
+    START,
+    VALUE,
+    Spec,
+    dumps,
+    load_value,
+    loads,
+    unpack_spec,
+)
+from asyncpool.errors import JobCrashed, JobExpired, RetryAdvice
+from asyncpool.options import build_parts
+from asyncpool.outcomes import Cancelled, CancelReason, Outcome, Succeeded
+
+__all__ = ["Runner"]
+
+_IS_PART_OF_ATTEMPT = True  # so `failures.py` releases the frames of this module
+
+TICK = 3.0
+"""Seconds after which `take` returns an empty batch: a sign of life, if the spec does not say otherwise."""
+_ORPHANED_AFTER = 10  # ticks
+
+
+class _Errand:
+    """One attempt that was sent here. It is the input of a job of the pool that runs it."""
+
+    __slots__ = ("advice", "carried", "data", "id", "seconds_left")
+
+    def __init__(self, id: int, seconds_left: float | None, carried: bytes | None, data: bytes) -> None:
+        self.id = id
+        self.seconds_left = seconds_left
+        self.carried = carried
+        self.data = data
+        self.advice: RetryAdvice | None = None
+
+    def __repr__(self) -> str:
+        return f"attempt {self.id} of the program"
+
+
+class Runner:
+    """Takes attempts in and gives their ends out, both in batches. Belongs to the event loop that runs when it is made.
+
+    A runner has a pool while its share of the workers is not 0, and so it has resources.
+
+    Args:
+        spec: `EngineHost.spec`, as bytes.
+        place: What this process is called in errors.
+    """
+
+    def __init__(self, spec: bytes, place: str) -> None:
+        self._spec_data = spec
+        self._place = place
+        self._loop = asyncio.get_running_loop()
+        self._spec: Spec | None = None
+        self._life: Life | None = None  # of the pool, from its start to its end
+        self._parts: Parts | None = None  # of the pool, once it has started
+        self._jobs: dict[int, Job] = {}
+        self._news: deque[tuple[Any, ...]] = deque()
+        self._reader: asyncio.Future[None] | None = None
+        self._tick = TICK
+        self._ticks_without_reader = 0
+        self._share = 0
+        self._share_changed = asyncio.Event()
+        self._is_closing = False
+        self._keeper: asyncio.Task[None] | None = None
+
+    # -- Orders ------------------------------------------------------------------------------------------------------
+
+    def put(self, batch: bytes) -> None:
+        """Take a batch of orders. Does not wait: what they lead to comes out of `take`."""
+        for order in loads(batch):
+            kind = order[0]
+            if kind == START:
+                self._start(*order[1:])
+            elif kind == CANCEL:
+                job = self._jobs.get(order[1])
+                if job is not None and self._parts is not None:
+                    self._parts.cancellation.cancel(job, CancelReason.HANDLE)
+            elif not self._is_closing:
+                self._share = order[1]
+                self._share_changed.set()
+                if self._keeper is None:
+                    self._keeper = self._loop.create_task(self._keep_pool(), name="asyncpool runner")
+
+    def _start(
+        self, id: int, number: int, attempt: int, seconds_left: float | None, carried: bytes | None, data: bytes
+    ) -> None:
+        if self._parts is None:
+            return  # it is broken or closing, and the program has been told, or is dead
+        job = self._parts.dispatcher.accept(_Errand(id, seconds_left, carried, data), self, copy_context())
+        job.number, job.attempt = number, attempt  # for current_job()
+        if job.outcome is None:
+            self._jobs[id] = job
+
+    # -- The pool ----------------------------------------------------------------------------------------------------
+
+    async def _keep_pool(self) -> None:
+        """Have a pool while there is a share of the workers, and none while there is not."""
+        while not self._is_closing:
+            self._share_changed.clear()
+            if self._share > 0:
+                await self._run_pool()
+            else:
+                await self._share_changed.wait()
+
+    async def _run_pool(self) -> None:
+        """Run one pool, until the share is 0 or the runner is closed."""
+        try:
+            await self._start_pool()
+        except Exception as error:
+            self._life, self._share = None, 0
+            self._tell((BROKEN, 0, self._dump_error(error), 0.0))
+            return
+        assert self._life is not None
+        assert self._parts is not None
+        self._tell((READY, 0, None, 0.0))
+        while self._share > 0 and not self._is_closing:
+            await self._share_changed.wait()
+            self._share_changed.clear()
+            if self._share > 0 and not self._is_closing:
+                self._parts.scaler.replace(as_policy(self._share))
+        if not self._is_closing:  # what runs ends, and no more will come
+            self._life.stop(drain_timeout=None, grace=5.0)
+        await self._life.wait_closed()
+        self._life = self._parts = None
+
+    async def _start_pool(self) -> None:
+        spec = self._spec
+        if spec is None:
+            spec = self._spec = unpack_spec(self._spec_data, self._place)
+            self._tick = spec.tick
+        parts = build_parts(
+            self._run,
+            workers=self._share,
+            timeout=spec.timeout,
+            resource=spec.resource,
+            recycle_on=spec.recycle_on,
+            name=spec.pool,
+        )
+        self._life = Life(parts)
+        self._life.is_report_awaited = True  # the program has the inputs
+        await self._life.start()
+        self._parts = parts
+
+    async def _run(self, errand: _Errand, *resource: Any) -> bytes:
+        """Run one attempt: the handler of this process's pool."""
+        spec, data, errand.data = self._spec, errand.data, b""
+        assert spec is not None
+        try:
+            args = (load_value(data, "the input of the job"), *resource)
+            del data
+            if errand.carried is not None and isinstance(spec.handler, ContextCarrier):
+                handler: Any = partial(spec.handler.call_with, errand.carried)
+            else:
+                handler = spec.handler
+            if errand.seconds_left is None:
+                value = await call_handler(handler, *args)
+            else:
+                job = CURRENT_JOB.get()
+                expire = partial(self._expire, job, spec.max_elapsed or 0.0)
+                value = await within_deadline(self._loop.time() + errand.seconds_left, expire, handler, *args)
+            return dumps(value, shares_main=spec.shares_main)
+        except RetryAdvice as advice:
+            errand.advice = advice  # of a failure the pool keeps only its cause
+            raise
+        except KeyboardInterrupt as error:  # it would end this process, and nobody pressed Ctrl+C here
+            raise JobCrashed(error) from None
+
+    def _expire(self, job: Job, max_elapsed: float) -> None:
+        if self._parts is not None:
+            self._parts.cancellation.request(job, JobExpired(max_elapsed))
+
+    # -- The sink of its own jobs ------------------------------------------------------------------------------------
+
+    def deliver(self, job: Job, outcome: Outcome[_Errand, bytes], /) -> None:
+        """Report the end of an attempt to the program."""
+        errand = outcome.job
+        self._jobs.pop(errand.id, None)
+        ran = outcome.seconds_running
+        if isinstance(outcome, Succeeded):
+            self._tell((VALUE, errand.id, outcome.value, ran))
+        elif isinstance(outcome, Cancelled):
+            self._tell((CANCELLED, errand.id, outcome.started, ran))
+        else:
+            self._tell((ERROR, errand.id, self._dump_error(errand.advice or outcome.error), ran))
+
+    def on_delayed(self, change: int, /) -> None:
+        """Nothing here is delayed: the pool has no retries."""
+
+    def on_stuck(self, job: Job, /) -> None:
+        """The program sees for itself that a job ignores its cancellation."""
+
+    def _dump_error(self, error: BaseException) -> bytes:
+        return dump_error(error, self._place, shares_main=self._spec is not None and self._spec.shares_main)
+
+    # -- News --------------------------------------------------------------------------------------------------------
+
+    def log(self, attributes: dict[str, Any]) -> None:
+        """Send a log record to the program, as the attributes for `logging.makeLogRecord`."""
+        self._tell((LOG, 0, attributes, 0.0))
+
+    def _tell(self, news: tuple[Any, ...]) -> None:
+        self._news.append(news)
+        self._wake_reader()
+
+    def _wake_reader(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def take(self) -> bytes:
+        """Wait until something has ended, and return what has; after a while nothing (b""), as a sign of life.
+
+        Cancel-safe. To be called by one task at a time.
+        """
+        self._ticks_without_reader = 0
+        if not self._news and not self._is_closing:
+            self._reader = reader = self._loop.create_future()
+            timer = self._loop.call_later(self._tick, self._wake_reader)
+            try:
+                await reader
+            finally:
+                timer.cancel()
+                self._reader = None
+            await asyncio.sleep(0)  # what ends in this same iteration goes along
+        batch: list[tuple[Any, ...]] = []
+        size = 0
+        while self._news and size < BATCH_BYTES:
+            news = self._news.popleft()
+            batch.append(news)
+            if type(news[2]) is bytes:
+                size += len(news[2])
+        return dumps(batch, shares_main=True) if batch else b""
+
+    def tick(self) -> bool:
+        """Return whether the program has probably gone: to be called every `TICK` seconds where nothing else says so.
+
+        Counted in calls and not by the clock: a handler may block the loop for minutes, and `take` with it.
+        """
+        self._ticks_without_reader += 1
+        return self._ticks_without_reader > _ORPHANED_AFTER
+
+    # -- The end -----------------------------------------------------------------------------------------------------
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes no more orders."""
+        return self._is_closing
+
+    async def close(self, grace: float = 5.0) -> None:
+        """Cancel what runs, close the resources, and wait for that, for up to `grace` seconds.
+
+        Cancelled while waiting, it goes on in the background. `take` returns at once from now on.
+        """
+        self._is_closing = True
+        self._share_changed.set()
+        self._wake_reader()
+        if self._life is not None:
+            self._life.stop(drain_timeout=0.0, grace=grace)
+        if self._keeper is not None:
+            await asyncio.wait([self._keeper])
