@@ -223,7 +223,7 @@ class ResourceTimeout(PoolError, TimeoutError):
 
 
 class EngineLost(PoolError, ConnectionError):
-    """The engine of the pool has had no process for `patience` seconds, or has failed: `__cause__` is its error then."""
+    """The engine of the pool has had no process for `patience` seconds, or has failed; then `__cause__` says how."""
 
 
 class ProcessLost(PoolError, ConnectionError):
