@@ -8,6 +8,7 @@ from asyncpool.dead_letters.file import DeadLetterFile
 from asyncpool.dead_letters.letter import DeadLetter, DeadLetterSink
 from asyncpool.dead_letters.memory import DeadLetters
 from asyncpool.errors import (
+    EngineLost,
     ErrorFilter,
     JobCancelled,
     JobCrashed,
@@ -20,7 +21,10 @@ from asyncpool.errors import (
     PoolNotStarted,
     PoolReused,
     PoolStateError,
+    ProcessDied,
+    ProcessLost,
     QueueFull,
+    RemoteError,
     ResourceDied,
     ResourceTimeout,
     RetryAdvice,
@@ -36,6 +40,7 @@ from asyncpool.offload import Offloaded, offload
 from asyncpool.oneshot import map, outcomes
 from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, ShutdownReport, Succeeded, Unfinished
 from asyncpool.pool import WorkerPool
+from asyncpool.processes import Processes
 from asyncpool.rate import KeyedRateLimit, RateLimit
 from asyncpool.resources import Resource
 from asyncpool.retry import Retry, RetryBudget
@@ -45,7 +50,7 @@ from asyncpool.scaling.function import FunctionPolicy
 from asyncpool.scaling.policy import Decision, FixedSize, PoolLoad, ScalingPolicy
 from asyncpool.scaling.sizing import recommended_workers
 from asyncpool.signals import drain_on_signal
-from asyncpool.stats import Distribution, PoolStats
+from asyncpool.stats import Distribution, PoolStats, ProcessStats
 from asyncpool.streams import Stream
 
 __all__ = [
@@ -60,6 +65,7 @@ __all__ = [
     "DeadLetters",
     "Decision",
     "Distribution",
+    "EngineLost",
     "ErrorFilter",
     "Event",
     "Failed",
@@ -84,8 +90,13 @@ __all__ = [
     "PoolReused",
     "PoolStateError",
     "PoolStats",
+    "ProcessDied",
+    "ProcessLost",
+    "ProcessStats",
+    "Processes",
     "QueueFull",
     "RateLimit",
+    "RemoteError",
     "Resource",
     "ResourceDied",
     "ResourceTimeout",

@@ -9,12 +9,13 @@ import asyncio
 import logging
 import sys
 import traceback
+from collections.abc import Callable
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from asyncpool._guard import is_error, name_of, safe_text, traceback_of
 
-__all__ = ["is_logged", "log"]
+__all__ = ["forward_records", "is_logged", "log", "relay"]
 
 _MAX_INT = 2**63
 _MAX_TEXT = 4000
@@ -134,3 +135,49 @@ def _raise(error: BaseException) -> NoReturn:
 
 
 log = _Log(logging.getLogger("asyncpool"))
+
+
+def relay(attributes: dict[str, Any]) -> None:
+    """Log a record that another process made, from its attributes, to the logger of the same name. Guarded as `log`."""
+    try:
+        record = logging.makeLogRecord(attributes)
+        logger = logging.getLogger(record.name)
+        if logger.isEnabledFor(record.levelno):
+            logger.handle(record)
+    except BaseException as raised:
+        if is_error(raised, (KeyboardInterrupt, SystemExit)):
+            _raise_soon(raised)
+        else:
+            log.error("a log record of another process could not be logged", exc_info=raised)
+
+
+class _Forwarder(logging.Handler):
+    """Sends records to another process, as plain values."""
+
+    def __init__(self, send: Callable[[dict[str, Any]], object]) -> None:
+        super().__init__(logging.WARNING)
+        self._send = send
+        self._formatter = logging.Formatter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a record."""
+        try:
+            attributes: dict[str, Any] = {
+                name: value if type(value) in (str, int, float, bool, type(None)) else safe_text(repr, value)
+                for name, value in record.__dict__.items()
+            }
+            error = record.exc_info
+            attributes |= {
+                "msg": record.getMessage(),
+                "args": None,
+                "exc_info": None,
+                "exc_text": record.exc_text or (self._formatter.formatException(error) if error else None),
+            }
+            self._send(attributes)
+        except Exception:
+            self.handleError(record)
+
+
+def forward_records(send: Callable[[dict[str, Any]], object]) -> None:
+    """Have each record of level WARNING or above sent to another process, whose `relay` logs it there."""
+    logging.getLogger().addHandler(_Forwarder(send))

@@ -32,6 +32,8 @@ __all__ = [
     "PoolStalled",
     "PoolStarted",
     "PoolStopping",
+    "ProcessGone",
+    "ProcessJoined",
     "ResourceFailed",
 ]
 
@@ -192,6 +194,30 @@ class ResourceFailed(_Event):
     """Seconds until the worker opens a resource again; None if it does not, or if the resource is abandoned."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ProcessJoined(_Event):
+    """A process of the engine can run attempts from now on."""
+
+    process: str
+    """What the engine calls it."""
+    number: int
+    """Its number, as in `ProcessStats`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ProcessGone(_Event):
+    """A process of the engine died, could not be reached, or could not run the handler."""
+
+    process: str
+    """What the engine calls it."""
+    number: int
+    """Its number, as in `ProcessStats`. The process that replaces it has the same."""
+    attempts: int
+    """How many attempts may have been running there."""
+    error: BaseException
+    """How it was lost."""
+
+
 Event: TypeAlias = (
     PoolStarted
     | PoolResized
@@ -207,6 +233,8 @@ Event: TypeAlias = (
     | JobEnded
     | JobStuck
     | ResourceFailed
+    | ProcessJoined
+    | ProcessGone
 )
 Observer: TypeAlias = Callable[[Event], None]
 

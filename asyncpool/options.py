@@ -8,13 +8,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any, Generic, TypedDict, TypeVar
 
 from asyncpool._checks import check_count, check_filter, check_function, check_seconds
+from asyncpool._core.invoke import call_job
 from asyncpool._core.parts import Parts
+from asyncpool._core.remote.fleet import Remote
 from asyncpool._core.scaler import as_policy
 from asyncpool._guard import describe
 from asyncpool.dead_letters.letter import DeadLetterSink, PoolAwareSink
+from asyncpool.engines.contract import Engine
+from asyncpool.engines.wire import TICK, Spec, pack_spec
 from asyncpool.errors import ErrorFilter
 from asyncpool.events import Observer, Observers
 from asyncpool.rate import Limiter, RateLimit, is_manager
@@ -42,6 +47,10 @@ class PoolOptions(TypedDict, Generic[JobT], total=False):
     dead_letters: DeadLetterSink[JobT] | None
     observers: Sequence[Observer]
     name: str
+    engine: Engine | None
+    patience: float
+    reruns: bool
+    responds_within: float | None
 
 
 def check_names(function: str, options: Mapping[str, object]) -> None:
@@ -66,6 +75,10 @@ def build_parts(
     dead_letters: DeadLetterSink[Any] | None = None,
     observers: Sequence[Observer] = (),
     name: str = "pool",
+    engine: Engine | None = None,
+    patience: float = 30.0,
+    reruns: bool = True,
+    responds_within: float | None = None,
 ) -> Parts:
     """Check the options of a pool and build its parts from them.
 
@@ -94,21 +107,53 @@ def build_parts(
     check_filter("recycle_on", recycle_on)
     if not isinstance(name, str):
         raise TypeError(f"name must be a str, got {describe(name)}")
-    return Parts(
+    seconds = None if timeout is None else check_seconds("timeout", timeout, positive=True)
+    parts = partial(
+        Parts,
         name=name,
         handler=handler,
         policy=as_policy(workers),
         priority=priority,
         queue_size=None if queue_size is None else check_count("queue_size", queue_size, least=0),
         max_delayed=check_count("max_delayed", max_delayed, least=1),
-        timeout=None if timeout is None else check_seconds("timeout", timeout, positive=True),
         retry=retry,
         limiter=limiter,
         dead_letters=dead_letters,
-        resource=opened,
-        recycle_on=recycle_on,
         observers=Observers(observers),
     )
+    patience = check_seconds("patience", patience, positive=True)
+    if not isinstance(reruns, bool):
+        raise TypeError(f"reruns must be a bool, got {describe(reruns)}")
+    if responds_within is not None:
+        responds_within = check_seconds("responds_within", responds_within, positive=True)
+    if engine is None:
+        return parts(timeout=seconds, resource=opened, recycle_on=recycle_on)
+    # What belongs to one attempt goes along with it.
+    spec = Spec(
+        pool=name,
+        handler=call_job if handler is None else handler,
+        timeout=seconds,
+        max_elapsed=None if retry is None else retry.max_elapsed,
+        resource=opened,
+        recycle_on=recycle_on,
+        shares_main=_check_engine(engine),
+        tick=TICK if responds_within is None else min(TICK, responds_within / 4),
+    )
+    remote = Remote(
+        engine=engine, spec=pack_spec(spec), patience=patience, reruns=reruns, responds_within=responds_within
+    )
+    return parts(timeout=None, resource=None, recycle_on=OSError, remote=remote)
+
+
+def _check_engine(engine: Engine) -> bool:
+    if isinstance(engine, type) or not inspect.iscoroutinefunction(getattr(engine, "run", None)):
+        raise TypeError(
+            f"engine must be an engine, such as Processes() or asyncpool.dask.Dask(address), got {describe(engine)}"
+        )
+    shares_main = engine.shares_main
+    if not isinstance(shares_main, bool):
+        raise TypeError(f"shares_main of the engine must be a bool, got {describe(shares_main)}")
+    return shares_main
 
 
 def _check_handler(handler: object) -> None:

@@ -28,6 +28,7 @@ from asyncpool._core.life import Life
 from asyncpool._core.scaler import as_policy
 from asyncpool._core.state import Phase
 from asyncpool.dead_letters.letter import DeadLetterSink
+from asyncpool.engines.contract import Engine
 from asyncpool.errors import ErrorFilter, PoolClosed, PoolDeadlock
 from asyncpool.events import Observer
 from asyncpool.intake import Intake
@@ -37,7 +38,7 @@ from asyncpool.rate import Limiter
 from asyncpool.resources import Resource
 from asyncpool.retry import Retry
 from asyncpool.scaling.policy import Workers
-from asyncpool.stats import PoolStats
+from asyncpool.stats import PoolStats, ProcessStats
 
 __all__ = ["WorkerPool"]
 
@@ -83,9 +84,18 @@ class WorkerPool(Intake[JobT, ValueT]):
         observers: Called with each event (see `asyncpool.events`), on the loop, between two steps of the pool. They
             must not block. An observer that raises is removed, which is logged.
         name: Used in logs, statistics and task names.
+        engine: Runs the attempts in other processes: `Processes()` on all cores, `asyncpool.dask.Dask(address)` on a
+            cluster. `workers` stays the number of jobs that run at the same time, in all processes together. Handler,
+            resource, jobs, values and errors must be picklable, and context variables do not travel. An attempt whose
+            process dies runs again: handlers must be able to run twice. See docs/scale-out.md.
+        patience: Seconds without a process that can run the handler, after which the pool is cancelled (`EngineLost`).
+        reruns: False: a job whose process was lost while it ran fails with `ProcessLost`, and never runs twice.
+        responds_within: Seconds after which a process is killed whose event loop does not respond, for instance because
+            a handler blocks it. None: never.
 
     Raises:
-        TypeError: An argument is not of its type; `handler` is not callable, or a generator function.
+        TypeError: An argument is not of its type; `handler` is not callable, or a generator function; handler or
+            resource cannot be sent to other processes.
         ValueError: A number is out of range.
     """
 
@@ -134,6 +144,10 @@ class WorkerPool(Intake[JobT, ValueT]):
         dead_letters: DeadLetterSink[Any] | None = None,
         observers: Sequence[Observer] = (),
         name: str = "pool",
+        engine: Engine | None = None,
+        patience: float = 30.0,
+        reruns: bool = True,
+        responds_within: float | None = None,
     ) -> None:
         self._dead_letters: DeadLetterSink[JobT] | None = dead_letters
         self._parts = build_parts(
@@ -150,6 +164,10 @@ class WorkerPool(Intake[JobT, ValueT]):
             dead_letters=dead_letters,
             observers=observers,
             name=name,
+            engine=engine,
+            patience=patience,
+            reruns=reruns,
+            responds_within=responds_within,
         )
         self._life = Life(self._parts)
 
@@ -159,12 +177,15 @@ class WorkerPool(Intake[JobT, ValueT]):
         """Open the pool; `async with pool:` does this, and closes the pool at the end.
 
         Waits until the first worker has entered its resource, if the pool has one; the others follow in the background.
-        If the wait is cancelled, the pool is closed.
+        With an engine, waits for the first process that can run the handler, and has done that. If the wait is
+        cancelled, the pool is closed.
 
         Raises:
             PoolReused: The pool was started before.
             PoolClosed: The pool was closed during the wait.
-            Exception: What the resource raised when it was entered, or `ResourceTimeout`; the pool is then closed.
+            EngineLost: The engine has failed, or has had no process for `patience` seconds.
+            Exception: What the resource raised when it was entered, or `ResourceTimeout`; or what keeps the processes
+                of the engine from running the handler. The pool is then closed.
         """
         await self._life.start()
 
@@ -181,6 +202,8 @@ class WorkerPool(Intake[JobT, ValueT]):
         else:
             self._request_stop(None if kind is None else 0.0, 5.0, "close")
             await self._life.wait_closed()
+        if kind is None and self._parts.state.cause is not None:
+            raise self._parts.state.cause  # the block may not have seen it
 
     async def close(self, *, drain_timeout: float | None = None, grace: float = 5.0) -> ShutdownReport[JobT]:
         """Close the pool and wait until it is closed. Can be called from any task of the pool's loop, repeatedly.
@@ -299,6 +322,10 @@ class WorkerPool(Intake[JobT, ValueT]):
     def stats(self) -> PoolStats:
         """A snapshot of the pool's counters; the equation in `PoolStats` holds in each snapshot."""
         return self._parts.stats()
+
+    def processes(self) -> tuple[ProcessStats, ...]:
+        """Return a snapshot of each process of the engine, in the order of their numbers; () without an engine."""
+        return () if self._parts.fleet is None else self._parts.fleet.stats()
 
     @property
     def report(self) -> ShutdownReport[JobT] | None:

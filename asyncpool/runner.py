@@ -28,6 +28,7 @@ from asyncpool.engines.wire import (
     LOG,
     READY,
     START,
+    TICK,
     VALUE,
     Spec,
     dumps,
@@ -43,8 +44,6 @@ __all__ = ["Runner"]
 
 _IS_PART_OF_ATTEMPT = True  # so `failures.py` releases the frames of this module
 
-TICK = 3.0
-"""Seconds after which `take` returns an empty batch: a sign of life, if the spec does not say otherwise."""
 _ORPHANED_AFTER = 10  # ticks
 
 
@@ -112,8 +111,9 @@ class Runner:
     def _start(
         self, id: int, number: int, attempt: int, seconds_left: float | None, carried: bytes | None, data: bytes
     ) -> None:
-        if self._parts is None:
-            return  # it is broken or closing, and the program has been told, or is dead
+        if self._parts is None:  # it has just closed its pool, because its share was 0
+            self._tell((CANCELLED, id, False, 0.0))
+            return
         job = self._parts.dispatcher.accept(_Errand(id, seconds_left, carried, data), self, copy_context())
         job.number, job.attempt = number, attempt  # for current_job()
         if job.outcome is None:

@@ -1,4 +1,4 @@
-"""What a pool counts and measures, as frozen snapshots: `PoolStats` and `Distribution`.
+"""What a pool counts and measures, as frozen snapshots: `PoolStats`, `ProcessStats` and `Distribution`.
 
 `_core/ledger.py` counts and measures.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-__all__ = ["BUCKET_BOUNDS", "Distribution", "PoolStats"]
+__all__ = ["BUCKET_BOUNDS", "Distribution", "PoolStats", "ProcessStats"]
 
 # From 1 us to 203 days, four buckets per doubling: a percentile read from them is at most 19% above the true one.
 BUCKET_BOUNDS = tuple(1e-6 * 2 ** (step / 4) for step in range(177))
@@ -128,3 +128,29 @@ class PoolStats:
     """Seconds that the handler ran, of the same attempts."""
     throughput: float
     """Settled jobs per second, over the last ten seconds, or since the start if that is later."""
+    processes: int = 0
+    """Processes of the engine that can run attempts; 0 without an engine."""
+    processes_lost: int = 0
+    """Processes that died, or could not be reached, while they belonged to the pool."""
+    reruns: int = 0
+    """Attempts that were run again because their process was lost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessStats:
+    """A snapshot of what one process of an engine does for a pool."""
+
+    number: int
+    """Its number, from 1. What replaces a process that was lost has the same number, and its counts go on."""
+    name: str
+    """What the engine calls it."""
+    workers: int
+    """How many attempts it can run at the same time."""
+    running: int
+    """Attempts that it was sent and that have not ended, those on their way included."""
+    done: int
+    """Attempts that have ended there."""
+    lost: int
+    """Attempts that were there when a process of this number was lost."""
+    seconds: float
+    """Seconds that handlers have run there, in the attempts that have ended."""

@@ -47,6 +47,7 @@ class Invoke:
         "_cancellation",
         "_handler",
         "_has_resource",
+        "_is_remote",
         "_lanes",
         "_limiter",
         "_retries",
@@ -67,6 +68,7 @@ class Invoke:
         limiter: AbstractAsyncContextManager[Any] | None,
         timeout: float | None,
         has_resource: bool,
+        is_remote: bool,
     ) -> None:
         self._handler = handler
         self._state = state
@@ -77,11 +79,14 @@ class Invoke:
         self._limiter = limiter
         self._timeout = math.inf if timeout is None else timeout
         self._has_resource = has_resource
+        self._is_remote = is_remote  # then the handler is a `RemoteHandler`, which takes the job itself
 
     async def __call__(self, job: Job, worker: Worker) -> Any:
         """Call the handler for a job that has a worker."""
         limiter = self._limiter if self._lanes is None else self._lanes.manager_of(job)
-        args = (job.input, worker.resource) if self._has_resource else (job.input,)
+        args: tuple[Any, ...] = (job.input, worker.resource) if self._has_resource else (job.input,)
+        if self._is_remote:
+            args = (job,)
         inner = self._timed(job, args)
         if limiter is None:
             return await inner

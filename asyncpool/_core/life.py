@@ -17,9 +17,9 @@ import anyio
 from asyncpool._core.parts import Parts
 from asyncpool._core.state import Phase
 from asyncpool._core.tasks import PoolTaskGroup
-from asyncpool._guard import is_error
+from asyncpool._guard import cause_of, is_error
 from asyncpool._logs import log
-from asyncpool.errors import PoolClosed, PoolReused
+from asyncpool.errors import EngineLost, PoolClosed, PoolReused
 from asyncpool.events import PoolEnded, PoolStarted, PoolStopping
 from asyncpool.outcomes import CancelReason, ShutdownReport, Unfinished
 from asyncpool.scaling.policy import Decision
@@ -51,7 +51,7 @@ class Life:
     # -- The beginning -----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the pool. Waits for the first resource, if workers have one."""
+        """Open the pool. Waits for the first resource, if workers have one, or for the first process of an engine."""
         parts, state = self._parts, self._state
         if state.phase is not Phase.NEW:
             raise PoolReused(f"pool {state.name!r} is {state.phase.value}: a pool is started and used once")
@@ -71,8 +71,8 @@ class Life:
         supervisor.add_done_callback(self._supervisor_is_done)
         if parts.dead_letters is not None:  # the sink can do anything, even close the pool
             parts.dead_letters.opened()
-        if parts.workers.has_resource:
-            await self._open_first_resource()
+        if parts.workers.has_resource or parts.fleet is not None:
+            await self._open_first()
         elif not state.is_starting:
             await self.wait_closed()
             raise self._closed_while_starting()
@@ -89,19 +89,31 @@ class Life:
                 await self.wait_closed()
                 raise
 
-    async def _open_first_resource(self) -> None:
+    async def _open_first(self) -> None:
+        """Wait for the first worker's resource, or for the first process."""
+        parts = self._parts
         try:
-            await self._parts.tasks.wait_open()  # for the group that resource tasks run in; which can be over by then
-            if self._state.is_starting and self._parts.workers.target:
-                opened = self._parts.workers.add_first().opened
-                assert opened is not None
-                await opened
+            await parts.tasks.wait_open()  # for the group that their tasks run in; which can be over by then
+            if self._state.is_starting:
+                if parts.fleet is not None:
+                    parts.fleet.on_lost = self._engine_is_lost
+                    await parts.fleet.open(copy_context())
+                elif parts.workers.target:
+                    opened = parts.workers.add_first().opened
+                    assert opened is not None
+                    await opened
             if not self._state.is_starting:
                 raise self._closed_while_starting()
         except BaseException:
             self.cancel()
             await self.wait_closed()
             raise
+
+    def _engine_is_lost(self, error: EngineLost) -> None:
+        log.error("pool %r: %s; the pool is cancelled", self._state.name, error, exc_info=cause_of(error))
+        self._state.cause = error
+        self._parts.ledger.resource_errors.append(error)
+        self.cancel()
 
     def _closed_while_starting(self) -> PoolClosed:
         return PoolClosed(f"pool {self._state.name!r} was closed while it started")
@@ -212,6 +224,8 @@ class Life:
         self._parts.cancellation.cancel_where(lambda job: True, CancelReason.SHUTDOWN)
         self._parts.scaler.end()
         self._parts.workers.retire_all()
+        if self._parts.fleet is not None:
+            self._parts.fleet.leave(lambda: self._grace_until)
 
     def _is_empty(self) -> bool:
         return not self._parts.workers.by_number and self._parts.tasks.is_empty

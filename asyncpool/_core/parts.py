@@ -24,6 +24,8 @@ from asyncpool._core.orders import ByPriority, ComebackFirst, Fifo, Order, Reent
 from asyncpool._core.pauses import Pauses
 from asyncpool._core.progress import Deadlock, Stall
 from asyncpool._core.queue import JobQueue
+from asyncpool._core.remote.attempts import RemoteHandler
+from asyncpool._core.remote.fleet import Fleet, Remote
 from asyncpool._core.retries import Retries
 from asyncpool._core.scaler import Scaler
 from asyncpool._core.state import State
@@ -63,8 +65,9 @@ class Parts:
         resource: Resource[Any] | None,
         recycle_on: ErrorFilter,
         observers: Observers,
+        remote: Remote | None = None,
     ) -> None:
-        call = call_job if handler is None else handler
+        call: Callable[..., Awaitable[Any]] = call_job if handler is None else handler
         # A limiter is one of three: a rate limit of all jobs, a context manager, or a function of the job.
         rate_limit = limiter if isinstance(limiter, RateLimit) else None
         manager = limiter if is_manager(limiter) else None
@@ -179,6 +182,19 @@ class Parts:
                 max_elapsed, pauses=self.pauses, cancellation=self.cancellation, retries=self.retries
             )
             self.pauses.on_change = self.deadlines.pause_changed
+        self.fleet: Fleet | None = None
+        if remote is not None:
+            self.fleet = Fleet(
+                remote,
+                state=self.state,
+                tasks=self.tasks,
+                workers=self.workers,
+                queue=self.queue,
+                observers=observers,
+                seconds_left=self.retries.seconds_left,
+            )
+            self.workers.on_resized = self.fleet.resized
+            call = RemoteHandler(self.fleet, self.state, call)
         invoke = Invoke(
             call,
             state=self.state,
@@ -189,10 +205,12 @@ class Parts:
             limiter=manager,
             timeout=timeout,
             has_resource=resource is not None,
+            is_remote=remote is not None,
         )
         # A rate limit is asked before a job starts, so nothing of it surrounds the call.
         is_plain = (
             timeout is None
+            and remote is None
             and resource is None
             and manager is None
             and (self.lanes is None or type(limiter) is KeyedRateLimit)
@@ -309,6 +327,9 @@ class Parts:
             seconds_queued=ledger.seconds_queued.snapshot(),
             seconds_running=ledger.seconds_running.snapshot(),
             throughput=ledger.throughput.rate(state.time(), ledger.ended) if state.is_bound else 0.0,
+            processes=0 if self.fleet is None else self.fleet.processes,
+            processes_lost=0 if self.fleet is None else self.fleet.processes_lost,
+            reruns=0 if self.fleet is None else self.fleet.reruns,
         )
 
 

@@ -13,7 +13,8 @@ from enum import Enum
 from typing import Protocol
 from weakref import WeakSet
 
-from asyncpool.errors import PoolClosed, PoolNotStarted, WrongLoop
+from asyncpool._guard import set_cause
+from asyncpool.errors import PoolClosed, PoolError, PoolNotStarted, WrongLoop
 
 __all__ = ["Phase", "PoolUser", "State"]
 
@@ -57,7 +58,7 @@ class State:
     Invariant: `takes_jobs` is true in STARTING and OPEN, and in no other phase (test_states.py walks the table).
     """
 
-    __slots__ = ("__weakref__", "loop", "name", "phase", "supervisor", "takes_jobs", "thread", "time", "users")
+    __slots__ = ("__weakref__", "cause", "loop", "name", "phase", "supervisor", "takes_jobs", "thread", "time", "users")
 
     loop: asyncio.AbstractEventLoop
     """The loop that the pool was started on; unset before, see `is_bound`."""
@@ -73,6 +74,8 @@ class State:
         self.phase = Phase.NEW
         self.takes_jobs = False  # else accepted jobs are settled as cancelled at once
         self.supervisor: asyncio.Task[None] | None = None
+        self.cause: PoolError | None = None
+        """Why the pool ended by itself, if it did."""
         # Notified once, when the pool is closed. Weak: a handler may make one for each job.
         self.users: WeakSet[PoolUser] = WeakSet()
 
@@ -176,4 +179,7 @@ class State:
 
     def closed_error(self) -> PoolClosed:
         """Return the error for callers that come too late."""
-        return PoolClosed(f"pool {self.name!r} is closed (or closing) and no longer accepts jobs")
+        reason = "" if self.cause is None else f": {self.cause}"
+        error = PoolClosed(f"pool {self.name!r} is closed (or closing) and no longer accepts jobs{reason}")
+        set_cause(error, self.cause)
+        return error

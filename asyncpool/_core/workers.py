@@ -59,6 +59,7 @@ class Workers:
         "_wakeups",
         "by_number",
         "idle",
+        "on_resized",
         "on_usable",
         "surplus",
         "target",
@@ -98,6 +99,8 @@ class Workers:
         self._free_numbers: list[int] = []
         self.on_usable: Callable[[], None] = _nothing
         """Called when a worker has become usable, or has stopped to be."""
+        self.on_resized: Callable[[], None] = _nothing
+        """Called when `target` has changed."""
 
     def open(self, context: Context) -> None:
         """Make workers whose resources run in a copy of this context from now on."""
@@ -205,6 +208,7 @@ class Workers:
         self.surplus = max(0, excess - len(free))
         self._places.grant()
         self._wakeups.leave_fast_path()
+        self.on_resized()
 
     def make_more(self) -> bool:
         """Make workers that are needed for the first time, because no other is idle; return whether there are any."""

@@ -10,6 +10,7 @@ import pickle
 import sys
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -27,6 +28,7 @@ __all__ = [
     "READY",
     "SHARE",
     "START",
+    "TICK",
     "VALUE",
     "Spec",
     "dumps",
@@ -46,6 +48,9 @@ VALUE, ERROR, CANCELLED, READY, BROKEN, LOG = range(6)
 
 BATCH_BYTES = 8 << 20
 """About how many bytes of inputs or values one batch holds at most."""
+
+TICK = 3.0
+"""Seconds after which a process that has nothing to tell gives a sign of life, if nobody asks for another time."""
 
 loads = pickle.loads
 
@@ -78,10 +83,9 @@ def _versions() -> str:
 @cache
 def _cloudpickle() -> Any:
     try:
-        import cloudpickle
+        return import_module("cloudpickle")  # like this, the type checkers do not look for its types
     except ModuleNotFoundError:
         return None
-    return cloudpickle
 
 
 def dumps(value: object, *, shares_main: bool) -> bytes:

@@ -1,0 +1,164 @@
+"""A process of a pool, and the attempts that it was sent: plain data, and what is counted of it."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from typing import Any
+
+from asyncpool._core.job import Job
+from asyncpool.engines.contract import Process
+from asyncpool.engines.wire import CANCEL, START
+from asyncpool.stats import ProcessStats
+
+__all__ = ["Errand", "Member", "Slots"]
+
+
+class Errand:
+    """One attempt that runs in a process, or is to.
+
+    It waits here while `member` is None. It has ended once `end` is set.
+    """
+
+    __slots__ = ("carried", "data", "died_alone", "end", "ended", "id", "is_cancelled", "job", "member", "was_sent")
+
+    def __init__(self, id: int, job: Job, data: bytes, carried: bytes | None, ended: asyncio.Future[None]) -> None:
+        self.id = id
+        self.job = job
+        self.data = data
+        self.carried = carried
+        self.ended = ended  # only wakes: a cancellation of the job cancels it, and the end would be lost with it
+        self.end: tuple[int, Any, float] | None = None  # what kind of news, its content, the seconds that it ran
+        self.member: Member | None = None
+        self.is_cancelled = False
+        self.was_sent = False  # whether it may have begun somewhere
+        self.died_alone = False  # whether its process died while it ran nothing else
+
+    def settle(self, kind: int, content: Any, seconds: float) -> None:
+        """Give it its end."""
+        self.end = (kind, content, seconds)
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
+class Counts:
+    """What the processes of one place have done so far."""
+
+    __slots__ = ("done", "lost", "seconds")
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.lost = 0
+        self.seconds = 0.0
+
+
+class Slots:
+    """Numbers for processes, each the lowest that is free: so there are as few as there were processes at a time, and
+    the counts of a process that was replaced go on.
+    """
+
+    __slots__ = ("_counts", "_free")
+
+    def __init__(self) -> None:
+        self._counts: dict[int, Counts] = {}
+        self._free: list[int] = []
+
+    def take(self) -> tuple[int, Counts]:
+        """Return a number, and what was counted under it."""
+        number = heapq.heappop(self._free) if self._free else len(self._counts) + 1
+        return number, self._counts.setdefault(number, Counts())
+
+    def give_back(self, number: int) -> None:
+        """Let another process have this number."""
+        heapq.heappush(self._free, number)
+
+
+class Member:
+    """A process, and what it was sent and has not ended."""
+
+    __slots__ = (
+        "bytes",
+        "counts",
+        "errands",
+        "has_orders",
+        "is_apart",
+        "is_ready",
+        "number",
+        "orders",
+        "process",
+        "share",
+        "silent_checks",
+        "tasks",
+        "was_ready",
+    )
+
+    def __init__(self, process: Process, number: int, counts: Counts) -> None:
+        self.process = process
+        self.number = number
+        self.counts = counts
+        self.errands: dict[int, Errand] = {}
+        self.orders: list[tuple[Any, ...]] = []  # to be sent with the next batch
+        self.bytes = 0  # of the inputs in them
+        self.has_orders = asyncio.Event()
+        self.share = 0  # how many attempts it may run at a time, as it was told
+        self.is_ready = False  # whether it has a pool for them
+        self.was_ready = False  # whether it ever had: if not, it may be a process that cannot run the handler
+        self.is_apart = False  # whether it runs one group of suspects, or is being emptied for one
+        self.silent_checks = 0  # how often it was looked at since it was heard of
+        self.tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def name(self) -> str:
+        """What it is called in logs and errors."""
+        return self.process.name
+
+    @property
+    def room(self) -> int:
+        """How many attempts it could take now."""
+        return self.share - len(self.errands)
+
+    def order(self, *order: Any) -> None:
+        """Send an order with the next batch."""
+        self.orders.append(order)
+        self.has_orders.set()
+
+    def hand(self, errand: Errand, seconds_left: float | None) -> None:
+        """Send an attempt with the next batch."""
+        errand.member = self
+        self.errands[errand.id] = errand
+        self.bytes += len(errand.data)
+        job = errand.job
+        self.order(START, errand.id, job.number, job.attempt, seconds_left, errand.carried, errand.data)
+
+    def take_orders(self) -> list[tuple[Any, ...]]:
+        """Return the next batch. From now on its attempts may run there."""
+        self.has_orders.clear()
+        orders, self.orders, self.bytes = self.orders, [], 0
+        for order in orders:
+            if order[0] == START and (errand := self.errands.get(order[1])) is not None:
+                errand.was_sent = True
+        return orders
+
+    def cancel(self, errand: Errand) -> None:
+        """Ask for the end of an attempt that runs there."""
+        self.order(CANCEL, errand.id)
+
+    def release(self) -> list[Errand]:
+        """Take back what it was sent and has not ended: it is gone. Return it in the order in which it was sent."""
+        errands = list(self.errands.values())
+        self.errands.clear()
+        for errand in errands:
+            errand.member = None
+        return errands
+
+    def stats(self) -> ProcessStats:
+        """Return a snapshot."""
+        return ProcessStats(
+            number=self.number,
+            name=self.name,
+            workers=self.share,
+            running=len(self.errands),
+            done=self.counts.done,
+            lost=self.counts.lost,
+            seconds=self.counts.seconds,
+        )
