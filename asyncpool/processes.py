@@ -152,9 +152,7 @@ class _Child:
             process = _SPAWN.Process(target=_main, args=(theirs, self.name, setup), name=f"asyncpool {self.name}")
             # It pickles the arguments, and starts an interpreter: milliseconds, in which the loop should run.
             starting = asyncio.get_running_loop().run_in_executor(None, process.start)
-            starting.add_done_callback(
-                lambda done: None if done.cancelled() or done.exception() else self._came(process)
-            )
+            starting.add_done_callback(partial(self._came, process))
             await asyncio.shield(starting)
             ours.setblocking(False)
             self._reader, self._writer = await asyncio.open_connection(sock=ours)
