@@ -16,6 +16,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.process import BaseProcess
 from weakref import WeakSet
 
