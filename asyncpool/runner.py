@@ -80,6 +80,7 @@ class Runner:
         self._spec: Spec | None = None
         self._life: Life | None = None  # of the pool, from its start to its end
         self._parts: Parts | None = None  # of the pool, once it has started
+        self._is_open = False  # whether the pool takes jobs
         self._jobs: dict[int, Job] = {}
         self._news: deque[tuple[Any, ...]] = deque()
         self._reader: asyncio.Future[None] | None = None
@@ -105,13 +106,15 @@ class Runner:
             elif not self._is_closing:
                 self._share = order[1]
                 self._share_changed.set()
+                if self._is_open and self._share:  # it may have been 0 in between, for too short a time to close
+                    self._tell((READY, 0, None, 0.0))
                 if self._keeper is None:
                     self._keeper = self._loop.create_task(self._keep_pool(), name="asyncpool runner")
 
     def _start(
         self, id: int, number: int, attempt: int, seconds_left: float | None, carried: bytes | None, data: bytes
     ) -> None:
-        if self._parts is None:  # it has just closed its pool, because its share was 0
+        if not self._is_open or self._parts is None:  # it closes its pool, because its share was 0
             self._tell((CANCELLED, id, False, 0.0))
             return
         job = self._parts.dispatcher.accept(_Errand(id, seconds_left, carried, data), self, copy_context())
@@ -140,12 +143,14 @@ class Runner:
             return
         assert self._life is not None
         assert self._parts is not None
+        self._is_open = True
         self._tell((READY, 0, None, 0.0))
         while self._share > 0 and not self._is_closing:
             await self._share_changed.wait()
             self._share_changed.clear()
             if self._share > 0 and not self._is_closing:
                 self._parts.scaler.replace(as_policy(self._share))
+        self._is_open = False
         if not self._is_closing:  # what runs ends, and no more will come
             self._life.stop(drain_timeout=None, grace=5.0)
         await self._life.wait_closed()

@@ -81,7 +81,8 @@ def _versions() -> str:
 
 
 @cache
-def _cloudpickle() -> Any:
+def find_cloudpickle() -> Any:
+    """Return the module cloudpickle; None if it is not installed."""
     try:
         return import_module("cloudpickle")  # like this, the type checkers do not look for its types
     except ModuleNotFoundError:
@@ -96,12 +97,12 @@ def dumps(value: object, *, shares_main: bool) -> bytes:
     try:
         data = pickle.dumps(value, 5)
     except Exception:
-        if _cloudpickle() is None:
+        if find_cloudpickle() is None:
             raise
     else:
-        if shares_main or b"__main__" not in data or _cloudpickle() is None:
+        if shares_main or b"__main__" not in data or find_cloudpickle() is None:
             return data
-    by_value: bytes = _cloudpickle().dumps(value, 5)
+    by_value: bytes = find_cloudpickle().dumps(value, 5)
     return by_value
 
 
@@ -129,7 +130,7 @@ def pack_spec(spec: Spec) -> bytes:
     try:
         data = dumps(spec, shares_main=spec.shares_main)
     except Exception as error:
-        hint = "" if _cloudpickle() else ", or install cloudpickle, which can send lambdas, closures and notebook cells"
+        hint = "" if find_cloudpickle() else ", or install cloudpickle, which can send lambdas, closures and notebook cells"
         raise TypeError(
             "handler, resource and recycle_on must be such that they can be sent to other processes: "
             f"pickling them raised {name_of(type(error))}: {safe_text(str, error, 500)}. "

@@ -107,6 +107,7 @@ class Fleet:
         self._grown = asyncio.Event()
         self._patience_timer: asyncio.TimerHandle | None = None
         self._silence_timer: asyncio.TimerHandle | None = None
+        self._reserve_timer: asyncio.TimerHandle | None = None
 
     # -- Life --------------------------------------------------------------------------------------------------------
 
@@ -118,6 +119,8 @@ class Fleet:
         self._watch_patience()
         if self._options.responds_within is not None:
             self._check_silence(self._options.responds_within / _CHECKS)
+        if not self._workers.target and not self._opened.done():
+            self._opened.set_result(None)  # nothing is to run yet
         await self._opened
 
     async def _run_engine(self) -> None:
@@ -137,7 +140,7 @@ class Fleet:
     def _end(self) -> None:
         """Let go of all processes: the engine has ended. What has not ended by now waits for its cancellation."""
         self._is_over = True
-        for timer in (self._patience_timer, self._silence_timer):
+        for timer in (self._patience_timer, self._silence_timer, self._reserve_timer):
             if timer is not None:
                 timer.cancel()
         for member in list(self._members.values()):
@@ -160,8 +163,8 @@ class Fleet:
             self._closing.set()
 
     def _watch_patience(self) -> None:
-        """Give the engine up when there has been no process for too long that can run the handler."""
-        is_served = any(member.is_ready for member in self._members.values())
+        """Give the engine up when workers have had no process for too long that can run the handler."""
+        is_served = not (self._workers.target or self._errands) or any(member.is_ready for member in self._members.values())
         timer = self._patience_timer
         if is_served and timer is not None:
             timer.cancel()
@@ -234,8 +237,9 @@ class Fleet:
 
     def resized(self) -> None:
         """Note that the number of workers has changed."""
-        self._grown.set()
-        if self._members:
+        if self._opened is not None:
+            self._grown.set()
+            self._watch_patience()
             self._pump_soon()
 
     # -- Attempts, which `attempts.py` brings ------------------------------------------------------------------------
@@ -260,7 +264,10 @@ class Fleet:
     def _settle(self, errand: Errand, kind: int, content: Any, seconds: float = 0.0) -> None:
         self._errands.pop(errand.id, None)
         errand.settle(kind, content, seconds)
-        self._close_if_empty()
+        if not self._errands:
+            self._close_if_empty()
+            if self._patience_timer is not None:
+                self._watch_patience()
 
     # -- To the processes --------------------------------------------------------------------------------------------
 
@@ -301,7 +308,9 @@ class Fleet:
     def _share_out(self) -> None:
         """Tell each process how many attempts may run there at the same time: together as many as there are workers."""
         members = sorted(self._members.values(), key=lambda member: member.number)
-        base, more = divmod(self._workers.target, max(self._expected, len(members)))
+        # While the pool shrinks, jobs that have a worker already are more than there should be workers.
+        wanted = max(self._workers.target, len(self._errands))
+        base, more = divmod(wanted, max(self._expected, len(members)))
         for place, member in enumerate(members):
             share = base + (place < more)
             if member.share != share:
@@ -427,7 +436,11 @@ class Fleet:
         self.reruns += len(errands)
         if len(self._members) < self._expected:
             self._reserve_at = self._state.time() + _WAIT_FOR_REPLACEMENT
-            self._loop.call_at(self._reserve_at, self._pump_soon, context=self._context.copy())
+            if self._reserve_timer is not None:
+                self._reserve_timer.cancel()
+            self._reserve_timer = self._loop.call_at(
+                self._reserve_at, self._pump_soon, context=self._context.copy()
+            )
 
     def _run_elsewhere(self, errand: Errand, member: Member, had_started: bool) -> None:
         """Run an attempt again that its process has cancelled without being asked: it is closed there."""

@@ -1,0 +1,40 @@
+"""The laws with an engine: the scenarios of tests/laws, with simulated processes between the pool and its handler."""
+
+from __future__ import annotations
+
+from functools import partial
+from random import Random
+
+import pytest
+
+from asyncpool.testing import run
+from tests.engines.memory import InMemory
+from tests.laws.schedules import test_schedules  # it imports all scenarios
+from tests.laws.schedules.tools import SCENARIOS
+from tests.laws.witness import Witness
+
+# They compare times that are exact only if attempts take no time to arrive.
+EXACT = {
+    "a_backlog_wakes_the_policy_before_its_interval_is_over",
+    "a_policy_is_asked_when_something_has_changed",
+    "a_pool_without_workers_is_woken",
+    "parked_jobs_start_in_the_moment_in_which_their_limit_opens",
+}
+pytestmark = pytest.mark.usefixtures("no_signs_of_life")
+
+
+async def program(name: str, seed: int) -> None:
+    random = Random(seed)
+    witness = Witness(random)
+    witness.engine = InMemory(random.randint(1, 3), Random(seed))
+    await SCENARIOS[name](witness, random)
+
+
+@pytest.mark.parametrize("name", sorted(SCENARIOS.keys() - EXACT))
+def test_the_laws_hold_with_an_engine(name: str) -> None:
+    for seed in range(40):
+        try:
+            run(partial(program, name, seed), seed=seed)
+        except BaseException as error:
+            error.add_note(f"the schedule was seed {seed} of {name!r}")
+            raise
