@@ -69,7 +69,7 @@ class GatedDispatcher(Dispatcher):
     def _settle_first_if_expired(self, now: float) -> bool:
         """Settle the first job of the queue if it is too late to start it."""
         job = self._queue.order.peek() if self._retries.has_deadline else None
-        if job is None or self._retries.seconds_left(job, now) > 0.0:
+        if job is None or self._retries.deadline(job) > now:
             return False
         self._fail_first(job, self._retries.expired(job), now)
         return True

@@ -97,14 +97,14 @@ class Invoke:
 
     async def _timed(self, job: Job, args: tuple[Any, ...]) -> Any:
         now = self._state.time()
-        left = self._retries.seconds_left(job, now)
-        if left <= 0.0:  # it has waited for the limiter
+        deadline = self._retries.deadline(job)
+        if deadline <= now:  # it has waited for the limiter
             raise self._retries.expired(job)
         job.started_at = now
         if self._limiter is not None or self._lanes is not None:
             self._wakeups.limiter_entered()
-        if left < self._timeout:
-            return await within_deadline(now + left, partial(self._expire, job), self._handler, *args)
+        if deadline < now + self._timeout:
+            return await within_deadline(deadline, partial(self._expire, job), self._handler, *args)
         if self._timeout < math.inf:
             return await within_deadline(now + self._timeout, partial(self._time_out, job), self._handler, *args)
         return await call_handler(self._handler, *args)

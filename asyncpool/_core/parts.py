@@ -191,7 +191,7 @@ class Parts:
                 workers=self.workers,
                 queue=self.queue,
                 observers=observers,
-                seconds_left=self.retries.seconds_left,
+                deadline=self.retries.deadline,
             )
             self.workers.on_resized = self.fleet.resized
             call = RemoteHandler(self.fleet, self.state, call)

@@ -192,11 +192,13 @@ class Retries:
 
     # -- Deadlines ---------------------------------------------------------------------------------------------------
 
-    def seconds_left(self, job: Job, now: float) -> float:
-        """Return how long a job can still take: 0 or less if its time is over, infinity if it has no end."""
+    def deadline(self, job: Job) -> float:
+        """Return the loop time at which the job's time is over; infinity if it has no end."""
+        # As a time and not as seconds that are left: those, added to the clock, are off by a rounding error
+        # (tests/laws: the_time_of_a_job_runs_out).
         if self._policy is None or self._policy.max_elapsed is None:
             return math.inf
-        return job.accepted_at + self._policy.max_elapsed - now
+        return job.accepted_at + self._policy.max_elapsed
 
     def expired(self, job: Job) -> JobExpired:
         """Make the error of a job whose time is over."""

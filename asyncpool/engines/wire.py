@@ -130,7 +130,11 @@ def pack_spec(spec: Spec) -> bytes:
     try:
         data = dumps(spec, shares_main=spec.shares_main)
     except Exception as error:
-        hint = "" if find_cloudpickle() else ", or install cloudpickle, which can send lambdas, closures and notebook cells"
+        hint = (
+            ""
+            if find_cloudpickle()
+            else ", or install cloudpickle, which can send lambdas, closures and notebook cells"
+        )
         raise TypeError(
             "handler, resource and recycle_on must be such that they can be sent to other processes: "
             f"pickling them raised {name_of(type(error))}: {safe_text(str, error, 500)}. "

@@ -291,7 +291,10 @@ class Witness:
         self.has_resource = "resource" in options
         if self.engine is not None:
             self.is_exact = self.has_resource = False
-            options |= portable(options) | {"engine": self.engine, "handler": Portable(options.get("handler", self.handle))}
+            options |= portable(options) | {
+                "engine": self.engine,
+                "handler": Portable(options.get("handler", self.handle)),
+            }
         self.pool = WorkerPool(options.pop("handler", self.handle), workers=self._watched(workers), **options)
         self.limit = self.wanted = self.pool.stats.target_workers
         self._set_bounds(bounds_of(workers))

@@ -38,6 +38,7 @@ __all__ = ["LOST", "Fleet", "Remote"]
 LOST = -1
 """The kind of end of an attempt that is not run again although its process is gone."""
 _CHECKS = 4  # of a silent process, before it is called dead: a client whose own loop was blocked makes only one
+_LATER = 0.001  # seconds that a process waits longer for the end of a job's time: that is the program's to say
 _WAIT_FOR_REPLACEMENT = 1.0  # seconds, before a busy process is emptied for suspects
 
 
@@ -71,7 +72,7 @@ class Fleet:
         workers: Workers,
         queue: JobQueue,
         observers: Observers,
-        seconds_left: Callable[[Job, float], float],
+        deadline: Callable[[Job], float],
     ) -> None:
         self.pool = state.name
         self.spec = options.spec
@@ -82,7 +83,7 @@ class Fleet:
         self._workers = workers
         self._queue = queue
         self._observers = observers
-        self._seconds_left = seconds_left
+        self._deadline = deadline
         self.on_lost: Callable[[EngineLost], None] = lambda error: None
         """Called once, when the engine is lost while the pool is open."""
         self.reruns = 0
@@ -164,7 +165,9 @@ class Fleet:
 
     def _watch_patience(self) -> None:
         """Give the engine up when workers have had no process for too long that can run the handler."""
-        is_served = not (self._workers.target or self._errands) or any(member.is_ready for member in self._members.values())
+        is_served = not (self._workers.target or self._errands) or any(
+            member.is_ready for member in self._members.values()
+        )
         timer = self._patience_timer
         if is_served and timer is not None:
             timer.cancel()
@@ -302,8 +305,8 @@ class Fleet:
                     room -= 1
 
     def _left(self, errand: Errand, now: float) -> float | None:
-        left = self._seconds_left(errand.job, now)
-        return None if left == math.inf else max(0.0, left)
+        left = self._deadline(errand.job) - now
+        return None if left == math.inf else max(0.0, left) + _LATER
 
     def _share_out(self) -> None:
         """Tell each process how many attempts may run there at the same time: together as many as there are workers."""
@@ -438,9 +441,7 @@ class Fleet:
             self._reserve_at = self._state.time() + _WAIT_FOR_REPLACEMENT
             if self._reserve_timer is not None:
                 self._reserve_timer.cancel()
-            self._reserve_timer = self._loop.call_at(
-                self._reserve_at, self._pump_soon, context=self._context.copy()
-            )
+            self._reserve_timer = self._loop.call_at(self._reserve_at, self._pump_soon, context=self._context.copy())
 
     def _run_elsewhere(self, errand: Errand, member: Member, had_started: bool) -> None:
         """Run an attempt again that its process has cancelled without being asked: it is closed there."""
