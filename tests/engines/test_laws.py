@@ -9,7 +9,6 @@ import pytest
 
 from asyncpool.testing import run
 from tests.engines.memory import InMemory
-from tests.laws.schedules import test_schedules  # it imports all scenarios
 from tests.laws.schedules.tools import SCENARIOS
 from tests.laws.witness import Witness
 
