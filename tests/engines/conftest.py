@@ -17,5 +17,5 @@ def what_is_read_once() -> None:
 
 @pytest.fixture
 def no_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let processes that have nothing to tell be silent: otherwise virtual time never sees that nobody does anything."""
+    """Let idle processes be silent: otherwise virtual time never sees that nobody does anything."""
     monkeypatch.setattr(asyncpool.options, "TICK", 1e12)
