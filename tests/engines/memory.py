@@ -160,3 +160,8 @@ class InMemory:
         process = self.random.choice(living)
         process.died.set()
         return process
+
+    async def ended(self) -> None:
+        """Wait until nothing is left of processes that have died."""
+        while self._ending:
+            await asyncio.wait(self._ending)

@@ -152,6 +152,7 @@ async def one_round(seed: int) -> tuple[int, int]:
         await asyncio.gather(*tasks)
         killing.cancel()
         await asyncio.wait([killing])
+    await engine.ended()
     stats = pool.stats
     assert stats.submitted == stats.succeeded + stats.failed + stats.cancelled, stats
     assert (stats.queued, stats.delayed, stats.running) == (0, 0, 0)
