@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import atexit
 import multiprocessing
+import multiprocessing.resource_tracker
+import multiprocessing.util  # here: what is registered to run at exit before `_kill_living` runs after it
 import os
 import signal
 import socket
@@ -16,13 +18,17 @@ import struct
 import sys
 import threading
 from collections.abc import Callable
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from weakref import WeakSet
 
 from asyncpool._checks import check_count, check_function
+from asyncpool._guard import describe, name_of, safe_text
 from asyncpool._logs import forward_records, log
 from asyncpool.engines.contract import EngineHost
+from asyncpool.engines.remote_errors import dump_error
+from asyncpool.engines.wire import BROKEN, dumps, loads
 from asyncpool.errors import ProcessLost
 from asyncpool.runner import Runner
 
@@ -34,6 +40,9 @@ _GRACE = struct.Struct("!d")
 _HEALTHY_AFTER = 10.0  # seconds: a process that lived longer is replaced at once
 _MAX_PAUSE = 5.0  # seconds, before one that did not is
 _ORPHAN_GRACE = 5.0  # seconds, until a process ends whose program is dead, whatever its handlers do
+_CHECK_EVERY = 0.5  # seconds: the end of a connection says nothing while a fork holds the other end, too
+_KILLED_WITHIN = 5.0  # seconds, in which the system ends a killed process, unless that hangs in the kernel
+_MAX_PAUSE_OF_POLL = 0.05  # seconds
 
 # Living processes. They are killed when the interpreter exits: multiprocessing would wait for them forever, because
 # what ends them is the end of a connection that the interpreter still holds.
@@ -44,6 +53,10 @@ _living: WeakSet[BaseProcess] = WeakSet()
 def _kill_living() -> None:
     for process in list(_living):
         process.kill()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_living.clear)  # they belong to the parent
 
 
 class Processes:
@@ -62,18 +75,26 @@ class Processes:
     Args:
         count: How many processes. None: as many as there are CPUs that this process may use.
         setup: Called without arguments in each process before its first job: for logging, or for an event loop policy.
-            Must be picklable.
+            Must be picklable. If it raises, the process is not used.
 
     Raises:
-        TypeError: `count` is not an int; `setup` is not callable, or is an async function.
+        TypeError: `count` is not an int; `setup` is not callable, is an async function, or cannot be sent to other
+            processes.
         ValueError: `count` is below 1.
     """
 
     def __init__(self, count: int | None = None, *, setup: Callable[[], object] | None = None) -> None:
         self._count = _cpus() if count is None else check_count("count", count, least=1)
+        self._setup: bytes | None = None
         if setup is not None:
             check_function("setup", setup)
-        self._setup = setup
+            try:
+                self._setup = dumps(setup, shares_main=self.shares_main)
+            except Exception as error:
+                raise TypeError(
+                    f"setup must be such that it can be sent to other processes, got {describe(setup)}: "
+                    f"pickling it raised {name_of(type(error))}: {safe_text(str, error, 500)}"
+                ) from error
 
     @property
     def shares_main(self) -> bool:
@@ -86,10 +107,13 @@ class Processes:
             # This is such a process, which imports the main module, and that starts the program again.
             raise SystemExit(f"asyncpool: {_GUARD_HINT}")
         children: set[_Child] = set()
+        # A thread of their own, for the default executor may be busy with what the program does there.
+        spawner = ThreadPoolExecutor(1, "asyncpool spawner")
         try:
             async with asyncio.TaskGroup() as group:
                 keepers = [
-                    group.create_task(self._keep(number, host, children)) for number in range(1, self._count + 1)
+                    group.create_task(self._keep(number, host, spawner, children))
+                    for number in range(1, self._count + 1)
                 ]
                 await host.closing()
                 for keeper in keepers:
@@ -98,8 +122,9 @@ class Processes:
         finally:
             for child in children:
                 child.kill()
+            spawner.shutdown(wait=False)
 
-    async def _keep(self, number: int, host: EngineHost, children: set[_Child]) -> None:
+    async def _keep(self, number: int, host: EngineHost, spawner: ThreadPoolExecutor, children: set[_Child]) -> None:
         """Keep one process, as soon as the pool has a worker for it. Replace it when it dies, later each time."""
         await host.workers_above(number - 1)
         host.expect(max(number, min(self._count, host.workers)))
@@ -110,9 +135,9 @@ class Processes:
             children.add(child)
             began = loop.time()
             try:
-                await child.start(host.spec, self._setup)
+                await child.start(host.spec, self._setup, spawner)
                 host.join(child)
-                await child.lost.wait()
+                await child.wait_lost()
             except OSError as error:  # no memory, no descriptors
                 log.warning("pool %r: %s cannot be started: %s", host.pool, child.name, error)
             await child.close(0.0)
@@ -141,64 +166,87 @@ class _Child:
 
     def __init__(self, number: int) -> None:
         self.name = f"process {number}"
-        self.lost = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._has_spoken = False
         self._process: BaseProcess | None = None
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter | None = None
 
-    async def start(self, spec: bytes, setup: Callable[[], object] | None) -> None:
-        """Spawn the process, and connect with it."""
+    async def start(self, spec: bytes, setup: bytes | None, spawner: ThreadPoolExecutor) -> None:
+        """Spawn the process, and connect with it. Cancelled, it still waits until the process is spawned."""
         ours, theirs = socket.socketpair()
+        process = _SPAWN.Process(target=_main, args=(theirs, self.name, setup), name=f"asyncpool {self.name}")
         try:
-            process = _SPAWN.Process(target=_main, args=(theirs, self.name, setup), name=f"asyncpool {self.name}")
             # It pickles the arguments, and starts an interpreter: milliseconds, in which the loop should run.
-            starting = asyncio.get_running_loop().run_in_executor(None, process.start)
-            starting.add_done_callback(partial(self._came, process))
-            await asyncio.shield(starting)
+            starting = asyncio.get_running_loop().run_in_executor(spawner, _spawn, process, theirs)
+            try:
+                await asyncio.shield(starting)
+            finally:
+                while not starting.done():  # nobody else would end what comes now
+                    with suppress(asyncio.CancelledError):
+                        await asyncio.wait([starting])
+                if starting.exception() is None:
+                    self._process = process
+                    self.name = f"{self.name} (pid {process.pid})"
             ours.setblocking(False)
             self._reader, self._writer = await asyncio.open_connection(sock=ours)
         except BaseException:
-            ours.close()  # which ends the process, if it comes
+            ours.close()
             raise
-        finally:
-            theirs.close()
         self._writer.write(_LENGTH.pack(len(spec)))
         self._writer.write(spec)
-
-    def _came(self, process: BaseProcess, starting: asyncio.Future[None]) -> None:
-        if starting.cancelled() or starting.exception() is not None:
-            return
-        self._process = process
-        self.name = f"{self.name} (pid {process.pid})"
-        _living.add(process)
 
     async def put(self, batch: bytes) -> None:
         """Send orders."""
         assert self._writer is not None
         try:
-            self._writer.write(_LENGTH.pack(len(batch)))
-            self._writer.write(batch)
-            await self._writer.drain()
+            await _write(self._writer, batch)
         except OSError as error:
             raise ProcessLost(await self._how_it_ended()) from error
 
     async def take(self) -> bytes:
         """Wait for news."""
         try:
-            return await _read(self._reader)
+            news = await _read(self._reader)
         except (OSError, asyncio.IncompleteReadError) as error:
             raise ProcessLost(await self._how_it_ended()) from error
+        self._has_spoken = True
+        return news
+
+    async def wait_lost(self) -> None:
+        """Wait until the pool has lost the process, or it has ended without a sign of that."""
+        assert self._process is not None
+        has_ended = False
+        while not self._lost.is_set() and not has_ended:
+            has_ended = not self._process.is_alive()  # and still has a while, for what it sent last to be read
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CHECK_EVERY):
+                    await self._lost.wait()
+
+    async def _has_ended(self, within: float) -> bool:
+        """Wait until the process has ended, for up to some seconds. Return whether it has."""
+        assert self._process is not None
+        loop = asyncio.get_running_loop()
+        until, pause = loop.time() + within, 0.001
+        # Not by a thread that joins it, which could not be cancelled, and would be one for each process.
+        while self._process.is_alive():
+            if loop.time() >= until:
+                return False
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _MAX_PAUSE_OF_POLL)
+        return True
 
     async def _how_it_ended(self) -> str:
-        process = self._process
-        assert process is not None
-        await asyncio.to_thread(process.join, 1.0)  # it is dead, and the system may not know yet how
-        code = process.exitcode
+        assert self._process is not None
+        await self._has_ended(1.0)  # it is dead, and the system may not know yet how
+        code = self._process.exitcode
         if code is None:
             return "it has closed its connection"
         if code < 0:
-            return f"killed by {signal.Signals(-code).name}"
-        return f"ended with exit status {code}" + (f"; its output says why. If not: {_GUARD_HINT}" if code == 1 else "")
+            return f"killed by {_name_of_signal(-code)}"
+        if code == 1 and not self._has_spoken:
+            return f"ended with exit status 1; its output says why. If not: {_GUARD_HINT}"
+        return f"ended with exit status {code}"
 
     def kill(self) -> None:
         """End the process at once."""
@@ -206,19 +254,44 @@ class _Child:
             self._process.kill()
         if self._writer is not None:
             self._writer.transport.abort()
-        self.lost.set()
+        self._lost.set()
 
     async def close(self, grace: float) -> None:
         """Let the process leave its resources, and end it."""
         process = self._process
         if process is None:
             return
-        if self._writer is not None and not self.lost.is_set():
+        if self._writer is not None and not self._lost.is_set():
             self._writer.write(_LENGTH.pack(0) + _GRACE.pack(grace))
-            await asyncio.to_thread(process.join, grace)
+            await self._has_ended(grace)
         self.kill()
-        await asyncio.to_thread(process.join)
+        await self._has_ended(_KILLED_WITHIN)
         _living.discard(process)
+
+
+def _spawn(process: BaseProcess, connection: socket.socket) -> None:
+    """Start a process, which has the other end of the connection then."""
+    try:
+        if sys.platform == "win32":
+            process.start()
+        else:
+            # It begins with these blocked: until it ignores them, they would end it.
+            multiprocessing.resource_tracker.ensure_running()  # which unblocks them
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+            try:
+                process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        _living.add(process)
+    finally:
+        connection.close()
+
+
+def _name_of_signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 async def _read(reader: asyncio.StreamReader) -> bytes:
@@ -226,37 +299,73 @@ async def _read(reader: asyncio.StreamReader) -> bytes:
     return await reader.readexactly(length)
 
 
+async def _write(writer: asyncio.StreamWriter, batch: bytes) -> None:
+    writer.write(_LENGTH.pack(len(batch)))
+    writer.write(batch)
+    await writer.drain()
+
+
 # -- In the process ----------------------------------------------------------------------------------------------------
 
 
-def _main(connection: socket.socket, place: str, setup: Callable[[], object] | None) -> None:
+# Ctrl+C goes to all processes of a terminal, and systemd sends SIGTERM to all of a service: what they mean is for the
+# program to decide. A process ends with its connection, and so when the program is dead.
+_IGNORED = (signal.SIGINT, signal.SIGTERM)
+
+
+def _main(connection: socket.socket, place: str, setup: bytes | None) -> None:
     """The main function of a process."""
-    # Ctrl+C goes to all processes of a terminal, and systemd sends SIGTERM to all of a service: what they mean is for
-    # the program to decide. This process ends with its connection, and so when the program is dead.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in _IGNORED:
+        # Not SIG_IGN: the programs that a handler starts would inherit that, and could not be terminated.
+        signal.signal(number, _ignore)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
+        os.register_at_fork(after_in_child=_stop_ignoring)  # for those that it forks
     threading.Thread(target=_end_with_program, name="asyncpool watch", daemon=True).start()
+    place = f"{place} (pid {os.getpid()})"
+    failure: Exception | None = None
     if setup is not None:
-        setup()
-    asyncio.run(_serve(connection, f"{place} (pid {os.getpid()})"))
+        try:
+            loads(setup)()
+        except Exception as error:
+            failure = error
+    asyncio.run(_serve(connection, place, failure))
+
+
+def _ignore(number: int, frame: object) -> None:
+    """Handle a signal that is for the program."""
+
+
+def _stop_ignoring() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _end_with_program() -> None:
     """End this process some seconds after its program, also if a handler blocks the event loop."""
     program = multiprocessing.parent_process()
     assert program is not None
-    program.join()
+    # The second for a program that has forked: `join` waits until its forks have ended, too.
+    while program.is_alive() and (sys.platform == "win32" or os.getppid() == program.pid):
+        program.join(_CHECK_EVERY)
     threading.Event().wait(_ORPHAN_GRACE + 1.0)
     os._exit(1)
 
 
-async def _serve(connection: socket.socket, place: str) -> None:
+async def _serve(connection: socket.socket, place: str, failure: Exception | None) -> None:
     connection.setblocking(False)
     reader, writer = await asyncio.open_connection(sock=connection)
     try:
-        runner = Runner(await _read(reader), place)
+        spec = await _read(reader)
+        if failure is not None:
+            news = (BROKEN, 0, dump_error(failure, place, shares_main=True), 0.0)
+            await _write(writer, dumps([news], shares_main=True))
     except (OSError, asyncio.IncompleteReadError):
         return  # the program has ended before it sent anything
+    if failure is not None:
+        await reader.read()  # the program ends this process
+        return
+    runner = Runner(spec, place)
     loop = asyncio.get_running_loop()
     forward_records(lambda attributes: loop.call_soon_threadsafe(runner.log, attributes))
     sender = asyncio.create_task(_send(runner, writer))
@@ -286,9 +395,6 @@ async def _obey(runner: Runner, reader: asyncio.StreamReader) -> float:
 async def _send(runner: Runner, writer: asyncio.StreamWriter) -> None:
     try:
         while not runner.is_closed:
-            batch = await runner.take()
-            writer.write(_LENGTH.pack(len(batch)))
-            writer.write(batch)
-            await writer.drain()
+            await _write(writer, await runner.take())
     except OSError:
         pass  # the program is dead, as the reader finds out too
