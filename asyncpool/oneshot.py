@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeVar, Unpack, overload
+from typing import Any, NoReturn, TypeVar, Unpack, overload
 
+from asyncpool._core.channel import Reading
 from asyncpool._core.feeder import FedChannel
 from asyncpool._core.life import Life
 from asyncpool._core.parts import Parts
@@ -51,6 +52,17 @@ class _OwnPoolChannel(FedChannel[ItemT_co]):
         self._life.is_report_awaited = True
         self._life.stop(drain_timeout=0.0, grace=5.0)
         await self._life.wait_closed()
+
+    def raise_end(self) -> NoReturn:
+        """Raise the end; if the pool has ended by itself, the reason for that."""
+        cause = self.parts.state.cause
+        if cause is None or self.reading is Reading.FINISHED:
+            super().raise_end()
+        self.reading = Reading.FINISHED
+        try:
+            raise cause
+        finally:
+            del cause, self  # the error knows this frame
 
     def cancel(self) -> None:
         """End the stream and its pool at once."""

@@ -170,7 +170,7 @@ class Channel(Generic[ItemT_co]):
             raise self.cancelled_error()
         if self.reading is not Reading.READING or not (self.intake_is_open or self.unread or self.live):
             await self.finish()
-            self._raise_end()
+            self.raise_end()
         if self._reader is not None:
             raise StreamClosed(f"{self.name} is read by one reader, and another waits already")
         self._reader = reader = self.parts.state.loop.create_future()
@@ -181,7 +181,7 @@ class Channel(Generic[ItemT_co]):
                 self._reader = None
             del reader  # a PoolDeadlock is in it, and knows this frame
 
-    def _raise_end(self) -> NoReturn:
+    def raise_end(self) -> NoReturn:
         """Raise the end to the reader, once, and drop it: the error gets to know the frames of the reader, and they
         lead to this channel (test_a_failure_that_is_raised_makes_no_reference_cycle).
         """

@@ -21,7 +21,6 @@ from asyncpool import (
     DeadLetters,
     EngineLost,
     Failed,
-    JobCancelled,
     PoolClosed,
     ProcessDied,
     ProcessLost,
@@ -242,10 +241,14 @@ async def test_a_stream_of_its_own_pool_tells_that_the_engine_is_lost() -> None:
         await asyncio.sleep(1.0)
         return n
 
-    stream = asyncpool.map(Portable(kills), range(9), workers=2, engine=engine, patience=2.0)
-    with pytest.raises((PoolClosed, JobCancelled)) as raised:
-        await stream
-    assert "no process for 2 s" in str(raised.value) or "shutdown" in str(raised.value)
+    with pytest.raises(EngineLost, match="no process for 2 s"):
+        await asyncpool.map(Portable(kills), range(9), workers=2, engine=engine, patience=2.0)
+    engine = InMemory(1, replaced_after=None)
+    outcomes = []
+    with pytest.raises(EngineLost, match="no process for 2 s"):
+        async for outcome in asyncpool.outcomes(Portable(kills), range(9), workers=2, engine=engine, patience=2.0):
+            outcomes.append(outcome)
+    assert all(isinstance(outcome, Cancelled) for outcome in outcomes)
 
 
 @virtual
@@ -431,3 +434,30 @@ async def test_metrics_of_processes_have_a_label_that_stays() -> None:
         assert sum(count or 0 for count in done) == 72
         assert [process.workers for process in pool.processes()] == [4, 4]
         assert figure("process_workers", process="9") is None
+
+
+@virtual
+async def test_a_pool_whose_engine_is_cancelled_by_others_ends() -> None:
+    engine = InMemory(1)
+    with pytest.raises(EngineLost, match="was ended by .*CancelledError"):
+        async with _pool(engine, Calls(engine)) as pool:
+            handle = await pool.submit(6)
+            (task,) = [task for task in asyncio.all_tasks() if task.get_name() == "pool engine"]
+            await asyncio.sleep(0.001)
+            task.cancel()
+            assert isinstance(await handle.outcome(), Cancelled)
+    await engine.ended()
+
+
+@virtual
+async def test_a_pool_that_drains_without_any_process_ends_all_the_same() -> None:
+    engine = InMemory(1, replaced_after=None)
+    pool = _pool(engine, Calls(engine), patience=5.0)
+    await pool.start()
+    handles = [await pool.submit(6) for _ in range(20)]
+    await asyncio.sleep(0.001)
+    pool.drain()
+    engine.kill_one()
+    report = await pool.close()
+    assert len(report.unfinished) == 20
+    assert all(isinstance(await handle.outcome(), Cancelled) for handle in handles)

@@ -24,7 +24,7 @@ from asyncpool._core.remote.quarantine import Quarantine
 from asyncpool._core.state import State
 from asyncpool._core.tasks import Tasks
 from asyncpool._core.workers import Workers
-from asyncpool._guard import describe, is_error, set_cause
+from asyncpool._guard import describe, is_error, name_of, set_cause
 from asyncpool._logs import log, relay
 from asyncpool.engines.contract import Engine, Process
 from asyncpool.engines.remote_errors import load_error
@@ -130,8 +130,12 @@ class Fleet:
             await self._engine.run(self)
         except Exception as error:
             cause = error
-        finally:
+        except BaseException as error:  # somebody else has cancelled its task, or it wants to end the program
             self._end()
+            if not self._state.is_loop_shutting_down():
+                self._lose_engine(f"{describe(self._engine)} was ended by {name_of(type(error))}", None)
+            raise
+        self._end()
         if not self._closing.is_set() and not self._is_leaving:
             what = "has ended" if cause is None else "has failed"
             self._lose_engine(f"{describe(self._engine)} {what} while the pool was open", cause)
