@@ -88,8 +88,8 @@ class CurrentJob:
     attempt: int
     """Which attempt this is, counted from 1."""
     worker: int
-    """The number of the worker, counted from 1. Two jobs that run at the same time never have the same, unless an engine
-    runs them in different processes."""
+    """The number of the worker, counted from 1. Two jobs that run at the same time never have the same, unless they run
+    in different processes of an engine."""
 
 
 def current_job() -> CurrentJob:

@@ -110,7 +110,7 @@ class Life:
             raise
 
     def _engine_is_lost(self, error: EngineLost) -> None:
-        log.error("pool %r: %s; the pool is cancelled", self._state.name, error, exc_info=cause_of(error))
+        log.error("pool %r: %s; the pool is cancelled", self._state.name, str(error), exc_info=cause_of(error))
         self._state.cause = error
         self._parts.ledger.resource_errors.append(error)
         self.cancel()
