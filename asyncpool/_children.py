@@ -10,7 +10,9 @@ import asyncio
 import atexit
 import multiprocessing
 import multiprocessing.resource_tracker
-import multiprocessing.util  # here: what is registered to run at exit before `_kill_living` runs after it
+
+# Here: what is registered before `_kill_living` runs after it.
+import multiprocessing.util  # pyright: ignore[reportUnusedImport]
 import os
 import signal
 import socket
