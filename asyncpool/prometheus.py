@@ -20,7 +20,7 @@ from asyncpool._checks import check_seconds
 from asyncpool._guard import describe
 from asyncpool.dead_letters.memory import DeadLetters
 from asyncpool.pool import WorkerPool
-from asyncpool.stats import Distribution, PoolStats
+from asyncpool.stats import Distribution, PoolStats, ProcessStats
 
 try:
     from prometheus_client.core import (
@@ -58,6 +58,7 @@ class _Snapshot:
     has_dead_letters: bool
     stored_letters: int | None
     dropped_letters: int | None
+    processes: tuple[ProcessStats, ...]
 
 
 def _look(pool: WorkerPool[Any, Any]) -> _Snapshot:
@@ -74,6 +75,7 @@ def _look(pool: WorkerPool[Any, Any]) -> _Snapshot:
         has_dead_letters=letters is not None,
         stored_letters=None if store is None else len(store),
         dropped_letters=None if store is None else store.dropped,
+        processes=pool.processes(),
     )
 
 
@@ -287,6 +289,16 @@ class _Families:
             "dead_letters_dropped",
             "Dead letters that a store in memory dropped because it was full. The same for pools that share a store.",
         )
+        self._processes = gauge("processes", "Processes of the pool's engine that can run attempts.")
+        self._processes_lost = counter("processes_lost", "Processes that died or could not be reached.")
+        self._reruns = counter("attempts_rerun", "Attempts that were run again because their process was lost.")
+        # The label is a small number, which a process inherits from the one that it replaces, and not its name: there
+        # are as many values as there were processes at a time.
+        self._process_workers = gauge("process_workers", "Attempts that the process can run at a time.", "process")
+        self._process_running = gauge("process_attempts_running", "Attempts that the process has.", "process")
+        self._process_done = counter("process_attempts_done", "Attempts that have ended in the process.", "process")
+        self._process_lost = counter("process_attempts_lost", "Attempts that were lost with the process.", "process")
+        self._process_seconds = counter("process_handler_seconds", "Time that handlers ran in the process.", "process")
         self._seconds_queued = histogram(
             "attempt_queued_seconds", "Time from acceptance, or the end of the backoff, until the handler began."
         )
@@ -325,6 +337,16 @@ class _Families:
         if snapshot.stored_letters is not None and snapshot.dropped_letters is not None:
             self._stored.add_metric([pool], snapshot.stored_letters)
             self._dropped.add_metric([pool], snapshot.dropped_letters)
+        self._processes.add_metric([pool], stats.processes)
+        self._processes_lost.add_metric([pool], stats.processes_lost)
+        self._reruns.add_metric([pool], stats.reruns)
+        for process in snapshot.processes:
+            labels = [pool, str(process.number)]
+            self._process_workers.add_metric(labels, process.workers)
+            self._process_running.add_metric(labels, process.running)
+            self._process_done.add_metric(labels, process.done)
+            self._process_lost.add_metric(labels, process.lost)
+            self._process_seconds.add_metric(labels, process.seconds)
         self._seconds_queued.add_metric([pool], _buckets(stats.seconds_queued), stats.seconds_queued.sum)
         self._seconds_running.add_metric([pool], _buckets(stats.seconds_running), stats.seconds_running.sum)
 

@@ -242,7 +242,7 @@ class Runner:
     async def take(self) -> bytes:
         """Wait until something has ended, and return what has; after a while nothing (b""), as a sign of life.
 
-        Cancel-safe. To be called by one task at a time.
+        Cancel-safe. Call it in one task at a time.
         """
         self._ticks_without_reader = 0
         if not self._news and not self._is_closing:

@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
 
 from asyncpool import DeadLetters, WorkerPool
 from asyncpool.prometheus import PoolCollector
+from asyncpool.testing import run
 from examples.prometheus_check import dashboard_queries, main
+from tests.engines.memory import InMemory, Portable
 from tests.helpers import echo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,11 +27,21 @@ METRICS = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
 DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text(encoding="utf-8"))
 
 
+def families() -> list[Metric]:
+    """What a scrape shows of a pool that has everything that there are metrics for."""
+
+    async def scrape() -> list[Metric]:
+        registry = CollectorRegistry()
+        async with WorkerPool(Portable(echo), workers=1, dead_letters=DeadLetters(), engine=InMemory(1)) as pool:
+            registry.register(PoolCollector(pool))
+            return list(registry.collect())
+
+    return run(scrape)
+
+
 def exported() -> dict[str, set[str]]:
     """The samples that a scrape shows, and the labels of each."""
-    registry = CollectorRegistry()
-    registry.register(PoolCollector(WorkerPool(echo, workers=1, dead_letters=DeadLetters())))
-    samples = [sample for family in registry.collect() for sample in family.samples]
+    samples = [sample for family in families() for sample in family.samples]
     return {sample.name: set(sample.labels) for sample in samples}
 
 
@@ -111,10 +124,8 @@ def test_every_alert_has_a_test_and_a_line_in_the_documents() -> None:
 
 def test_the_table_of_metrics_is_complete() -> None:
     rows = re.findall(r"^\| `(asyncpool_\w+)` \| (\w+) \| ([^|]*) \|", METRICS, re.MULTILINE)
-    registry = CollectorRegistry()
-    registry.register(PoolCollector(WorkerPool(echo, workers=1, dead_letters=DeadLetters())))
     expected: list[tuple[str, str, str]] = []
-    for family in registry.collect():
+    for family in families():
         labels = sorted(set().union(*(sample.labels for sample in family.samples)) - {"pool", "le"})
         name = family.name + "_total" * (family.type == "counter")
         expected.append((name, family.type, ", ".join(f"`{label}`" for label in labels)))

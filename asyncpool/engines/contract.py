@@ -13,7 +13,7 @@ __all__ = ["ContextCarrier", "Engine", "EngineHost", "Process"]
 class Process(Protocol):
     """The near end of one process. The pool calls `put` and `take` in one task each, so each has one caller at a time.
 
-    A process that is lost is lost for good: what replaces it is another object.
+    A process that is lost does not come back: what replaces it is another object.
     """
 
     @property

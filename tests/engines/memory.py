@@ -57,6 +57,7 @@ class Simulated:
         self.name = name
         self.runner = Runner(spec, name)
         self.died = asyncio.Event()
+        self.given_up = asyncio.Event()
         self.batches = 0
         self._random = random
 
@@ -89,6 +90,7 @@ class Simulated:
 
     def kill(self) -> None:
         self.died.set()
+        self.given_up.set()
 
     async def end(self, grace: float) -> None:
         """Let it end in order."""
@@ -132,7 +134,7 @@ class InMemory:
             processes.append(process)
             self.processes.append(process)
             host.join(process)
-            await process.died.wait()
+            await process.given_up.wait()
             self._end_abruptly(process)
             processes.remove(process)
             self._forget(process)

@@ -404,3 +404,30 @@ def test_a_handler_that_cannot_be_sent_is_refused() -> None:
 
     with pytest.raises(TypeError, match="handler, resource and recycle_on must be such that they can be sent"):
         WorkerPool(handler, workers=1, engine=InMemory())
+
+
+@virtual
+async def test_metrics_of_processes_have_a_label_that_stays() -> None:
+    prometheus_client = pytest.importorskip("prometheus_client")
+    collector = pytest.importorskip("asyncpool.prometheus").PoolCollector
+    engine = InMemory(2)
+    handler = Calls(engine)
+    registry = prometheus_client.CollectorRegistry()
+    async with _pool(engine, handler) as pool:
+        registry.register(collector(pool))
+
+        def figure(name: str, **labels: str) -> float | None:
+            figure: float | None = registry.get_sample_value(f"asyncpool_{name}", {"pool": "pool", **labels})
+            return figure
+
+        await pool.map(n for n in range(40) if n % 10 != 3)
+        for _ in range(5):
+            engine.kill_one()
+            await asyncio.sleep(0.5)
+        await pool.map(n for n in range(40) if n % 10 != 3)
+        assert figure("processes") == 2
+        assert figure("processes_lost_total") == 5
+        done = [figure("process_attempts_done_total", process=str(number)) for number in range(1, 9)]
+        assert sum(count or 0 for count in done) == 72
+        assert [process.workers for process in pool.processes()] == [4, 4]
+        assert figure("process_workers", process="9") is None

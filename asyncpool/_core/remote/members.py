@@ -100,11 +100,11 @@ class Member:
         self.orders: list[tuple[Any, ...]] = []  # to be sent with the next batch
         self.bytes = 0  # of the inputs in them
         self.has_orders = asyncio.Event()
-        self.share = 0  # how many attempts it may run at a time, as it was told
+        self.share = 0  # how many attempts it may run at a time, as it was sent
         self.is_ready = False  # whether it has a pool for them
         self.was_ready = False  # whether it ever had: if not, it may be a process that cannot run the handler
         self.is_apart = False  # whether it runs one group of suspects, or is being emptied for one
-        self.silent_checks = 0  # how often it was looked at since it was heard of
+        self.silent_checks = 0  # how many checks have passed without news from it
         self.tasks: list[asyncio.Task[None]] = []
 
     @property
