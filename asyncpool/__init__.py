@@ -4,6 +4,7 @@ Most programs need only `asyncpool.map`, `asyncpool.outcomes` and `WorkerPool`; 
 docs/semantics.md for the guarantees and docs/architecture.md for the implementation.
 """
 
+from asyncpool._version import __version__
 from asyncpool.dead_letters.file import DeadLetterFile
 from asyncpool.dead_letters.letter import DeadLetter, DeadLetterSink
 from asyncpool.dead_letters.memory import DeadLetters
@@ -113,6 +114,7 @@ __all__ = [
     "Unfinished",
     "WorkerPool",
     "WrongLoop",
+    "__version__",
     "current_job",
     "drain_on_signal",
     "map",

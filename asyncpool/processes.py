@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import multiprocessing
 import os
 import signal
 import socket
@@ -17,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
-from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from asyncpool._checks import check_count, check_function
@@ -26,9 +25,12 @@ from asyncpool.engines.contract import EngineHost
 from asyncpool.errors import ProcessLost
 from asyncpool.runner import Runner
 
+# `multiprocessing` is imported where it is used: that takes as long as importing asyncpool.
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
 __all__ = ["Processes"]
 
-_SPAWN = multiprocessing.get_context("spawn")
 _LENGTH = struct.Struct("!Q")  # of the batch that follows; 0: the program closes the connection, and _GRACE follows
 _GRACE = struct.Struct("!d")
 _HEALTHY_AFTER = 10.0  # seconds: a process that lived longer is replaced at once
@@ -82,6 +84,8 @@ class Processes:
 
     async def run(self, host: EngineHost, /) -> None:
         """Provide processes for one pool: called by the pool."""
+        import multiprocessing
+
         if getattr(multiprocessing.current_process(), "_inheriting", False):
             # This is such a process, which imports the main module, and that starts the program again.
             raise SystemExit(f"asyncpool: {_GUARD_HINT}")
@@ -148,9 +152,13 @@ class _Child:
 
     async def start(self, spec: bytes, setup: Callable[[], object] | None) -> None:
         """Spawn the process, and connect with it."""
+        import multiprocessing
+
         ours, theirs = socket.socketpair()
         try:
-            process = _SPAWN.Process(target=_main, args=(theirs, self.name, setup), name=f"asyncpool {self.name}")
+            process = multiprocessing.get_context("spawn").Process(
+                target=_main, args=(theirs, self.name, setup), name=f"asyncpool {self.name}"
+            )
             # It pickles the arguments, and starts an interpreter: milliseconds, in which the loop should run.
             starting = asyncio.get_running_loop().run_in_executor(None, process.start)
             starting.add_done_callback(partial(self._came, process))
@@ -243,7 +251,9 @@ def _main(connection: socket.socket, place: str, setup: Callable[[], object] | N
 
 def _end_with_program() -> None:
     """End this process some seconds after its program, also if a handler blocks the event loop."""
-    program = multiprocessing.parent_process()
+    from multiprocessing import parent_process
+
+    program = parent_process()
     assert program is not None
     program.join()
     threading.Event().wait(_ORPHAN_GRACE + 1.0)

@@ -11,10 +11,10 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from asyncpool._guard import name_of, safe_text
+from asyncpool._version import __version__
 from asyncpool.errors import ErrorFilter
 from asyncpool.resources import Resource
 
@@ -70,14 +70,8 @@ class Spec:
     """Seconds after which a process that has nothing to tell gives a sign of life."""
 
 
-@cache
-def _versions() -> str:
-    # Of a function that travels by value it is the code that does, which is another one in each Python.
-    try:
-        package = version("asyncpool-toolkit")
-    except PackageNotFoundError:  # it runs from its source
-        package = "(not installed)"
-    return "Python {}.{}".format(*sys.version_info) + f" and asyncpool {package}"
+# Of a function that travels by value it is the code that does, which is another one in each Python.
+_VERSIONS = "Python {}.{}".format(*sys.version_info) + f" and asyncpool {__version__}"
 
 
 @cache
@@ -140,7 +134,7 @@ def pack_spec(spec: Spec) -> bytes:
             f"pickling them raised {name_of(type(error))}: {safe_text(str, error, 500)}. "
             f"Use functions and classes of modules{hint}"
         ) from error
-    return pickle.dumps((_versions(), data), 5)
+    return pickle.dumps((_VERSIONS, data), 5)
 
 
 def unpack_spec(data: bytes, place: str) -> Spec:
@@ -151,7 +145,7 @@ def unpack_spec(data: bytes, place: str) -> Spec:
         Exception: What importing the modules of the handler raises.
     """
     versions, inner = loads(data)
-    if versions != _versions():
-        raise RuntimeError(f"{place} has {_versions()}, and the program has {versions}: they must be the same")
+    if versions != _VERSIONS:
+        raise RuntimeError(f"{place} has {_VERSIONS}, and the program has {versions}: they must be the same")
     spec: Spec = loads(inner)
     return spec

@@ -5,14 +5,6 @@ from __future__ import annotations
 import pytest
 
 import asyncpool.options
-from asyncpool.engines import wire
-
-
-@pytest.fixture(scope="session", autouse=True)
-def what_is_read_once() -> None:
-    """Read from the disk what the first pool with an engine reads: the tests forbid that to an event loop."""
-    wire.pack_spec(wire.Spec("pool", print, None, None, None, OSError, True, 1.0))
-    wire.find_cloudpickle()
 
 
 @pytest.fixture

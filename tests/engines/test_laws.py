@@ -10,6 +10,7 @@ import pytest
 from asyncpool.testing import run
 from tests.engines.memory import InMemory
 from tests.laws.budget import IS_LONG, IS_SHORT
+from tests.laws.schedules import test_schedules  # noqa: F401  # importing it registers the scenarios
 from tests.laws.schedules.tools import SCENARIOS
 from tests.laws.witness import Witness
 
