@@ -6,6 +6,7 @@ recorded. The tracer is an observer and a wrapper around the handler, so a pool 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -17,7 +18,7 @@ from asyncpool.jobs import current_job
 from asyncpool.outcomes import Cancelled, Failed, Outcome
 
 try:
-    from opentelemetry import context, trace
+    from opentelemetry import context, propagate, trace
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "asyncpool.otel needs the package opentelemetry-api: python3 -m pip install 'asyncpool-toolkit[otel]'",
@@ -53,6 +54,10 @@ class PoolTracer:
     `asyncpool.job.cancel_reason` or `error.type`. Its events are `attempt` at the start of each attempt, `exception`
     for each that failed, and `stuck`. A failed job has the status ERROR. Inputs and values are not recorded, because
     they can be secret or large. The handler can add attributes to `opentelemetry.trace.get_current_span()`.
+
+    **Processes.** With an engine, the context of the job's span travels with each attempt, in the format of the global
+    propagator. It is current while the handler runs there, so spans that the handler creates become children of the
+    job's, if the process has set up an SDK: `Processes(setup=...)`.
 
     One tracer can serve any number of pools, if their names differ.
 
@@ -134,8 +139,33 @@ class TracedHandler(Generic[P, ValueT]):
             if token is not None:
                 context.detach(token)
 
+    def carry(self) -> bytes | None:
+        """Return the context of the job's span, to be taken along to another process: see `ContextCarrier`."""
+        span = self._span_of_current_job()
+        if span is None:
+            return None
+        fields: dict[str, str] = {}
+        propagate.inject(fields, trace.set_span_in_context(span))
+        return json.dumps(fields).encode() if fields else None
+
+    async def call_with(self, carried: bytes, /, *args: Any) -> Any:
+        """Call the handler in another process, as a child of the job's span there."""
+        token = context.attach(propagate.extract(json.loads(carried)))
+        try:
+            return await call_handler(self._handler, *args)
+        finally:
+            context.detach(token)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The tracer and its spans stay in the program.
+        return TracedHandler, (self._handler, _no_span)
+
     def __repr__(self) -> str:
         return f"<traced {describe(self._handler)}>"
+
+
+def _no_span() -> None:
+    return None
 
 
 def _end(span: trace.Span, outcome: Outcome[Any, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import pickle
 import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -16,8 +17,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from asyncpool import Failed, Retry, WorkerPool, current_job, offload
+from asyncpool._guard import describe
 from asyncpool.otel import PoolTracer
 from asyncpool.testing import settle
+from tests.engines.memory import InMemory, Portable
 from tests.helpers import echo, fuzzed, ignores_cancel, sleeper, virtual
 
 
@@ -449,3 +452,29 @@ async def test_a_kept_failure_of_a_wrapped_handler_keeps_no_payload() -> None:
     assert payloads[0]() is None
     assert kept.error.__traceback__ is not None
     assert kept.error.__traceback__.tb_frame.f_code.co_name == "fails"
+
+
+@virtual
+async def test_with_an_engine_the_spans_of_a_handler_are_children_of_its_job() -> None:
+    traces = Traces()
+    with traces.own.start_as_current_span("request") as request:
+        async with traces.pool(Portable(traces.work), engine=InMemory(2)) as pool:
+            assert await pool.map(["a", "b", "c"]) == ["a", "b", "c"]
+    jobs = {id_of(span) for span in traces.jobs}
+    assert {parent_of(span) for span in traces.jobs} == {id_of(request)}
+    assert {parent_of(traces.named(f"work {job}")[0]) for job in "abc"} == jobs
+    assert len(jobs) == 3
+
+
+@virtual
+async def test_with_an_engine_and_without_the_observer_the_handler_runs_without_a_parent() -> None:
+    traces = Traces()
+    async with WorkerPool(traces.tracer.wrap(Portable(traces.work)), workers=1, engine=InMemory(1)) as pool:
+        assert await pool.run("a") == "a"
+    assert parent_of(traces.named("work a")[0]) is None
+
+
+def test_a_traced_handler_is_sent_without_its_tracer() -> None:
+    sent = pickle.loads(pickle.dumps(PoolTracer().wrap(echo)))
+    assert repr(sent) == f"<traced {describe(echo)}>"
+    assert sent.carry() is None
