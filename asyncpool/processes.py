@@ -159,8 +159,6 @@ class _Child:
             process = multiprocessing.get_context("spawn").Process(
                 target=_main, args=(theirs, self.name, setup), name=f"asyncpool {self.name}"
             )
-                target=_main, args=(theirs, self.name, setup), name=f"asyncpool {self.name}"
-            )
             # It pickles the arguments, and starts an interpreter: milliseconds, in which the loop should run.
             starting = asyncio.get_running_loop().run_in_executor(None, process.start)
             starting.add_done_callback(partial(self._came, process))
