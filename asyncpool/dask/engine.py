@@ -64,14 +64,13 @@ class Dask:
     """The workers have a main module of their own: what the program's defines is sent by value."""
 
     def __init__(self, cluster: Any, *, adaptive: bool | None = None, **client_options: Any) -> None:
-        kind: type[Any] = type(cluster)
         if isinstance(cluster, str):
             if not cluster.strip():
                 raise ValueError("cluster must be the address of a scheduler, as 'tcp://host:8786', and is empty")
         elif not isinstance(cluster, _dask.Client) and not hasattr(cluster, "scheduler_address"):
             raise TypeError(
                 "cluster must be the address of a scheduler, a distributed.Client or a cluster object, "
-                f"not {name_of(kind)}"
+                f"not {_kind_of(cluster)}"
             )
         if adaptive is not None and not isinstance(adaptive, bool):
             raise TypeError(f"adaptive must be True, False or None, not {describe(adaptive)}")
@@ -84,7 +83,7 @@ class Dask:
 
     def __repr__(self) -> str:
         cluster = self._cluster
-        return f"Dask({cluster!r})" if isinstance(cluster, str) else f"Dask(<{name_of(type(cluster))}>)"
+        return f"Dask({cluster!r})" if isinstance(cluster, str) else f"Dask(<{_kind_of(cluster)}>)"
 
     async def run(self, host: EngineHost, /) -> None:
         """Provide the workers of the cluster to one pool: see `Engine.run`."""
@@ -137,3 +136,7 @@ async def _closing(client: Any) -> AsyncGenerator[None]:
                 await client.close()
             except Exception as error:  # its scheduler is gone
                 log.debug("a Dask client was not closed properly: %s", describe(error))
+
+
+def _kind_of(value: object) -> str:
+    return name_of(type(value))

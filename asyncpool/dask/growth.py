@@ -6,11 +6,13 @@ import math
 import uuid
 from typing import Any
 
-import dask.utils
+import dask
+from dask import utils
 
 __all__ = ["Placeholders"]
 
 _dask: Any = dask  # its functions are not typed
+_utils: Any = utils
 
 _MAX = 5000  # tasks: what they cost the scheduler stays small, whatever the configuration says
 
@@ -51,7 +53,7 @@ class Placeholders:
 
 
 def _seconds(option: str) -> float:
-    seconds: float = _dask.utils.parse_timedelta(_dask.config.get(option))
+    seconds: float = _utils.parse_timedelta(_dask.config.get(option))
     return seconds
 
 
