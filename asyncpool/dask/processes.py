@@ -197,7 +197,7 @@ class DaskProcess:
                     scope.cancel()
                 return await call
             except OSError as error:
-                raise ProcessLost(f"the connection to it is closed: {describe(error)}") from error
+                raise ProcessLost("the connection to it is closed") from error
             finally:
                 self._calls.discard(scope)
         raise ProcessLost("the cluster has lost it")

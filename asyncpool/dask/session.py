@@ -23,6 +23,7 @@ _LOOK_ANSWERS_WITHIN = 5.0  # seconds
 _MAX_PAUSE = 60.0  # seconds, before a worker is tried again that could not be used
 _PROVEN_AFTER = 60.0  # seconds: a worker that is lost later than that is tried again soon
 _OPENED_AT_ONCE = 32
+_FIRST_JOIN_WITHIN = 2.0  # seconds
 _LOST_GRACE = 5.0  # seconds, for the handlers of a process that the pool has lost
 _MANY_THREADS = 3
 
@@ -52,6 +53,8 @@ class Session:
         self._is_adaptive = is_adaptive
         self._places: dict[str, _Place] = {}
         self._opening = anyio.Semaphore(_OPENED_AT_ONCE)  # the scheduler holds the spec once for each
+        self._unopened: set[DaskProcess] = set()
+        self._can_join = anyio.Event()
         self._placeholders = Placeholders(client)
         self._has_warned = False
         self._is_over = False
@@ -64,6 +67,7 @@ class Session:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
                 tasks.start_soon(self._watch, tasks)
+                tasks.start_soon(self._let_join)
                 await self._host.closing()
                 is_closing = True
                 tasks.cancel_scope.cancel()
@@ -132,6 +136,7 @@ class Session:
             place = self._places[address]
             place.process = process = DaskProcess(self._client, address, self._lose)
             place.used_since = now
+            self._unopened.add(process)
             tasks.start_soon(self._open, process)
         self._warn_of_threads(threads)
 
@@ -142,8 +147,18 @@ class Session:
         except Exception as error:
             log.debug("pool %r: %s cannot be used: %s", self._host.pool, process.name, describe(error))
             self._lose(process)
-        else:
-            self._host.join(process)
+            return
+        finally:
+            self._unopened.discard(process)
+            if not self._unopened:
+                self._can_join.set()
+        await self._can_join.wait()
+        self._host.join(process)
+
+    async def _let_join(self) -> None:
+        """Let the first processes join together: one that cannot run the handler fails the start if it is alone."""
+        await anyio.sleep(_FIRST_JOIN_WITHIN)
+        self._can_join.set()
 
     def _lose(self, process: DaskProcess) -> None:
         """Let go of a process that is lost, and try its worker again later: it may only have lost the connection."""
@@ -185,6 +200,8 @@ class Session:
 
     def _grow(self, threads: Mapping[str, int]) -> None:
         """Ask an adaptive cluster for more workers while jobs wait: for twice as many, up to one for each attempt."""
+        if self._unopened:
+            return  # it would close a new worker that has no lease yet, because nothing seems to wait any longer
         wanted = 0
         if not threads or (self._host.backlog > 0 and len(self._processes()) >= len(threads)):
             wanted = min(self._host.workers, max(1, 2 * len(threads)), len(threads) + max(1, self._host.backlog))
