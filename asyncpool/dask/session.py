@@ -169,8 +169,7 @@ class Session:
             now = anyio.current_time()
             place.failures = 0 if now - place.used_since > _PROVEN_AFTER else place.failures + 1
             place.try_at = now + min(_MAX_PAUSE, 2.0**place.failures / 2)
-            place.process = None
-            self._host.expect(len(self._processes()))
+            place.process = None  # it is expected no longer from the next look on
         self._tasks.start_soon(self._end, process)
 
     async def _end(self, process: DaskProcess) -> None:

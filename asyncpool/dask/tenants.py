@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextvars import Context
 from typing import Any
 
 import distributed
@@ -56,7 +57,7 @@ async def serve(token: str, what: str, data: bytes = b"", grace: float = 0.0) ->
     result = b""
     try:
         if what == PUT:
-            tenant.runner.put(data)
+            tenant.context.run(tenant.runner.put, data)
         elif what == TAKE:
             result = await tenant.runner.take()
         elif what == CLOSE:
@@ -87,6 +88,7 @@ class _Tenant:
 
     def __init__(self, token: str, spec: bytes, place: str, worker: Any) -> None:
         self.runner = Runner(spec, place)
+        self.context = Context()  # handlers start with empty context variables, not with those of Dask's connections
         self.is_over = threading.Event()
         self._token = token
         self._worker = worker
