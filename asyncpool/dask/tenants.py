@@ -75,7 +75,10 @@ def hold_lease(token: str) -> None:
     """
     _dask.secede()
     worker, tenant = _dask.get_worker(), _tenants.get(token)
-    while tenant is not None and not tenant.is_over.wait(_CHECK_EVERY) and _is_alive(worker):
+    if tenant is None:
+        return
+    tenant.had_lease = True
+    while not tenant.is_over.wait(_CHECK_EVERY) and _is_alive(worker):
         pass
 
 
@@ -90,6 +93,7 @@ class _Tenant:
         self.runner = Runner(spec, place)
         self.context = Context()  # handlers start with empty context variables, not with those of Dask's connections
         self.is_over = threading.Event()
+        self.had_lease = False
         self._token = token
         self._worker = worker
         self._watcher = asyncio.get_running_loop().create_task(self._watch(), name=f"asyncpool tenant {token}")
@@ -106,14 +110,13 @@ class _Tenant:
 
     async def _watch(self) -> None:
         """Close the runner when the program is gone, or the worker closes."""
-        had_lease = False
         checks = 0
         while _is_alive(self._worker):
             await asyncio.sleep(_CHECK_EVERY)
             has_lease = self._has_lease()
-            if had_lease and not has_lease:
+            if self.had_lease and not has_lease:
                 break
-            had_lease = has_lease
+            self.had_lease = has_lease
             # The slower sign: nobody takes. It is the only one for a program that died before Dask had the lease.
             checks += 1
             if checks % int(TICK / _CHECK_EVERY) == 0 and self.runner.tick():

@@ -15,6 +15,10 @@ from typing import Any
 
 from distributed import Client, LocalCluster
 
+from asyncpool.engines import wire
+
+wire._versions()  # reads files, once in each process, which a test must not do on its event loop
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -35,15 +39,17 @@ class Cluster:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.address = f"tcp://127.0.0.1:{self.port}"
-        self.workers: list[subprocess.Popen[bytes]] = []
+        self.folder: Path  # of the scheduler and the workers, which can import from it
         self.scheduler: subprocess.Popen[bytes]
+        self._started: list[subprocess.Popen[bytes]] = []
         self._count = workers
         self._nanny = nanny
         self._threads = threads
 
     def __enter__(self) -> Cluster:
-        self._folder = tempfile.TemporaryDirectory()
-        self._log = open(Path(self._folder.name) / "log", "wb")
+        self._temporary = tempfile.TemporaryDirectory()
+        self.folder = Path(self._temporary.name)
+        self._log = open(self.folder / "log", "wb")
         self.start()
         return self
 
@@ -56,43 +62,48 @@ class Cluster:
     def start_scheduler(self) -> None:
         self.scheduler = self._start("dask_scheduler", "--host", "127.0.0.1", "--port", str(self.port), "--no-show")
 
-    def add_worker(self, **environment: str) -> subprocess.Popen[bytes]:
-        nanny = "--nanny" if self._nanny else "--no-nanny"
-        threads = str(self._threads)
-        arguments = ("--host", "127.0.0.1", nanny, "--nthreads", threads, "--local-directory", self._folder.name)
-        worker = self._start("dask_worker", self.address, *arguments, **environment)
-        self.workers.append(worker)
-        return worker
+    def add_worker(self, folder: Path | None = None) -> subprocess.Popen[bytes]:
+        """Start a worker, in another folder if one is given."""
+        arguments = ["--host", "127.0.0.1", "--nthreads", str(self._threads), "--local-directory", str(self.folder)]
+        arguments.append("--nanny" if self._nanny else "--no-nanny")
+        return self._start("dask_worker", self.address, *arguments, folder=folder)
 
-    async def started(self, workers: int | None = None) -> None:
-        """Wait until there are this many workers, or all that were started."""
+    def end_worker(self, worker: subprocess.Popen[bytes]) -> None:
+        """Kill a worker that was added, and its nanny."""
+        _kill_group(worker)
+        worker.wait()
+
+    async def ready(self) -> None:
+        """Wait for the first workers."""
         async with Client(self.address, asynchronous=True, set_as_default=False) as client:
-            await client.wait_for_workers(workers or len(self.workers))
+            await client.wait_for_workers(self._count)
 
     def log(self) -> str:
         """What the scheduler and the workers have logged so far."""
-        return (Path(self._folder.name) / "log").read_text()
+        return (self.folder / "log").read_text()
 
-    def _start(self, command: str, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
+    def _start(self, command: str, *arguments: str, folder: Path | None = None) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
             [sys.executable, "-m", f"distributed.cli.{command}", *arguments, "--no-dashboard"],
             stdout=self._log,
             stderr=self._log,
-            cwd=self._folder.name,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            cwd=folder or self.folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
             start_new_session=True,  # so that a nanny can be ended with its worker
         )
+        self._started.append(process)
+        return process
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        started = [*self.workers, *([self.scheduler] if hasattr(self, "scheduler") else [])]
-        for process in started:
-            _kill_group(process)
-        for process in started:
+        for process in self._started:
+            if process.poll() is None:
+                _kill_group(process)
+        for process in self._started:
             process.wait()
         self._log.close()
-        self._folder.cleanup()
+        self._temporary.cleanup()
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

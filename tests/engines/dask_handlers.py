@@ -66,3 +66,12 @@ async def blocks(job: float) -> int:
     """Block the event loop for some seconds."""
     time.sleep(job)  # noqa: ASYNC251
     return os.getpid()
+
+
+async def hangs_once(folder: Path) -> int:
+    """Block the event loop for an hour, the first time. Return the id of the process that did."""
+    path = folder / "pid"
+    if not path.exists():
+        path.write_text(str(os.getpid()))
+        time.sleep(3600)  # noqa: ASYNC251
+    return int(path.read_text())

@@ -26,13 +26,10 @@ from asyncpool import (
     WorkerPool,
 )
 from asyncpool.dask import Dask, growth, processes, session, tenants
-from asyncpool.engines import wire
 from tests.engines import dask_handlers as handlers
 from tests.engines.dask_cluster import ROOT, Runs, in_process
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.slow]
-
-wire._versions()  # reads files, once in each process; in a real worker, that is not the loop of the program
 
 
 def real(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
