@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -30,8 +31,8 @@ async def short(job: int) -> int:
     return job
 
 
-async def long(job: object) -> None:
-    await asyncio.sleep(3600)
+def thread_name(job: int) -> str:
+    return threading.current_thread().name
 
 
 async def where(job: int) -> int:

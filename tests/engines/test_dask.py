@@ -12,6 +12,7 @@ from functools import wraps
 from typing import Any
 
 import pytest
+from blockbuster import BlockBuster
 
 pytest.importorskip("distributed", reason="needs the extra dask")
 
@@ -21,11 +22,14 @@ from asyncpool import (
     EngineLost,
     Failed,
     JobCrashed,
+    ProcessLost,
     Retry,
     Succeeded,
     WorkerPool,
+    offload,
 )
 from asyncpool.dask import Dask, growth, processes, session, tenants
+from asyncpool.engines import wire
 from tests.engines import dask_handlers as handlers
 from tests.engines.dask_cluster import ROOT, Runs, in_process
 
@@ -255,6 +259,57 @@ async def test_a_dask_without_what_it_does_not_promise_is_enough(monkeypatch: py
     monkeypatch.setattr(processes, "move_in", move_into_bare)
     async with in_process() as cluster, WorkerPool(handlers.short, workers=4, engine=Dask(cluster)) as pool:
         assert await pool.map(range(40)) == list(range(40))
+
+
+@real
+async def test_a_call_to_a_worker_that_the_cluster_has_lost_ends_at_once() -> None:
+    """By itself, it would try to connect for half a minute."""
+    async with in_process(1) as cluster, Client(cluster, asynchronous=True, set_as_default=False) as client:
+        process = processes.DaskProcess(client, next(iter(cluster.workers.values())).address, lambda process: None)
+        await process.open(wire.pack_spec(_SPEC))
+        taking = asyncio.create_task(process.take())
+        await until(lambda: process._calls)
+        process.vanish()
+        with pytest.raises(ProcessLost, match="the cluster has lost it"):
+            await taking
+        with pytest.raises(ProcessLost, match="the cluster has lost it"):
+            await process.put(b"")
+        await process.close(0.0)
+        await until(lambda: not tenants._tenants)  # its lease was released
+
+
+_SPEC = wire.Spec(
+    pool="pool",
+    handler=handlers.echo,
+    timeout=None,
+    max_elapsed=None,
+    resource=None,
+    recycle_on=OSError,
+    shares_main=False,
+    tick=3.0,
+)
+
+
+@real
+async def test_all_goes_over_tls_if_the_cluster_does(loop_is_never_blocked: BlockBuster) -> None:
+    loop_is_never_blocked.deactivate()  # Dask writes the certificates to files, in our client too
+    pytest.importorskip("cryptography", reason="makes the certificates of the cluster")
+    async with (
+        in_process(security=True, protocol="tls://", host="127.0.0.1") as cluster,
+        WorkerPool(handlers.short, workers=4, engine=Dask(cluster)) as pool,
+    ):
+        assert await pool.map(range(40)) == list(range(40))
+        assert all(process.name.startswith("Dask worker tls://") for process in pool.processes())
+
+
+@real
+async def test_an_offloaded_function_runs_in_threads_of_the_worker() -> None:
+    async with (
+        in_process(1) as cluster,
+        WorkerPool(offload(handlers.thread_name), workers=4, engine=Dask(cluster)) as pool,
+    ):
+        names = await pool.map(range(8))
+    assert threading.main_thread().name not in names
 
 
 # -- What does not travel ----------------------------------------------------------------------------------------------

@@ -179,6 +179,37 @@ async def test_a_program_that_is_killed_ends_its_handlers(how: signal.Signals, s
         await until(lambda: len(Runs(tmp_path).cancelled) == 10)
 
 
+MAIN = """
+import asyncio, sys
+from dataclasses import dataclass
+from asyncpool import WorkerPool
+from asyncpool.dask import Dask
+
+@dataclass(frozen=True)
+class Job:
+    number: int
+
+async def double(job):
+    return Job(2 * job.number)
+
+async def main():
+    async with WorkerPool(double, workers=10, engine=Dask(sys.argv[1])) as pool:
+        assert await pool.map(Job(n) for n in range(50)) == [Job(2 * n) for n in range(50)]
+    print("the same class")
+
+asyncio.run(main())
+"""
+
+
+@real
+async def test_what_the_main_module_defines_travels_by_value(shared: Cluster) -> None:
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", MAIN, shared.address, cwd=ROOT, stdout=asyncio.subprocess.PIPE
+    )
+    printed, _ = await program.communicate()
+    assert printed.decode() == "the same class\n"
+
+
 @real
 async def test_a_worker_without_the_modules_of_the_handler_is_left_out(
     shared: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
