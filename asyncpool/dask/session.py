@@ -109,7 +109,7 @@ class Session:
         """Return the workers of the cluster with their numbers of threads. None: the scheduler does not answer."""
         try:
             with anyio.fail_after(_LOOK_ANSWERS_WITHIN):
-                # `scheduler_info` of an asynchronous client returns what it was told some time ago.
+                # `scheduler_info` of an asynchronous client returns what it last heard.
                 threads: Mapping[str, int] = await self._client.nthreads()
                 return threads
         except Exception as error:  # the client tries to connect again
