@@ -60,23 +60,21 @@ async def run_under_fire(cluster: Cluster, folder: Path, *, jobs: int, kills: in
     moments = sorted(rng.sample(range(jobs // 10, jobs * 9 // 10), kills))
     workers = 40
     done: list[int] = []
-    pids: list[int] = []
+    killed: set[int] = set()
     async with WorkerPool(handlers.noted, workers=workers, engine=Dask(cluster.address), patience=60) as pool:
         async for outcome in pool.outcomes((number, 0.02, folder) for number in range(jobs)):
             assert isinstance(outcome, Succeeded), outcome
             done.append(outcome.job[0])
-            if outcome.value in pids:
-                pids.remove(outcome.value)
-            pids.append(outcome.value)
-            if moments and len(done) >= moments[0] and pool.stats.processes == 2:
+            is_time = moments and len(done) >= moments[0] and pool.stats.processes == 2
+            if is_time and outcome.value not in killed:  # outcomes of a worker can still come when it is dead
                 moments.pop(0)
-                kill(rng.choice(pids[-2:]))
-                pids.clear()
+                kill(outcome.value)
+                killed.add(outcome.value)
                 await until(lambda: pool.stats.processes < 2)
         stats = pool.stats
     runs = Runs(folder)
     assert sorted(done) == list(range(jobs))
-    assert stats.processes_lost == kills - len(moments)
+    assert stats.processes_lost == len(killed)
     assert stats.processes_lost >= kills // 2
     again = sum(runs.begun.values()) - jobs
     assert again <= stats.reruns <= workers * stats.processes_lost
