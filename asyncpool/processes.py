@@ -146,6 +146,7 @@ class _Child:
     def __init__(self, number: int) -> None:
         self.name = f"process {number}"
         self.lost = asyncio.Event()
+        self._was_heard = False
         self._process: BaseProcess | None = None
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter | None = None
@@ -188,14 +189,21 @@ class _Child:
             self._writer.write(batch)
             await self._writer.drain()
         except OSError as error:
-            raise ProcessLost(await self._how_it_ended()) from error
+            raise await self._end_of_it() from error
 
     async def take(self) -> bytes:
         """Wait for news."""
         try:
-            return await _read(self._reader)
+            news = await _read(self._reader)
         except (OSError, asyncio.IncompleteReadError) as error:
-            raise ProcessLost(await self._how_it_ended()) from error
+            raise await self._end_of_it() from error
+        self._was_heard = True
+        return news
+
+    async def _end_of_it(self) -> Exception:
+        # One that never ran anything cannot run anything: starting others like it would not help.
+        how = await self._how_it_ended()
+        return ProcessLost(how) if self._was_heard else RuntimeError(f"{self.name} could not start: it {how}")
 
     async def _how_it_ended(self) -> str:
         process = self._process
@@ -203,9 +211,9 @@ class _Child:
         await asyncio.to_thread(process.join, 1.0)  # it is dead, and the system may not know yet how
         code = process.exitcode
         if code is None:
-            return "it has closed its connection"
+            return "has closed its connection"
         if code < 0:
-            return f"killed by {signal.Signals(-code).name}"
+            return f"was killed by {signal.Signals(-code).name}"
         return f"ended with exit status {code}" + (f"; its output says why. If not: {_GUARD_HINT}" if code == 1 else "")
 
     def kill(self) -> None:
