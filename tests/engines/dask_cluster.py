@@ -15,10 +15,6 @@ from typing import Any
 
 from distributed import Client, LocalCluster
 
-from asyncpool.engines import wire
-
-wire._versions()  # reads files, once in each process, which a test must not do on its event loop
-
 ROOT = Path(__file__).parents[2]
 
 

@@ -393,6 +393,23 @@ async def test_a_handler_that_no_worker_can_read_fails_the_start() -> None:
 
 
 @real
+async def test_a_worker_that_is_lost_while_the_pool_starts_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    take = processes.DaskProcess.take
+    lost: list[processes.DaskProcess] = []
+
+    async def loses_one(self: processes.DaskProcess) -> bytes:
+        if not lost:
+            lost.append(self)
+            raise ProcessLost("lost")
+        return await take(self)
+
+    monkeypatch.setattr(processes.DaskProcess, "take", loses_one)
+    async with in_process(1) as cluster, WorkerPool(handlers.short, workers=4, engine=Dask(cluster)) as pool:
+        assert await pool.map(range(10)) == list(range(10))
+        assert pool.stats.processes_lost == 1
+
+
+@real
 async def test_a_worker_that_cannot_run_the_handler_is_left_out_and_tried_again() -> None:
     global _missing
     _missing = 1
