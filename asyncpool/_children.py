@@ -107,16 +107,24 @@ class Child:
         try:
             await _write(self._writer, batch)
         except OSError as error:
-            raise ProcessLost(await self._how_it_ended()) from error
+            raise await self._end() from error
 
     async def take(self) -> bytes:
         """Wait for news."""
         try:
             news = await _read(self._reader)
         except (OSError, asyncio.IncompleteReadError) as error:
-            raise ProcessLost(await self._how_it_ended()) from error
+            raise await self._end() from error
         self._has_spoken = True
         return news
+
+    async def _end(self) -> Exception:
+        """Return the error for its end."""
+        how = await self._how_it_ended()
+        if self._has_spoken:
+            return ProcessLost(how)
+        # It could not run anything, and others like it could not either.
+        return RuntimeError(f"{self.name} could not start: {how}")
 
     async def wait_lost(self) -> None:
         """Wait until the pool has lost the process, or it has ended without a sign of that."""

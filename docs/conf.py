@@ -44,7 +44,7 @@ maximum_signature_line_length = 100
 python_use_unqualified_type_names = True
 
 # Modules of extras have a page if they are there, also where what they need is not installed.
-EXTRAS = {"prometheus": "prometheus_client", "otel": "opentelemetry"}
+EXTRAS = {"dask": "distributed", "prometheus": "prometheus_client", "otel": "opentelemetry"}
 exclude_patterns += [f"api/{name}.rst" for name in EXTRAS if find_spec(f"asyncpool.{name}") is None]
 autodoc_mock_imports = [needs for needs in EXTRAS.values() if find_spec(needs) is None]
 

@@ -31,7 +31,7 @@ from tests.programs import Programs, Ran
 BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
 COMMANDS = [command for document in DOCUMENTS for command in commands(document)]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-NOT_OURS = {"curl", "docker", "git", "go", "prometheus", "promtool"}
+NOT_OURS = {"curl", "dask", "docker", "git", "go", "prometheus", "promtool"}
 """Commands of other projects: whoever shows them has tried them."""
 
 

@@ -26,6 +26,7 @@ class Process(Protocol):
 
         Raises:
             ProcessLost: It is gone, or cannot be reached.
+            Exception: It cannot run anything, and others like it cannot either, which fails the start of the pool.
         """
         ...
 

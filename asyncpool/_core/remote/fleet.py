@@ -399,12 +399,13 @@ class Fleet:
             return
         member.process.kill()
         self.processes_lost += 1
-        self._failed_starts += not member.was_ready
+        is_lost = is_error(error, ProcessLost)  # and what replaces it may do, within the patience
+        self._failed_starts += not is_lost and not member.was_ready
         is_opening = self._opened is not None and not self._opened.done()
-        if is_opening and (self._failed_starts >= self._expected or not self._members):
+        if is_opening and not is_lost and (self._failed_starts >= self._expected or not self._members):
             assert self._opened is not None
             self._opened.set_exception(error)  # none can run the handler, or even start
-        elif is_error(error, ProcessLost):
+        elif is_lost:
             log.warning("pool %r: lost %s with %d attempts: %s", self.pool, member.name, len(errands), str(error))
         else:
             log.error("pool %r: %s cannot be used", self.pool, member.name, exc_info=error)

@@ -1,0 +1,142 @@
+"""`Dask`: the workers of a Dask cluster as the processes of a pool."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import distributed
+
+from asyncpool._guard import describe, name_of
+from asyncpool._logs import log
+from asyncpool.dask.session import Session
+from asyncpool.engines.contract import EngineHost
+
+__all__ = ["Dask"]
+
+_CONNECT_AGAIN_AFTER = 1.0  # seconds
+_CLIENT_CLOSES_WITHIN = 2.0  # seconds
+_CONNECTIONS = 1 << 16  # Dask's default of 512 is enough for 256 workers: each has two
+
+_dask: Any = distributed  # its functions are not typed
+
+
+class Dask:
+    """Runs the attempts of a pool in the workers of a Dask cluster.
+
+        async with WorkerPool(fetch, workers=4000, engine=Dask("tcp://scheduler:8786")) as pool:
+            ...
+
+    Each worker process runs one event loop, so it uses one core: start workers with `--nworkers auto --nthreads 1`.
+    The pool uses as many of them as it has workers of its own, and those that join later too. A worker that cannot run
+    the handler, because it does not have a module, for example, is left out and tried again after a pause of up to a
+    minute.
+
+    **At least once.** When a worker dies, the attempts that ran there run again in another. With `reruns=False` on the
+    pool, their jobs fail with `ProcessLost`. When the program dies, its handlers are cancelled within seconds.
+
+    **Scheduler.** It is asked for the list of workers once a second, and for nothing per job. If it restarts within the
+    `patience` of the pool, no job is lost.
+
+    **Adaptive clusters.** They do not close a worker that the pool uses, until the pool is closed. They grow with the
+    jobs that wait.
+
+    **Trust.** The program unpickles what the workers send, and the workers what the program sends, as with Dask itself.
+
+    One engine can serve several pools, at the same time too.
+
+    Args:
+        cluster: The address of the scheduler, a `Client`, or a cluster object, as `LocalCluster` is. The engine makes a
+            client of its own in each case, with the address and the security of that one.
+        adaptive: Whether the cluster can grow, so that the engine asks for workers while jobs wait. None: if it is a
+            cluster object (or a client made of one) whose `adapt()` was called.
+        client_options: For the engine's own `distributed.Client`, as `security=` and `timeout=`, which is how many
+            seconds to wait for the scheduler (10).
+
+    Raises:
+        TypeError: An argument is of another type, or an option is the engine's own.
+        ValueError: The address is empty.
+    """
+
+    shares_main = False
+    """The workers have a main module of their own: what the program's defines is sent by value."""
+
+    def __init__(self, cluster: Any, *, adaptive: bool | None = None, **client_options: Any) -> None:
+        if isinstance(cluster, str):
+            if not cluster.strip():
+                raise ValueError("cluster must be the address of a scheduler, as 'tcp://host:8786', and is empty")
+        elif not isinstance(cluster, _dask.Client) and not hasattr(cluster, "scheduler_address"):
+            raise TypeError(
+                "cluster must be the address of a scheduler, a distributed.Client or a cluster object, "
+                f"not {_kind_of(cluster)}"
+            )
+        if adaptive is not None and not isinstance(adaptive, bool):
+            raise TypeError(f"adaptive must be True, False or None, not {describe(adaptive)}")
+        for option in ("address", "asynchronous", "set_as_default"):
+            if option in client_options:
+                raise TypeError(f"{option} cannot be among the client_options: the engine sets it itself")
+        self._cluster: Any = cluster
+        self._adaptive = adaptive
+        self._options = client_options
+
+    def __repr__(self) -> str:
+        cluster = self._cluster
+        return f"Dask({cluster!r})" if isinstance(cluster, str) else f"Dask(<{_kind_of(cluster)}>)"
+
+    async def run(self, host: EngineHost, /) -> None:
+        """Provide the workers of the cluster to one pool: see `Engine.run`."""
+        first = True
+        while True:
+            try:
+                client = await self._connect()
+            except OSError as error:
+                if first:
+                    raise
+                log.debug("%r: %s", self, describe(error))
+                await anyio.sleep(_CONNECT_AGAIN_AFTER)
+                continue
+            first = False
+            async with _closing(client):
+                if await Session(client, host, is_adaptive=self._is_adaptive).run():
+                    return
+            log.warning("pool %r: lost the scheduler of %r, connecting again", host.pool, self)
+
+    async def _connect(self) -> Any:
+        """Return a client of our own: that of the user may belong to another loop or thread."""
+        cluster: Any = self._cluster
+        options: dict[str, Any] = {"timeout": 10, "connection_limit": _CONNECTIONS, **self._options}
+        if isinstance(cluster, str):
+            address = cluster
+        else:
+            security = getattr(cluster, "security", None)
+            if security is not None:
+                options.setdefault("security", security)
+            address = cluster.scheduler.address if isinstance(cluster, _dask.Client) else cluster.scheduler_address
+        return await _dask.Client(address, asynchronous=True, set_as_default=False, **options)
+
+    def _is_adaptive(self) -> bool:
+        if self._adaptive is not None:
+            return self._adaptive
+        cluster: Any = self._cluster
+        if isinstance(cluster, _dask.Client):  # it knows the cluster object if it was made with one
+            cluster = cluster.cluster
+        return getattr(cluster, "_adaptive", None) is not None
+
+
+@asynccontextmanager
+async def _closing(client: Any) -> AsyncGenerator[None]:
+    """Close a client at the end, also of a task that is cancelled: so the cluster drops what is ours."""
+    try:
+        yield
+    finally:
+        with anyio.move_on_after(_CLIENT_CLOSES_WITHIN, shield=True):
+            try:
+                await client.close()
+            except Exception as error:  # its scheduler is gone
+                log.debug("a Dask client was not closed properly: %s", describe(error))
+
+
+def _kind_of(value: object) -> str:
+    return name_of(type(value))

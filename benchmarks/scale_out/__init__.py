@@ -1,0 +1,1 @@
+"""What an engine costs and gains: `python -m benchmarks.scale_out`."""
