@@ -40,6 +40,10 @@ _CHECK_EVERY = 0.5  # seconds: the end of a connection says nothing while a fork
 _KILLED_WITHIN = 5.0  # seconds, in which the system ends a killed process, unless that hangs in the kernel
 _MAX_PAUSE_OF_POLL = 0.05  # seconds
 
+# Ctrl+C goes to all processes of a terminal, and systemd sends SIGTERM to all of a service: what they mean is for the
+# program to decide. A process ends with its connection, and so when the program is dead.
+_IGNORED = (signal.SIGINT, signal.SIGTERM)
+
 # Living processes. They are killed when the interpreter exits: multiprocessing would wait for them forever, because
 # what ends them is the end of a connection that the interpreter still holds.
 _living: WeakSet[BaseProcess] = WeakSet()
@@ -185,19 +189,25 @@ class Child:
 def _spawn(process: BaseProcess, connection: socket.socket) -> None:
     """Start a process, which has the other end of the connection then."""
     try:
-        if sys.platform == "win32":
+        multiprocessing.resource_tracker.ensure_running()  # which lets signals through when it has started
+        _defer_signals()  # those that come before the process ignores them would end it
+        try:
             process.start()
-        else:
-            # It begins with these blocked: until it ignores them, they would end it.
-            multiprocessing.resource_tracker.ensure_running()  # which unblocks them
-            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
-            try:
-                process.start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        finally:
+            _receive_signals()
         _living.add(process)
     finally:
         connection.close()
+
+
+def _defer_signals() -> None:
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+
+
+def _receive_signals() -> None:
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
 
 
 def _name_of_signal(number: int) -> str:
@@ -221,19 +231,14 @@ async def _write(writer: asyncio.StreamWriter, batch: bytes) -> None:
 # -- In the process ----------------------------------------------------------------------------------------------------
 
 
-# Ctrl+C goes to all processes of a terminal, and systemd sends SIGTERM to all of a service: what they mean is for the
-# program to decide. A process ends with its connection, and so when the program is dead.
-_IGNORED = (signal.SIGINT, signal.SIGTERM)
-
-
 def _main(connection: socket.socket, place: str, setup: bytes | None) -> None:
     """The main function of a process."""
     for number in _IGNORED:
         # Not SIG_IGN: the programs that a handler starts would inherit that, and could not be terminated.
         signal.signal(number, _ignore)
+    _receive_signals()
     if sys.platform != "win32":
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
-        os.register_at_fork(after_in_child=_stop_ignoring)  # for those that it forks
+        os.register_at_fork(before=_defer_signals, after_in_parent=_receive_signals, after_in_child=_stop_ignoring)
     threading.Thread(target=_end_with_program, name="asyncpool watch", daemon=True).start()
     place = f"{place} (pid {os.getpid()})"
     failure: Exception | None = None
@@ -250,8 +255,10 @@ def _ignore(number: int, frame: object) -> None:
 
 
 def _stop_ignoring() -> None:
+    """Let a process that this one has forked be ended by signals, also by one that it got since."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _receive_signals()
 
 
 def _end_with_program() -> None:

@@ -75,6 +75,7 @@ class Processes:
         from asyncpool._children import check_can_spawn
 
         check_can_spawn()
+        host.expect(self._count)
         children: set[Child] = set()
         # A thread of their own, for the default executor may be busy with what the program does there.
         spawner = ThreadPoolExecutor(1, "asyncpool spawner")
@@ -98,7 +99,6 @@ class Processes:
         from asyncpool._children import Child
 
         await host.workers_above(number - 1)
-        host.expect(max(number, min(self._count, host.workers)))
         loop = asyncio.get_running_loop()
         pause = 0.0
         while True:

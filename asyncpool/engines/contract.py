@@ -72,7 +72,9 @@ class EngineHost(Protocol):
         ...
 
     def expect(self, processes: int) -> None:
-        """Say how many processes there should be now; some may still start. Each gets its share of the workers."""
+        """Say how many processes there should be now, if the pool has that many workers; some may still start. Each gets
+        its share of the workers.
+        """
         ...
 
     def join(self, process: Process) -> None:

@@ -31,8 +31,12 @@ _MAX_CAUSES = 20
 
 def dump_error(error: BaseException, place: str, *, shares_main: bool) -> bytes:
     """Return the bytes of an error that was raised in the process `place`, with its causes. Never raises."""
-    packed = (_pack(error, shares_main, _MAX_CAUSES), _traceback_text(error), place)
-    return pickle.dumps(packed, 5)
+    where = _traceback_text(error)
+    try:
+        packed = _pack(error, shares_main, _MAX_CAUSES)
+    except BaseException:  # by a way that nobody has thought of: the attempt has an end all the same
+        packed = (None, name_of(type(error)), "", None, None)
+    return pickle.dumps((packed, where, place), 5)
 
 
 def load_error(data: bytes) -> BaseException:
@@ -55,10 +59,10 @@ def _pack(error: BaseException, shares_main: bool, depth: int) -> tuple[Any, ...
         try:
             data = dumps(take_apart(error), shares_main=shares_main)
             if type(_put_together(loads(data))) is type(error):
-                return data, kind, safe_text(str, error), packed_cause, members
-        except Exception:
+                return data, kind, _text_of(error), packed_cause, members
+        except BaseException:  # a KeyboardInterrupt, too: in this process nobody presses Ctrl+C
             continue  # the next way, or at last as text
-    return None, kind, safe_text(str, error), packed_cause, members
+    return None, kind, _text_of(error), packed_cause, members
 
 
 def _unpack(packed: tuple[Any, ...], where: str) -> BaseException:
@@ -109,10 +113,17 @@ def _sendable(value: object) -> object:
     return value
 
 
+def _text_of(error: BaseException) -> str:
+    try:
+        return safe_text(str, error)
+    except KeyboardInterrupt:
+        return "<its text raises KeyboardInterrupt>"
+
+
 def _traceback_text(error: BaseException) -> str:
     try:
         return "".join(traceback.format_exception(error))[-_MAX_TEXT:]
-    except Exception:  # it asks the errors for their texts
-        chain = f"{name_of(type(error))}: {safe_text(str, error)}"
+    except BaseException:  # it asks the errors for their texts
+        chain = f"{name_of(type(error))}: {_text_of(error)}"
         context = context_of(error)
         return chain if context is None else f"{chain} (while {name_of(type(context))} was handled)"

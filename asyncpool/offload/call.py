@@ -84,6 +84,10 @@ class Offloaded(Generic[P, ValueT]):
             del future, catcher, args, kwargs
         return cast("ValueT", result.unwrap())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By what it is made from: in each process that a pool's engine sends it to, it has an executor of its own.
+        return Offloaded, (self._fn, self._executor.factory)
+
     def __repr__(self) -> str:
         return f"offload({describe(self._fn)})"
 

@@ -57,6 +57,16 @@ class OffloadExecutor:
         """Whether a broken executor is replaced."""
         return self._factory is not None
 
+    @property
+    def factory(self) -> Callable[[], Executor]:
+        """What makes the executor. Raises TypeError if the caller has made it, which cannot be sent elsewhere."""
+        if self._factory is None:
+            raise TypeError(
+                f"{describe(self._executor)} of an offload(...) cannot be sent to another process: "
+                "pass a function that makes one"
+            )
+        return self._factory
+
     def submit(self, call: Callable[[Executor], Future[Any]]) -> tuple[Executor, Future[Any]]:
         """Let `call` submit to the executor, which is made if there is none. Raises what the factory raises."""
         with self._lock:

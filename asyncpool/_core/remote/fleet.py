@@ -96,7 +96,7 @@ class Fleet:
         self.shares_main = options.engine.shares_main
         self._reserve_at = -math.inf  # loop time from which busy processes are emptied for suspects
         self._count = 0
-        self._expected = 1
+        self._most = 1
         self._failed_starts = 0
         self._is_pump_scheduled = False
         self._opened: asyncio.Future[None] | None = None  # what `open` waits for; None once it is open
@@ -216,7 +216,7 @@ class Fleet:
 
     def expect(self, processes: int) -> None:
         """Share the workers out among this many processes."""
-        self._expected = max(1, processes)
+        self._most = max(1, processes)
         self._pump_soon()
 
     def join(self, process: Process) -> None:
@@ -231,6 +231,11 @@ class Fleet:
                 self._tasks.spawn(partial(self._talk, member, talk), name=name, context=self._context.copy())
             )
         self._pump_soon()
+
+    @property
+    def _expected(self) -> int:
+        """How many processes there should be: not more than workers, of which each has one at least."""
+        return max(1, min(self._most, self._workers.target))
 
     async def workers_above(self, count: int) -> None:
         """Wait until there may be more workers than `count`."""
