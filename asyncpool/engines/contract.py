@@ -72,8 +72,8 @@ class EngineHost(Protocol):
         ...
 
     def expect(self, processes: int) -> None:
-        """Say how many processes there should be now, if the pool has that many workers; some may still start. Each gets
-        its share of the workers.
+        """Say how many processes there should be now, if the pool has that many workers; some may still start. Each
+        gets its share of the workers.
         """
         ...
 

@@ -36,12 +36,7 @@ class Offloaded(Generic[P, ValueT]):
 
     def __init__(self, fn: Callable[P, ValueT], executor: Executor | Callable[[], Executor] | None) -> None:
         self._fn = fn
-        self._given = executor
         self._executor = OffloadExecutor(_threads if executor is None else executor)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # For an engine: the executor is made in the process that it is sent to. One that was given cannot travel.
-        return Offloaded, (self._fn, self._given)
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> ValueT:
         """Run the function on the executor, wait for it, and return what it returns or raise what it raises.

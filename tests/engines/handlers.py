@@ -56,7 +56,7 @@ async def sleep(seconds: float) -> int:
 
 
 async def block(seconds: float) -> None:
-    time.sleep(seconds)
+    time.sleep(seconds)  # noqa: ASYNC251 -- it blocks the loop on purpose
 
 
 async def deadline_and_job(_: object) -> tuple[float, int, int]:
@@ -131,7 +131,7 @@ class Connections:
         self.notes.add("entered", os.getpid())
         yield os.getpid()
         if self.stays:
-            time.sleep(60)
+            time.sleep(60)  # noqa: ASYNC251
         self.notes.add("left", os.getpid())
 
 
@@ -180,7 +180,7 @@ async def leave_a_fork(path: str) -> None:
     """Fork a process that lives on, and die."""
     child = os.fork()
     if not child:
-        time.sleep(60)
+        time.sleep(60)  # noqa: ASYNC251
         os._exit(0)
     Path(path).write_text(str(child))
     os.kill(os.getpid(), signal.SIGKILL)

@@ -9,7 +9,6 @@ import pickle
 import re
 import signal
 import threading
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial, wraps
@@ -28,8 +27,8 @@ from asyncpool import (
     JobExpired,
     JobTimeout,
     PoolClosed,
-    Processes,
     ProcessDied,
+    Processes,
     ProcessLost,
     RemoteError,
     Resource,
@@ -229,7 +228,7 @@ async def test_a_slow_reader_stops_the_source() -> None:
 
     def source() -> Iterator[int]:
         nonlocal pulled
-        for pulled in range(100_000):
+        for pulled in range(100_000):  # noqa: UP028 -- counted
             yield pulled
 
     async with (
@@ -373,7 +372,10 @@ async def test_the_grace_ends_whatever_a_process_does(notes: Notes) -> None:
     await blocking.start()
     await blocking.submit(600.0)
     staying = WorkerPool(
-        handlers.use, workers=1, resource=Resource(Connections(notes, stays=True), close_timeout=60), engine=Processes(1)
+        handlers.use,
+        workers=1,
+        resource=Resource(Connections(notes, stays=True), close_timeout=60),
+        engine=Processes(1),
     )
     await staying.start()
     await until(lambda: any("begun" in line for line in notes.lines()))
@@ -554,8 +556,7 @@ async def test_a_fork_of_the_program_ends_nothing() -> None:
                 atexit._run_exitfuncs()
             finally:
                 os._exit(0)
-        while os.waitpid(child, os.WNOHANG) == (0, 0):
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(os.waitpid, child, 0)
         assert await pool.run(None) == before
         assert pool.stats.processes_lost == 0
 
@@ -589,6 +590,3 @@ def test_the_names_of_signals() -> None:
 
     assert processes._name_of_signal(9) == "SIGKILL"
     assert processes._name_of_signal(50) == "signal 50"
-
-
-_ = time
