@@ -20,6 +20,10 @@ class _Reason(Enum):
     USER = "pause()"
     ADVICE = "RetryAfter(pause=True)"
     RATE = "the rate limit of all jobs"
+    SETTLING = "many waiting jobs are being settled"
+
+
+_UNREPORTED = {_Reason.RATE, _Reason.SETTLING}  # they begin and end too often
 
 
 class Pauses:
@@ -69,8 +73,8 @@ class Pauses:
 
     @property
     def is_reported(self) -> bool:
-        """Whether there is a reason that observers hear of: the rate limit opens and closes too often for that."""
-        return bool(self._reasons - {_Reason.RATE})
+        """Whether there is a reason that observers hear of."""
+        return bool(self._reasons - _UNREPORTED)
 
     def pause(self) -> None:
         """Take no more jobs from the queue, until `resume`."""
@@ -95,6 +99,21 @@ class Pauses:
         self._begin(_Reason.ADVICE, when)
         log.info("pool %r: a job asked for a pause of %g s", self._state.name, seconds)
         self._report(seconds)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether `hold()` was called, and not `let_go()` since."""
+        return _Reason.SETTLING in self._reasons
+
+    def hold(self) -> None:
+        """Take no more jobs, until `let_go`: some that wait are about to be settled."""
+        if not self.is_held:
+            self._begin(_Reason.SETTLING)
+
+    def let_go(self) -> None:
+        """End `hold`. Safe to repeat."""
+        if self.is_held:
+            self._end(_Reason.SETTLING)
 
     def take_start(self, limit: RateLimit, now: float) -> bool:
         """Take a start of the limit of all jobs, and return True; if there is none, pause until there may be one."""

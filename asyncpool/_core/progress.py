@@ -87,6 +87,7 @@ class Deadlock:
 
     __slots__ = (
         "_asking",
+        "_cancellation",
         "_context",
         "_ledger",
         "_queue",
@@ -106,6 +107,7 @@ class Deadlock:
         queue: JobQueue,
         workers: Workers,
         scaler: Scaler,
+        cancellation: Cancellation,
         time_may_help: Callable[[], bool],
     ) -> None:
         self._state = state
@@ -114,6 +116,7 @@ class Deadlock:
         self._queue = queue
         self._workers = workers
         self._scaler = scaler
+        self._cancellation = cancellation
         self._time_may_help = time_may_help  # whether a delayed job is still to come back by itself
         self._recheck_timer: asyncio.TimerHandle | None = None
         self._asking: asyncio.Handle | None = None  # while a function is asked for more workers, because all jobs wait
@@ -188,7 +191,7 @@ class Deadlock:
             self._asking.cancel()
 
     def _is_possible(self) -> bool:
-        if self._waits.jobs < self._ledger.running:
+        if self._waits.jobs < self._ledger.running or self._cancellation.is_settling:
             return False
         return not (self._queue.has_too_many_delayed and self._time_may_help())
 

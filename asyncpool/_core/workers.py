@@ -246,7 +246,8 @@ class Workers:
         worker.resource_task = task
         try:
             task.start(self._tasks, context)
-        except BaseException:  # the loop's task factory raised
+        except BaseException:  # the loop's task factory raised, or an interrupt came, perhaps after the task was made
+            worker.retiring = True  # so that the task, which nobody knows then, ends
             self.remove(worker)
             raise
         self.on_usable()

@@ -176,10 +176,20 @@ def test_iteration_gives_the_live_jobs(make: Callable[[], Order]) -> None:
 @each_order
 def test_a_tombstone_that_is_taken_counts_no_longer(make: Callable[[], Order]) -> None:
     order, jobs = filled(make, 3)
-    settle(order, jobs[0])
-    assert order.popleft() is jobs[0]
+    settle(order, jobs[1])
+    assert [order.popleft(), order.popleft()] == jobs[:2]
     order.drop_tombstone()
-    assert len(order) == len(order.entries) == 2
+    assert len(order) == len(order.entries) == 1
+
+
+@each_order
+def test_jobs_that_are_settled_in_the_order_of_a_snapshot_leave_no_tombstones(make: Callable[[], Order]) -> None:
+    order, jobs = filled(make, 100)
+    entries = order.snapshot()
+    assert set(entries) == set(jobs)
+    for left, job in enumerate(entries):
+        settle(order, job)
+        assert len(order.entries) == len(order) == len(jobs) - left - 1
 
 
 @each_order
