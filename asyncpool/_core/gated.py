@@ -115,10 +115,7 @@ class GatedDispatcher(Dispatcher):
 
 
 class Deadlines:
-    """The deadlines of all jobs that are not settled, while the pool is paused; outside of a pause nothing is kept.
-
-    A pause by the rate limit of all jobs is not watched: there can be a thousand in a second.
-    """
+    """The deadlines of all jobs that are not settled, during a pause that can last; otherwise nothing is kept."""
 
     __slots__ = ("_cancellation", "_heap", "_is_watching", "_max_elapsed", "_pauses", "_retries", "_slices")
 
@@ -138,7 +135,7 @@ class Deadlines:
 
     def pause_changed(self) -> None:
         """Begin to watch the jobs that there are if a pause has begun; forget them if it is over."""
-        if self._pauses.is_reported is self._is_watching:
+        if self._pauses.is_long is self._is_watching:
             return
         self._is_watching = not self._is_watching
         if self._is_watching:

@@ -9,6 +9,7 @@ import heapq
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields, is_dataclass
 from itertools import chain, islice
 from typing import Any, ClassVar, cast
 
@@ -232,13 +233,23 @@ class _Entry:
 
 
 def _has_nan(key: Any) -> bool:
-    """Return whether a key is NaN of any type, or a tuple or list with NaN in it."""
-    if isinstance(key, (tuple, list)):
-        return any(_has_nan(item) for item in cast("Iterable[object]", key))
+    """Return whether a key is NaN of any type, or has NaN in what it compares: a sequence, dataclass or attrs class."""
+    if type(key) in (int, float, str):  # most keys
+        return bool(key != key)
     try:
-        return bool(key != key)  # only NaN differs from itself
+        return any(map(_has_nan, _compared(key))) or bool(key != key)  # only NaN differs from itself
     except Exception:
         return False  # not a number
+
+
+def _compared(key: Any) -> Iterable[Any]:
+    """Return the values by which two keys of this class are compared; none if the class does it in its own way."""
+    if isinstance(key, (tuple, list, deque)):
+        return cast("Iterable[Any]", key)
+    if is_dataclass(key):
+        return [getattr(key, field.name) for field in fields(key) if field.compare]
+    attributes = getattr(type(key), "__attrs_attrs__", ())
+    return [getattr(key, attribute.name) for attribute in attributes if attribute.order]
 
 
 class ByPriority(ReentryOrder):

@@ -23,6 +23,8 @@ class _Reason(Enum):
     SETTLING = "many waiting jobs are being settled"
 
 
+# A pause by the rate limit of all jobs that is at least this long is one in which jobs can become too late, in seconds.
+_LONG = 1.0
 _UNREPORTED = {_Reason.RATE, _Reason.SETTLING}  # they begin and end too often
 
 
@@ -37,6 +39,7 @@ class Pauses:
         "_context",
         "_has_taken",
         "_is_in_line",
+        "_is_rate_closed_long",
         "_observers",
         "_reasons",
         "_state",
@@ -61,6 +64,7 @@ class Pauses:
         # since we last got one, so that we count among those that wait for it.
         self._has_taken = False
         self._is_in_line = False
+        self._is_rate_closed_long = False
 
     def open(self, context: Context) -> None:
         """Start timers in this context from now on."""
@@ -75,6 +79,14 @@ class Pauses:
     def is_reported(self) -> bool:
         """Whether there is a reason that observers hear of."""
         return bool(self._reasons - _UNREPORTED)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it can last: a pause that is reported, or one by the rate limit if that opens in a second or later.
+
+        Shorter ones come a thousand times in a second, and their end finds the jobs that are too late by itself.
+        """
+        return self.is_reported or (_Reason.RATE in self._reasons and self._is_rate_closed_long)
 
     def pause(self) -> None:
         """Take no more jobs from the queue, until `resume`."""
@@ -127,6 +139,7 @@ class Pauses:
         if not self._is_in_line:
             self._is_in_line = True
             limit.join()
+        self._is_rate_closed_long = when - now >= _LONG
         self._begin(_Reason.RATE, when)
         return False
 
