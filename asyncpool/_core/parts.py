@@ -241,6 +241,7 @@ class Parts:
 
     async def _wait_for_room(self, future: asyncio.Future[None]) -> None:
         self.wakeups.submitter_waits()
+        self.stall.watch()
         try:
             await self.deadlock.wait(future)
         finally:
