@@ -240,7 +240,7 @@ class WorkerPool(Intake[JobT, ValueT]):
         self._request_stop(drain_timeout, grace, None)
 
     def cancel(self) -> None:
-        """Request step 3 of `close()` without waiting. Does nothing if the pool is closed.
+        """Request step 3 of `close()` without waiting: nothing is settled yet when this returns. Safe to repeat.
 
         Raises:
             WrongLoop: The caller is not on the pool's loop, and the pool is not closed yet.

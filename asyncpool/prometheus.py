@@ -270,6 +270,11 @@ class _Families:
         self._workers = gauge("workers", "Idle and busy workers, without those that are waiting for their resource.")
         self._target = gauge("workers_target", "The number of workers that the scaling policy has decided on.")
         self._max = gauge("workers_max", "The maximum number of workers.")
+        self._resources = gauge(
+            "resources",
+            "Resources that are opening, closing, or abandoned because they ignore that they were cancelled.",
+            "state",
+        )
         self._stalled = gauge(
             "stalled_seconds",
             "Seconds for which jobs have waited and no worker could take them; 0 if the pool is not stalled.",
@@ -327,6 +332,9 @@ class _Families:
         self._workers.add_metric([pool], stats.workers)
         self._target.add_metric([pool], stats.target_workers)
         self._max.add_metric([pool], stats.max_workers)
+        self._resources.add_metric([pool, "opening"], stats.resources_opening)
+        self._resources.add_metric([pool, "closing"], stats.resources_closing)
+        self._resources.add_metric([pool, "abandoned"], stats.resources_abandoned)
         self._stalled.add_metric([pool], stats.stalled_seconds)
         self._retries.add_metric([pool], stats.retries)
         self._rejected.add_metric([pool], stats.rejected)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from asyncpool import AutoScale, Resource, ResourceTimeout, WorkerPool
-from asyncpool.events import ResourceFailed
+from asyncpool.events import PoolStalled, ResourceFailed
 from asyncpool.testing import settle
 from tests.helpers import assert_conserved, fuzzed, ignores_cancel, now, sleeper, virtual
 
@@ -437,3 +437,29 @@ async def test_stats_show_the_resources_that_are_opening_closing_and_abandoned()
         assert (stats.resources_opening, stats.resources_closing, stats.resources_abandoned) == (0, 0, 1)
         await asyncio.sleep(100)
         assert pool.stats.resources_abandoned == 0
+
+
+@virtual
+async def test_what_is_abandoned_takes_places_once_it_is_too_much(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.clear()
+    events: list[Any] = []
+    server = Server(opens=dict.fromkeys(range(2, 30), lambda: ignores_cancel(400)))
+    async with WorkerPool(use, workers=2, resource=server.connect, observers=[events.append], name="db") as pool:
+        with pytest.raises(OSError, match="spoilt"):
+            await pool.run(OSError("spoilt"))
+        await asyncio.sleep(300)
+        job = await pool.submit(0)
+        await asyncio.sleep(90)
+        assert pool.stats.resources_abandoned == 4  # and not one more every 35 seconds
+        assert server.asked == 5
+        assert pool.stats.resources_opening == 0
+        assert [error for error in errors_in(caplog) if "take" in error] == [
+            "pool 'db': 3 tasks of resources ignore their cancellation: from now on each takes the place of a worker's "
+            "resource, until it ends"
+        ]
+        [stalled] = [event for event in events if isinstance(event, PoolStalled)]
+        assert stalled.reason == "no worker has its resource (0 opening, 0 closing, 4 abandoned)"
+        server.opens.clear()
+        await job  # an abandoned one has ended, and given its place back
+        assert pool.stats.resources_abandoned < 4
+    await asyncio.sleep(400)

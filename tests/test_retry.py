@@ -947,6 +947,31 @@ async def test_an_observer_of_a_late_job_can_end_the_pause() -> None:
 
 
 @virtual
+async def test_jobs_that_a_closed_rate_limit_of_all_holds_back_are_told_in_time() -> None:
+    limit = RateLimit(1, per=1000.0)
+    async with WorkerPool(echo, workers=1, limiter=limit, retry=Retry(max_elapsed=3.0)) as pool:
+        assert await pool.run(0) == 0
+        first = pool.submit_nowait(1)
+        await asyncio.sleep(1)
+        assert await late(first) == 3.0
+        assert await late(pool.submit_nowait(2)) == 6.0  # it came while the limit was closed
+        await asyncio.sleep(1000.0 - now())
+        assert await pool.run(3) == 3
+
+
+@virtual
+async def test_a_rate_limit_that_opens_soon_finds_the_jobs_that_are_too_late_by_itself() -> None:
+    limit = RateLimit(2, per=1.0, burst=1)
+    async with WorkerPool(echo, workers=1, queue_size=10, limiter=limit, retry=Retry(max_elapsed=1.7)) as pool:
+        handles = [pool.submit_nowait(number) for number in range(9)]
+        assert [await handle for handle in handles[:4]] == [0, 1, 2, 3]
+        assert now() == 1.5
+        assert [await late(handle) for handle in handles[4:]] == [2.0] * 5  # with the next opening
+        loop: Any = pool.loop
+        assert [timer for timer in loop._scheduled if not timer.cancelled()] == []
+
+
+@virtual
 async def test_a_pool_that_was_paused_before_its_start_tells_jobs_in_time() -> None:
     pool = WorkerPool(echo, workers=1, retry=Retry(max_elapsed=3.0))
     pool.pause()

@@ -113,6 +113,28 @@ async def test_a_pool_whose_workers_all_run_stuck_jobs_says_so() -> None:
         assert pool.stats.stalled_seconds == 0
 
 
+@pytest.mark.parametrize("queue_size", [None, 0])
+@virtual
+async def test_work_that_comes_when_all_workers_run_stuck_jobs_already_is_noticed(queue_size: int | None) -> None:
+    events: list[Any] = []
+    async with WorkerPool(ignores_cancel, workers=2, queue_size=queue_size, observers=[events.append]) as pool:
+        handles = [await pool.submit(100) for _ in range(2)]
+        await settle()
+        for handle in handles:
+            handle.cancel()
+        await asyncio.sleep(20)
+        sleeps = len(timers())
+        assert sleeps == 2  # those of the jobs, and none of the pool's
+        waiting = asyncio.ensure_future(pool.run(0))
+        await asyncio.sleep(7)
+        [stalled] = stalls(events)
+        assert stalled.queued == 1
+        await asyncio.sleep(3)
+        assert len(timers()) == sleeps
+        await waiting
+        assert len(stalls(events)) == 2
+
+
 @virtual
 async def test_a_submitter_that_waits_for_room_is_work_too() -> None:
     events: list[Any] = []

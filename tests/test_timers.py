@@ -54,19 +54,6 @@ async def test_they_ring_in_the_order_of_their_times_then_of_their_setting() -> 
 
 
 @virtual
-async def test_many_that_are_set_at_once_ring_as_if_set_one_by_one() -> None:
-    clock = Clock()
-    clock.set(2.0, "before")
-    clock.alarms.schedule_all((when, Thing(name)) for when, name in [(3.0, "c"), (1.0, "a"), (2.0, "b"), (1.0, "aa")])
-    clock.alarms.schedule_all([])
-    clock.set(1.0, "after")
-    assert clock.timers == 1
-    await asyncio.sleep(5)
-    assert clock.rung == [(1.0, "a"), (1.0, "aa"), (1.0, "after"), (2.0, "before"), (2.0, "b"), (3.0, "c")]
-    assert (clock.alarms.size, clock.timers) == (0, 0)
-
-
-@virtual
 async def test_the_dead_do_not_ring_and_do_not_count() -> None:
     clock = Clock()
     things = [clock.set(1.0, str(number)) for number in range(200)]

@@ -1,4 +1,4 @@
-"""Cancels jobs: waiting ones at once, running ones by one `task.cancel()`; reports those that ignore it.
+"""Cancels jobs: settles waiting ones, sends running ones one `task.cancel()`; reports those that ignore it.
 
 What a job's CancelledError then means is `failures.py`.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import Context
 from itertools import chain
 from typing import Any
 
@@ -15,9 +16,10 @@ from asyncpool._core.failures import Awaited
 from asyncpool._core.job import Job, Sink, Worker
 from asyncpool._core.lanes import RateLanes
 from asyncpool._core.ledger import Ledger
+from asyncpool._core.pauses import Pauses
 from asyncpool._core.queue import JobQueue
 from asyncpool._core.state import State
-from asyncpool._core.timers import TimerHeap
+from asyncpool._core.timers import Slices, TimerHeap
 from asyncpool._core.wakeups import Wakeups
 from asyncpool._logs import log
 from asyncpool.errors import PoolError
@@ -32,6 +34,9 @@ STUCK_AFTER = 5.0
 
 SPACING = 0.1
 """Seconds between two cancellations of a running job, so that one has arrived before the next."""
+
+# Up to this many jobs are cancelled in one step, more in slices.
+_FEW = 500
 
 
 class _Requests:
@@ -68,7 +73,9 @@ class Cancellation:
         "_lanes",
         "_ledger",
         "_observers",
+        "_pauses",
         "_queue",
+        "_slices",
         "_state",
         "_wakeups",
         "_workers",
@@ -85,6 +92,7 @@ class Cancellation:
         queue: JobQueue,
         backing_off: TimerHeap[Job],
         lanes: RateLanes | None,
+        pauses: Pauses,
         workers: Mapping[int, Worker],
     ) -> None:
         self._state = state
@@ -95,13 +103,19 @@ class Cancellation:
         self._queue = queue
         self._backing_off = backing_off
         self._lanes = lanes
+        self._pauses = pauses
         self._workers = workers
+        self._slices = Slices(self._slice_is_done)
         # Running jobs that were cancelled. Invariant: a job leaves it with its attempt, however that ends
         # (test_a_job_is_named_once_when_it_is_stuck,
         # test_a_cancelled_job_that_returns_at_once_is_not_called_stuck_later).
         self._cancelling: dict[Job, _Requests] = {}
         self.on_stuck: Callable[[], object] = lambda: None
         """Called when a job has become stuck, or when one that was has ended."""
+
+    def open(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
+        """Bind to the running loop."""
+        self._slices.open(loop, context)
 
     # -- One job -----------------------------------------------------------------------------------------------------
 
@@ -112,20 +126,24 @@ class Cancellation:
         if job.worker is not None:
             self.request(job, reason)
             return True
+        self._cancel_waiting(job, reason)
+        self._wakeups.job_left()
+        return True
+
+    def _cancel_waiting(self, job: Job, reason: CancelReason) -> None:
         now = self._state.time()
         self._settle_waiting(job, self._ledger.cancelled_outcome(job, reason, now), now)
-        return True
 
     def fail_waiting(self, job: Job, error: PoolError) -> None:
         """Settle a waiting job as failed."""
         now = self._state.time()
         self._settle_waiting(job, self._ledger.failed_outcome(job, error, now), now)
+        self._wakeups.job_left()
 
     def _settle_waiting(self, job: Job, outcome: Outcome[Any, Any], now: float) -> None:
         self._ledger.record(job, outcome)
         self._discard(job)
         self._ledger.deliver(job, outcome, now)
-        self._wakeups.job_left()
 
     def _discard(self, job: Job) -> None:
         """Take a job that was just settled out of the place in which it waited."""
@@ -198,8 +216,8 @@ class Cancellation:
         return job in self._cancelling and self._cancelling[job].is_stuck
 
     def is_waited_for(self, sink: Sink) -> bool:
-        """Whether a job of this sink runs that is not stuck."""
-        return any(job.sink is sink and not self.is_stuck(job) for job in self.running_jobs())
+        """Whether a job of this sink runs that is not stuck, or waiting jobs, perhaps its own, are being settled."""
+        return self.is_settling or any(job.sink is sink and not self.is_stuck(job) for job in self.running_jobs())
 
     def _report_stuck(self, job: Job) -> None:
         worker = job.worker
@@ -243,11 +261,57 @@ class Cancellation:
         parked = () if self._lanes is None else self._lanes
         return sorted(chain(self._queue.order, self._backing_off, parked), key=lambda job: job.number)
 
+    def unfinished_jobs(self) -> Iterator[Job]:
+        """The jobs that run, and those that wait, in the order of their places; some can be settled already."""
+        parked = () if self._lanes is None else self._lanes
+        return chain(self.running_jobs(), self._queue.order.snapshot(), self._backing_off, parked)
+
     def cancel_where(self, belongs: Callable[[Job], bool], reason: CancelReason) -> None:
-        """Cancel all jobs that belong; waiting ones first, so that no worker that becomes free takes one of them."""
-        for job in self.waiting_jobs() + self.running_jobs():
-            if belongs(job):
-                self.cancel(job, reason)
+        """Cancel all jobs that belong. No worker that becomes free takes one of them.
+
+        If the pool has more than some hundred jobs, they are only marked here: `is_settling` until all are settled.
+        """
+        if len(self._queue.order) + self._ledger.delayed + self._ledger.running <= _FEW:
+            for job in self.waiting_jobs() + self.running_jobs():  # in this order, because of the free workers
+                if belongs(job):
+                    self.cancel(job, reason)
+            return
+        # No worker takes a job meanwhile (test_slices.py), so the running ones, which need time to end, come first.
+        self._pauses.hold()
+        self._slices.add(
+            self.unfinished_jobs(),
+            lambda job: self._cancel_one_of_many(job, reason) if job.outcome is None and belongs(job) else None,
+        )
+
+    def _cancel_one_of_many(self, job: Job, reason: CancelReason) -> None:
+        if job.worker is not None:
+            self.request(job, reason)
+        else:
+            self._cancel_waiting(job, reason)
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether there are jobs that were cancelled by `cancel_where` and are still to be settled."""
+        return self._pauses.is_held or not self._slices.is_empty
+
+    def settle_on(self) -> None:
+        """See to it that a next slice comes, if there is more to settle: an interrupt can have lost it."""
+        if self.is_settling:
+            self._slices.go_on()
+
+    def settle_all(self) -> None:
+        """Settle now what is left to settle."""
+        self._slices.finish()
+
+    def drop(self, values: Sequence[object]) -> None:
+        """Let go of values that nobody needs, in slices if they are many: each can be the last reference to much."""
+        if len(values) > _FEW:
+            self._slices.add(values, lambda value: None)
+
+    def _slice_is_done(self) -> None:
+        if self._slices.is_empty:
+            self._pauses.let_go()
+        self._wakeups.job_left()
 
     def abandon_running(self) -> list[Worker]:
         """Settle what still runs, whatever its tasks do: the last resort when the pool closes. Return its workers,

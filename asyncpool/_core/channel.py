@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from enum import Enum
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -130,10 +130,12 @@ class Channel(Generic[ItemT_co]):
         """End the channel with this job: take no more, and cancel those that would not be read."""
         if self.failed_at is not None and (self.in_order is None or failed.number > self.failed_at):
             return  # it is one of those that are cancelled already, or just now
-        self.failed_at = failed.number
-        self.end_intake()
         # If the end of the pool caused it, it is the end of the others too: their inputs are to be handed back.
         is_shutdown = isinstance(outcome, Cancelled) and outcome.reason is CancelReason.SHUTDOWN
+        is_first, self.failed_at = self.failed_at is None, failed.number
+        if is_shutdown and not is_first:
+            return  # all are cancelled anyway: looking at all of them for each would take quadratic time
+        self.end_intake()
         self.parts.cancellation.cancel_where(
             lambda job: job.sink is self and (self.in_order is None or job.number > failed.number),
             CancelReason.SHUTDOWN if is_shutdown else CancelReason.STREAM,
@@ -220,21 +222,24 @@ class Channel(Generic[ItemT_co]):
             log.error("%s was closed before its reader saw this error of its source", self.name, exc_info=self._end)
         self.end_intake()
         self.line.close(self.cancelled_error)
-        self.parts.ledger.count_unread(self._take_failures())
+        outcomes = self._take_outcomes()
+        self.parts.ledger.count_unread(_failures(outcomes))
+        self.parts.cancellation.drop(outcomes)
+        del outcomes
         self.parts.cancellation.cancel_where(lambda job: job.sink is self, CancelReason.STREAM)
 
-    def _take_failures(self) -> list[Failed[Any]]:
-        """Empty the buffer, and return the failures that were in it."""
-        outcomes = [*self.ready, *(job.outcome for job in self.in_order or ())]
+    def _take_outcomes(self) -> list[Outcome[Any, Any]]:
+        """Empty the buffer, and return what was in it."""
+        outcomes = [*self.ready, *(job.outcome for job in self.in_order or () if job.outcome is not None)]
         self.ready.clear()
         if self.in_order is not None:
             self.in_order.clear()
-        return [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+        return outcomes
 
     def cancel_soon(self) -> None:
         """Request the cancellation, from any thread and while the collector runs."""
         if isinstance(self._failure, Failed) and self.reading is not Reading.FINISHED:
-            self.parts.ledger.note_unread(self._failure)  # the reader was cancelled before it got the error
+            self.parts.ledger.note_unread((self._failure,))  # the reader was cancelled before it got the error
         if self.reading not in (Reading.CANCELLED, Reading.FINISHED) and self.parts.state.is_bound:
             try:
                 self.parts.state.loop.call_soon_threadsafe(self.cancel)
@@ -255,6 +260,7 @@ class Channel(Generic[ItemT_co]):
         # Looked at again now and then: after a KeyboardInterrupt in the middle of a delivery, `live` is too high
         # (test_an_interrupt_at_any_line_leaves_a_pool_that_closes).
         while not self._has_ended() and self.parts.cancellation.is_waited_for(self):
+            self.parts.cancellation.settle_on()
             await self.parts.wakeups.wait_until(self._has_ended, until=self.parts.state.time() + _LOOK_AGAIN_AFTER)
 
     def _has_ended(self) -> bool:
@@ -268,8 +274,13 @@ class Channel(Generic[ItemT_co]):
 
     def __del__(self) -> None:
         # Nobody reads what is in the buffer now. Can run in any thread: it only schedules.
-        for failed in self._take_failures():
-            self.parts.ledger.note_unread(failed)
+        failures = _failures(self._take_outcomes())
+        if failures:
+            self.parts.ledger.note_unread(failures)
+
+
+def _failures(outcomes: Iterable[Outcome[Any, Any]]) -> list[Failed[Any]]:
+    return [outcome for outcome in outcomes if isinstance(outcome, Failed)]
 
 
 class Readable(Generic[ItemT_co, ChannelT]):
@@ -285,7 +296,10 @@ class Readable(Generic[ItemT_co, ChannelT]):
         return cursor
 
     def cancel(self) -> None:
-        """Cancel what is queued or runs, at once and without waiting for it; `aclose()` also waits. Safe to repeat.
+        """Cancel what is queued or runs, without waiting for it; `aclose()` also waits. Safe to repeat.
+
+        If the pool has more than 500 jobs, those that wait are settled in the next iterations of the loop. None of them
+        starts.
 
         Raises:
             WrongLoop: The caller is not on the pool's loop, and the pool is not closed yet.

@@ -109,4 +109,4 @@ class Completion:
         # Can run in any thread, whenever the collector likes. So it only schedules.
         job = self.job
         if not self._is_read and isinstance(job.outcome, Failed):
-            self._parts.ledger.note_unread(job.outcome)
+            self._parts.ledger.note_unread((job.outcome,))

@@ -167,8 +167,9 @@ class FedChannel(Channel[ItemT_co]):
         error: BaseException | None = None
         source: Iterable[Any] | AsyncIterable[Any] = ()
         try:
-            if self._feeder is None:
-                await asyncio.sleep(0)  # an eager task factory runs us while the task is made
+            if self._feeder is None:  # an eager task factory runs us while the task is made, or an interrupt came then
+                self._feeder = asyncio.current_task()
+                await asyncio.sleep(0)
             source = self._source
             if self.is_stopped:
                 pass

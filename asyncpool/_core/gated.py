@@ -16,7 +16,7 @@ from asyncpool._core.job import Job, Worker
 from asyncpool._core.lanes import RateLanes
 from asyncpool._core.pauses import Pauses
 from asyncpool._core.retries import Retries
-from asyncpool._core.timers import TimerHeap
+from asyncpool._core.timers import Slices, TimerHeap
 from asyncpool._guard import is_error
 from asyncpool.rate import RateLimit
 
@@ -115,12 +115,9 @@ class GatedDispatcher(Dispatcher):
 
 
 class Deadlines:
-    """The deadlines of all jobs that are not settled, while the pool is paused; outside of a pause nothing is kept.
+    """The deadlines of all jobs that are not settled, during a pause that can last; otherwise nothing is kept."""
 
-    A pause by the rate limit of all jobs is not watched: there can be a thousand in a second.
-    """
-
-    __slots__ = ("_cancellation", "_heap", "_is_watching", "_max_elapsed", "_pauses", "_retries")
+    __slots__ = ("_cancellation", "_heap", "_is_watching", "_max_elapsed", "_pauses", "_retries", "_slices")
 
     def __init__(self, max_elapsed: float, *, pauses: Pauses, cancellation: Cancellation, retries: Retries) -> None:
         self._max_elapsed = max_elapsed
@@ -128,27 +125,28 @@ class Deadlines:
         self._cancellation = cancellation
         self._retries = retries
         self._heap: TimerHeap[Job] = TimerHeap(self._expire, lambda job: job.outcome is None)
+        self._slices = Slices(lambda: None)  # the jobs that are still to be watched when a pause begins
         self._is_watching = False
 
     def open(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
         """Bind to the running loop."""
         self._heap.open(loop, context)
+        self._slices.open(loop, context)
 
     def pause_changed(self) -> None:
         """Begin to watch the jobs that there are if a pause has begun; forget them if it is over."""
-        if self._pauses.is_reported is self._is_watching:
+        if self._pauses.is_long is self._is_watching:
             return
         self._is_watching = not self._is_watching
         if self._is_watching:
             # Also those that run: one can come back to the queue in this very pause.
-            jobs = self._cancellation.waiting_jobs() + self._cancellation.running_jobs()
-            self._heap.schedule_all((job.accepted_at + self._max_elapsed, job) for job in jobs)
+            self._slices.add(self._cancellation.unfinished_jobs(), self.watch)
         else:
             self._heap.clear()
 
     def watch(self, job: Job) -> None:
-        """Watch a job that was just accepted, if the pool is paused."""
-        if self._is_watching:
+        """Watch a job, if the pool is paused."""
+        if self._is_watching and job.outcome is None:
             self._heap.schedule(job.accepted_at + self._max_elapsed, job)
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from asyncpool._core.job import Job, Worker
 from asyncpool._core.state import Phase, State
-from asyncpool._logs import is_logged, log
+from asyncpool._logs import log
 from asyncpool.dead_letters.writer import DeadLetterWriter
 from asyncpool.events import JobAccepted, JobEnded, JobStarted, Observers
 from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, Succeeded, Unfinished
@@ -270,29 +270,32 @@ class Ledger:
 
     # -- Failures that nobody reads ----------------------------------------------------------------------------------
 
-    def note_unread(self, failed: Failed[Any]) -> None:
-        """Count a failure that was delivered to nobody. From any thread, and while the collector runs."""
+    def note_unread(self, failures: Sequence[Failed[Any]]) -> None:
+        """Count failures that were delivered to nobody. From any thread, and while the collector runs."""
         if self.dead_letters is not None:
             return  # it is kept there
         try:
-            self._state.loop.call_soon_threadsafe(self.count_unread, (failed,))
+            self._state.loop.call_soon_threadsafe(self.count_unread, failures)
         except RuntimeError:  # the loop is closed, and so is the pool: nobody is left to race with
-            self.count_unread((failed,))
+            self.count_unread(failures)
 
     def count_unread(self, failures: Sequence[Failed[Any]]) -> None:
         """Count failures that were delivered to nobody; log the 1st, 2nd, 4th, 8th ... of them."""
         if self.dead_letters is not None:
             return  # they are kept there
-        for failed in failures:
-            self.unread_failures += 1
-            if is_logged(self.unread_failures):
-                log.error(
-                    "pool %r: a job's failure was never retrieved (occurrence %d): %r",
-                    self._state.name,
-                    self.unread_failures,
-                    failed.job,
-                    exc_info=failed.error,
-                )
+        before = self.unread_failures
+        self.unread_failures += len(failures)
+        occurrence = 1 << before.bit_length()  # the next power of 2: no look at each of 100,000
+        while occurrence <= before + len(failures):
+            failed = failures[occurrence - before - 1]
+            log.error(
+                "pool %r: a job's failure was never retrieved (occurrence %d): %r",
+                self._state.name,
+                occurrence,
+                failed.job,
+                exc_info=failed.error,
+            )
+            occurrence *= 2
 
     # -- Measurements ------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import asyncio
 import math
 from collections.abc import Callable
 from contextvars import copy_context
+from operator import itemgetter
 from typing import Any
 
 import anyio
@@ -31,7 +32,7 @@ _LAST_TURNS = 16
 
 
 def _in_order(numbered: list[tuple[int, Unfinished[Any]]]) -> tuple[Unfinished[Any], ...]:
-    return tuple(entry for _, entry in sorted(numbered, key=lambda pair: pair[0]))
+    return tuple(map(itemgetter(1), sorted(numbered, key=itemgetter(0))))
 
 
 class Life:
@@ -176,12 +177,14 @@ class Life:
             self._finish_stopping_intake()
             # 1. The intake is stopped and a pause lifted, by the request.
             # 2. Let queued, delayed and running jobs finish.
+            await self._until_settled()
             await self._until(lambda: parts.ledger.is_drained, lambda: self._drain_until)
-            # 3. Hand back what is queued or delayed, then cancel what runs: in this order, so that a worker that
-            # becomes free takes nothing.
+            # 3. Hand back what is queued or delayed, and cancel what runs; no worker that becomes free takes anything
+            # meanwhile (`Cancellation.cancel_where`).
             self._state.move(Phase.STOPPING)
-            self._grace_until = self._state.loop.time() + self._grace
             self._cancel_jobs()
+            await self._until_settled()
+            self._grace_until = min(self._grace_until, self._state.loop.time() + self._grace)
             await self._until(self._is_empty, lambda: -math.inf, turns=_LAST_TURNS)
             parts.workers.release_lost()
             # A job that has swallowed its cancellation gets another when half of the grace is over.
@@ -226,6 +229,13 @@ class Life:
         self._parts.workers.retire_all()
         if self._parts.fleet is not None:
             self._parts.fleet.leave(lambda: self._grace_until)
+
+    async def _until_settled(self) -> None:
+        """Wait until each waiting job is settled that was cancelled. Takes as long as that takes, and no more."""
+        cancellation = self._parts.cancellation
+        while cancellation.is_settling:
+            cancellation.settle_on()
+            await self._until(lambda: not cancellation.is_settling, lambda: -math.inf, turns=1)
 
     def _is_empty(self) -> bool:
         return not self._parts.workers.by_number and self._parts.tasks.is_empty
@@ -272,6 +282,7 @@ class Life:
             if state.phase is Phase.DRAINING:
                 state.move(Phase.STOPPING)
             self._cancel_jobs()
+            parts.cancellation.settle_all()
             parts.workers.abandon()
             self._close([task for task in parts.tasks.cancel_all() if not task.done()])
         parts.wakeups.notify()

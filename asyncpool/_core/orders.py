@@ -9,6 +9,7 @@ import heapq
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields, is_dataclass
 from itertools import chain, islice
 from typing import Any, ClassVar, cast
 
@@ -84,6 +85,14 @@ class Order(ABC):
         """Return the live job that has waited longest for a worker; None if there is none. Changes nothing."""
         return next(iter(self), None)
 
+    def snapshot(self) -> list[Job]:
+        """Return all entries; if they are settled in the order of this list, no tombstones are left to sweep."""
+        return list(self.entries)
+
+    def _trim(self) -> None:
+        """Remove the tombstones at one end."""
+        self.peek()
+
     def drop_tombstone(self) -> None:
         """Note that a tombstone was just taken."""
         self._tombstones = self._tombstones - 1 if self.entries else 0  # right again, if an interrupt came in between
@@ -91,6 +100,7 @@ class Order(ABC):
     def discard_settled(self) -> None:
         """Note that one queued job was just settled."""
         self._tombstones += 1
+        self._trim()
         if self._tombstones > len(self.entries) // 2 + 32:
             self._tombstones = 0
             self._sweep()
@@ -223,13 +233,23 @@ class _Entry:
 
 
 def _has_nan(key: Any) -> bool:
-    """Return whether a key is NaN of any type, or a tuple or list with NaN in it."""
-    if isinstance(key, (tuple, list)):
-        return any(_has_nan(item) for item in cast("Iterable[object]", key))
+    """Return whether a key is NaN of any type, or has NaN in what it compares: a sequence, dataclass or attrs class."""
+    if type(key) in (int, float, str):  # most keys
+        return bool(key != key)
     try:
-        return bool(key != key)  # only NaN differs from itself
+        return any(map(_has_nan, _compared(key))) or bool(key != key)  # only NaN differs from itself
     except Exception:
         return False  # not a number
+
+
+def _compared(key: Any) -> Iterable[Any]:
+    """Return the values by which two keys of this class are compared; none if the class does it in its own way."""
+    if isinstance(key, (tuple, list, deque)):
+        return cast("Iterable[Any]", key)
+    if is_dataclass(key):
+        return [getattr(key, field.name) for field in fields(key) if field.compare]
+    attributes = getattr(type(key), "__attrs_attrs__", ())
+    return [getattr(key, attribute.name) for attribute in attributes if attribute.order]
 
 
 class ByPriority(ReentryOrder):
@@ -268,6 +288,13 @@ class ByPriority(ReentryOrder):
         bool(key < (self.entries[0].job.key if self.entries else key))
         job.key = key
 
+    def discard_settled(self) -> None:
+        """Note that one queued job was just settled; by a key that is being compared, perhaps."""
+        if self._is_comparing:
+            self._tombstones += 1
+        else:
+            super().discard_settled()
+
     def _push(self, job: Job, place: int) -> None:
         self._is_comparing = True
         try:
@@ -298,6 +325,16 @@ class ByPriority(ReentryOrder):
         live = [entry for entry in self.entries if entry.job.outcome is None]
         heapq.heapify(live)
         self.entries[:] = live
+
+    def snapshot(self) -> list[Job]:
+        """Return all entries, from the last of the heap."""
+        return [entry.job for entry in reversed(self.entries)]
+
+    def _trim(self) -> None:
+        """Remove the tombstones at the end of the heap. What is left is a heap."""
+        while self.entries and self.entries[-1].job.outcome is not None:
+            self.entries.pop()
+            self.drop_tombstone()
 
     def oldest(self) -> Job | None:
         """Return the job that has waited longest, of the first ones in the heap: so a long queue costs no long walk."""

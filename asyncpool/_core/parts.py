@@ -114,6 +114,7 @@ class Parts:
             queue=self.queue,
             backing_off=backing_off,
             lanes=self.lanes,
+            pauses=self.pauses,
             workers=by_number,
         )
         self.workers = Workers(
@@ -160,6 +161,7 @@ class Parts:
             queue=self.queue,
             workers=self.workers,
             scaler=self.scaler,
+            cancellation=self.cancellation,
             time_may_help=lambda: backing_off.size > 0 or (self.lanes is not None and self.lanes.waits_for_a_time),
         )
         self.retries = Retries(
@@ -257,6 +259,7 @@ class Parts:
 
     async def _wait_for_room(self, future: asyncio.Future[None]) -> None:
         self.wakeups.submitter_waits()
+        self.stall.watch()
         try:
             await self.deadlock.wait(future)
         finally:
@@ -276,6 +279,7 @@ class Parts:
         self.scaler.open(context)
         self.deadlock.open(context)
         self.pauses.open(context)
+        self.cancellation.open(loop, context)
         self.retries.open(loop, context)
         if self.deadlines is not None:
             self.deadlines.open(loop, context)

@@ -20,6 +20,12 @@ class _Reason(Enum):
     USER = "pause()"
     ADVICE = "RetryAfter(pause=True)"
     RATE = "the rate limit of all jobs"
+    SETTLING = "many waiting jobs are being settled"
+
+
+# A pause by the rate limit of all jobs that is at least this long is one in which jobs can become too late, in seconds.
+_LONG = 1.0
+_UNREPORTED = {_Reason.RATE, _Reason.SETTLING}  # they begin and end too often
 
 
 class Pauses:
@@ -33,6 +39,7 @@ class Pauses:
         "_context",
         "_has_taken",
         "_is_in_line",
+        "_is_rate_closed_long",
         "_observers",
         "_reasons",
         "_state",
@@ -57,6 +64,7 @@ class Pauses:
         # since we last got one, so that we count among those that wait for it.
         self._has_taken = False
         self._is_in_line = False
+        self._is_rate_closed_long = False
 
     def open(self, context: Context) -> None:
         """Start timers in this context from now on."""
@@ -69,8 +77,16 @@ class Pauses:
 
     @property
     def is_reported(self) -> bool:
-        """Whether there is a reason that observers hear of: the rate limit opens and closes too often for that."""
-        return bool(self._reasons - {_Reason.RATE})
+        """Whether there is a reason that observers hear of."""
+        return bool(self._reasons - _UNREPORTED)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it can last: a pause that is reported, or one by the rate limit if that opens in a second or later.
+
+        Shorter ones come a thousand times in a second, and their end finds the jobs that are too late by itself.
+        """
+        return self.is_reported or (_Reason.RATE in self._reasons and self._is_rate_closed_long)
 
     def pause(self) -> None:
         """Take no more jobs from the queue, until `resume`."""
@@ -96,6 +112,21 @@ class Pauses:
         log.info("pool %r: a job asked for a pause of %g s", self._state.name, seconds)
         self._report(seconds)
 
+    @property
+    def is_held(self) -> bool:
+        """Whether `hold()` was called, and not `let_go()` since."""
+        return _Reason.SETTLING in self._reasons
+
+    def hold(self) -> None:
+        """Take no more jobs, until `let_go`: some that wait are about to be settled."""
+        if not self.is_held:
+            self._begin(_Reason.SETTLING)
+
+    def let_go(self) -> None:
+        """End `hold`. Safe to repeat."""
+        if self.is_held:
+            self._end(_Reason.SETTLING)
+
     def take_start(self, limit: RateLimit, now: float) -> bool:
         """Take a start of the limit of all jobs, and return True; if there is none, pause until there may be one."""
         if not limit.take(now):
@@ -108,6 +139,7 @@ class Pauses:
         if not self._is_in_line:
             self._is_in_line = True
             limit.join()
+        self._is_rate_closed_long = when - now >= _LONG
         self._begin(_Reason.RATE, when)
         return False
 

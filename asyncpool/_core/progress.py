@@ -87,6 +87,7 @@ class Deadlock:
 
     __slots__ = (
         "_asking",
+        "_cancellation",
         "_context",
         "_ledger",
         "_queue",
@@ -106,6 +107,7 @@ class Deadlock:
         queue: JobQueue,
         workers: Workers,
         scaler: Scaler,
+        cancellation: Cancellation,
         time_may_help: Callable[[], bool],
     ) -> None:
         self._state = state
@@ -114,6 +116,7 @@ class Deadlock:
         self._queue = queue
         self._workers = workers
         self._scaler = scaler
+        self._cancellation = cancellation
         self._time_may_help = time_may_help  # whether a delayed job is still to come back by itself
         self._recheck_timer: asyncio.TimerHandle | None = None
         self._asking: asyncio.Handle | None = None  # while a function is asked for more workers, because all jobs wait
@@ -188,7 +191,7 @@ class Deadlock:
             self._asking.cancel()
 
     def _is_possible(self) -> bool:
-        if self._waits.jobs < self._ledger.running:
+        if self._waits.jobs < self._ledger.running or self._cancellation.is_settling:
             return False
         return not (self._queue.has_too_many_delayed and self._time_may_help())
 
@@ -223,7 +226,8 @@ class Stall:
     """Whether a pool is stalled.
 
     A worker is usable if it is idle, or runs a job that does not ignore its cancellation. `watch` must be called when a
-    worker becomes usable, or stops to be. A pool with a usable worker costs nothing more and arms no timer.
+    worker becomes usable, or stops to be, and when a submitter begins to wait. A pool with a usable worker costs
+    nothing more and arms no timer.
     """
 
     __slots__ = (
@@ -286,7 +290,12 @@ class Stall:
         elif not self._is_stalled and now - self._since >= _STALLED_AFTER:
             self._begin(now - self._since)
         # A worker without a job that is not idle waits for its resource, and that takes no longer than its bounds. If
-        # all run stuck jobs, the end of one of them is the next to happen: no timer then, once that is reported.
+        # all run stuck jobs, the end of one of them is the next to happen, or that work comes: no timer then, once that
+        # is reported.
+        if is_unusable and not has_work:
+            self._queue.notify_next(self.watch, owner=self)
+        else:
+            self._queue.ignore_next(self)
         waits = is_unusable and len(self._workers.by_number) > self._ledger.running
         if waits or (has_work and not self._is_stalled):
             if self._timer is None:
@@ -335,6 +344,7 @@ class Stall:
             last = workers.last_failure
             reasons.append(
                 f"no worker has its resource ({workers.opening} opening, {workers.closing} closing"
+                f"{f', {workers.abandoned} abandoned' if workers.abandoned else ''}"
                 f"{'' if last is None else f'; the last failure was {last}'})"
             )
         return " and ".join(reasons) or "there is no worker"

@@ -68,6 +68,7 @@ class JobQueue(asyncio.Queue[Job]):
         self._pauses = pauses
         self._drained = drained
         self._target = 0
+        self._notices: dict[object, tuple[Callable[[], None], int, int]] = {}
         self.unmade = 0
         """How many workers there are only by number, because no job has needed them yet. `Workers` writes it."""
 
@@ -142,21 +143,36 @@ class JobQueue(asyncio.Queue[Job]):
 
     # -- One swap of `append`, so that the hot path does not have to ask who wants to know ---------------------------
 
-    def notify_next(self, arrived: Callable[[], None], *, least: int = 1, most: int = sys.maxsize) -> None:
+    def notify_next(
+        self, arrived: Callable[[], None], *, least: int = 1, most: int = sys.maxsize, owner: object = None
+    ) -> None:
         """Call `arrived` once, when the next job is appended after which `least` to `most` jobs are queued.
 
-        Costs nothing otherwise: it replaces `append`. Tombstones count as queued here, so `arrived` must count again.
+        Replaces the notice that the owner has set before. Costs nothing otherwise: it replaces `append`. Tombstones
+        count as queued here, so `arrived` must count again.
         """
-        put, entries = self.order.append, self.order.entries
+        self._notices[owner] = (arrived, least, most)
+        self._swap_append()
+
+    def ignore_next(self, owner: object = None) -> None:
+        """Take the notice of an owner back. Safe to repeat."""
+        if self._notices.pop(owner, None) is not None:
+            self._swap_append()
+
+    def _swap_append(self) -> None:
+        self.append = self.order.append
+        for owner, (arrived, least, most) in self._notices.items():
+            self.append = self._noticing(self.append, owner, arrived, least, most)
+
+    def _noticing(
+        self, put: Callable[[Job], None], owner: object, arrived: Callable[[], None], least: int, most: int
+    ) -> Callable[[Job], None]:
+        entries = self.order.entries
 
         def append(job: Job) -> None:
             put(job)
             if least <= len(entries) <= most:
-                self.ignore_next()
+                self.ignore_next(owner)
                 arrived()
 
-        self.append = append
-
-    def ignore_next(self) -> None:
-        """Take `notify_next` back."""
-        self.append = self.order.append
+        return append

@@ -1,22 +1,25 @@
-"""Items that are due at a time: one heap and one timer of the loop, however many wait.
+"""Work that is due later: items that are due at a time, and many small steps that would hold the loop.
 
-What happens when an item is due is decided by the owner of the heap.
+What happens with an item is decided by the owner of the heap or of the slices.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-__all__ = ["TimerHeap"]
+__all__ = ["Slices", "TimerHeap"]
 
 ItemT = TypeVar("ItemT")
 
-# At most this many per loop iteration, so that 100,000 due at once do not block the loop.
+# At most this many per loop iteration, and no more after this many seconds, so that 100,000 at once do not block the
+# loop, whatever the user's code does with each.
 _BATCH = 500
+_SECONDS = 0.002
 
 
 class TimerHeap(Generic[ItemT]):
@@ -58,13 +61,6 @@ class TimerHeap(Generic[ItemT]):
         heapq.heappush(self._heap, (when, self._numbers, item))
         self._arm()
 
-    def schedule_all(self, items: Iterable[tuple[float, ItemT]]) -> None:
-        """Do what `schedule` does, for many items at once: the heap is built once, and not sifted for each."""
-        self._heap += [(when, number, item) for number, (when, item) in enumerate(items, self._numbers + 1)]
-        self._numbers += len(self._heap)
-        heapq.heapify(self._heap)
-        self._arm()
-
     def discard(self, item: ItemT, /) -> None:
         """Note that an item that waits here is no longer live."""
         self._tombstones += 1
@@ -104,7 +100,74 @@ class TimerHeap(Generic[ItemT]):
                 _, _, item = heapq.heappop(self._heap)
                 if self._is_live(item):
                     self._on_due(item)
+                    if self._loop.time() >= now + _SECONDS:
+                        break
                 else:
                     self._tombstones -= 1
         finally:
             self._arm()
+
+
+class Slices:
+    """Does many small steps without holding the loop: in each iteration some of them, and then `on_slice` is called.
+
+    The items of an `add` come in their order, after those of earlier calls. A step must not raise, and can add items.
+    Guarded by test_slices.py.
+    """
+
+    __slots__ = ("_context", "_handle", "_loop", "_on_slice", "_runs")
+
+    def __init__(self, on_slice: Callable[[], None]) -> None:
+        self._on_slice = on_slice
+        self._runs: deque[tuple[deque[Any], Callable[[Any], object]]] = deque()
+        self._handle: asyncio.Handle | None = None
+
+    def open(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
+        """Bind to the running loop."""
+        self._loop = loop
+        self._context = context
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether every step is done."""
+        return not self._runs
+
+    def add(self, items: Iterable[ItemT], step: Callable[[ItemT], object]) -> None:
+        """Call `step` for each item, in later loop iterations. An item is let go of before the next is taken."""
+        run = deque(items)
+        if run:
+            self._runs.append((run, step))
+            if self._handle is None:
+                self.go_on()
+
+    def go_on(self) -> None:
+        """Schedule the next slice, once; also if an interrupt has lost the one that was scheduled."""
+        if self._handle is not None:
+            self._handle.cancel()
+        self._handle = self._loop.call_soon(self._do_slice, context=self._context.copy())
+
+    def finish(self) -> None:
+        """Do all steps now."""
+        while self._do_next():
+            pass
+        self._on_slice()
+
+    def _do_slice(self) -> None:
+        self._handle = None
+        if self._runs:
+            self.go_on()  # first, so that an interrupt in the middle is not the end
+        stop_at = self._loop.time() + _SECONDS
+        for _ in range(_BATCH):
+            if not self._do_next() or self._loop.time() >= stop_at:
+                break
+        self._on_slice()
+
+    def _do_next(self) -> bool:
+        """Do one step; return whether there was one."""
+        while self._runs:
+            items, step = self._runs[0]
+            if items:
+                step(items.popleft())
+                return True
+            self._runs.popleft()
+        return False

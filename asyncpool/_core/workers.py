@@ -88,7 +88,7 @@ class Workers:
         self._cancellation = cancellation
         self._tasks = tasks
         self._resource = resource
-        self._places = Places(lambda: self.max_workers)
+        self._places = Places(lambda: self.max_workers - max(0, self.abandoned - self.max_workers))
         self._outage = Outage(state)
         self.by_number = by_number  # always the same object
         self.idle = idle  # always the same object; the hot path takes and returns workers here
@@ -137,6 +137,13 @@ class Workers:
     def closing(self) -> int:
         """How many resources are being closed."""
         return sum(worker.resource_task is not None and worker.resource_task.is_closing for worker in self._all())
+
+    @property
+    def abandoned(self) -> int:
+        """How many resources ignore that they were cancelled. From `max_workers` on each takes the place of a worker's,
+        so that their number is bounded (test_what_is_abandoned_takes_places_once_it_is_too_much).
+        """
+        return self._tasks.abandoned
 
     @property
     def last_failure(self) -> str | None:
@@ -250,7 +257,8 @@ class Workers:
         worker.resource_task = task
         try:
             task.start(self._tasks, context)
-        except BaseException:  # the loop's task factory raised
+        except BaseException:  # the loop's task factory raised, or an interrupt came, perhaps after the task was made
+            worker.retiring = True  # so that the task, which nobody knows then, ends
             self.remove(worker)
             raise
         self.on_usable()
@@ -357,6 +365,13 @@ class Workers:
         worker.resource = worker.resource_task = None
         task = f"{self._state.name} worker {worker.number} resource"
         log.error("pool %r: abandoned the task %r: %s", self._state.name, task, str(error))
+        if self.abandoned == self.max_workers + 1:
+            log.error(
+                "pool %r: %d tasks of resources ignore their cancellation: from now on each takes the place of a "
+                "worker's resource, until it ends",
+                self._state.name,
+                self.abandoned,
+            )
         self._report_failure(worker, error, None)
         if not worker.retiring and self._resource is not None:
             self._hold_resource(worker, self._resource, failures=failures)

@@ -375,7 +375,7 @@ def test_unread_failures_that_are_dead_letters_do_not_count() -> None:
     state = make_state()
     ledger = make_ledger(state, dead_letters=DeadLetterWriter(state, DeadLetters[Any]()))
     ledger.count_unread([failed(make_job())])
-    ledger.note_unread(failed(make_job()))  # it needs no loop either
+    ledger.note_unread([failed(make_job())])  # it needs no loop either
     assert ledger.unread_failures == 0
 
 
@@ -383,7 +383,7 @@ def test_a_failure_that_is_noted_in_any_thread_is_counted_on_the_loop() -> None:
     state = make_state()
     state.loop = loop = DummyLoop()  # type: ignore[assignment]
     ledger = make_ledger(state)
-    ledger.note_unread(failed(make_job()))
+    ledger.note_unread([failed(make_job())])
     assert ledger.unread_failures == 0
     [count] = loop.scheduled
     count()
@@ -395,7 +395,7 @@ def test_a_failure_that_is_noted_after_the_loop_was_closed_is_counted_at_once() 
     state.loop = loop = DummyLoop()  # type: ignore[assignment]
     loop.is_closed = True
     ledger = make_ledger(state)
-    ledger.note_unread(failed(make_job()))
+    ledger.note_unread([failed(make_job())])
     assert ledger.unread_failures == 1
 
 

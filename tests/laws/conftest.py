@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import logging
+import zlib
 from collections.abc import Generator
 
 import pytest
 
 from asyncpool._chance import chance
+from asyncpool._core import cancellation, timers
 from tests.laws.budget import IS_LONG
 
 
@@ -39,3 +41,11 @@ def quiet_log() -> Generator[None]:
 def repeatable_jitter() -> None:
     """Let a seed give the same schedule again, also where jobs back off."""
     chance.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def small_slices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every other test cancel its few jobs as if they were many: in slices, of two jobs each."""
+    if zlib.crc32(request.node.nodeid.encode()) % 2:
+        monkeypatch.setattr(cancellation, "_FEW", 1)
+        monkeypatch.setattr(timers, "_BATCH", 2)

@@ -26,7 +26,7 @@ import pytest
 
 import asyncpool
 from asyncpool import AutoScale, RateLimit, Resource, Retry, WorkerPool
-from asyncpool._core import bounds
+from asyncpool._core import bounds, cancellation, timers
 from asyncpool.testing import DeadlockError, VirtualTimeLoop
 from tests.laws.budget import IS_LONG, IS_SHORT
 
@@ -252,6 +252,8 @@ def test_an_interrupt_at_any_line_leaves_a_pool_that_closes(
     program: Callable[[Interrupt], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bounds, "_IGNORED_AFTER", 0.02)  # seconds; resources that ignore theirs are not the only point
+    monkeypatch.setattr(cancellation, "_FEW", 10)  # so that waiting jobs are settled in slices
+    monkeypatch.setattr(timers, "_BATCH", 16)
     lines = run_interrupted(None, program).lines
     assert lines > 100
     for at in range(1, lines, max(1, lines // RUNS)):
