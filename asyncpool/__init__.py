@@ -13,6 +13,7 @@ from asyncpool.errors import (
     JobCrashed,
     JobExpired,
     JobTimeout,
+    JournalError,
     Permanent,
     PoolClosed,
     PoolDeadlock,
@@ -32,6 +33,8 @@ from asyncpool.errors import (
 from asyncpool.events import Event, Observer
 from asyncpool.groups import Group
 from asyncpool.jobs import CurrentJob, JobHandle, current_job
+from asyncpool.journal.entries import FailedJob, JournalCounts
+from asyncpool.journal.journal import Journal
 from asyncpool.offload import Offloaded, offload
 from asyncpool.oneshot import map, outcomes
 from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, ShutdownReport, Succeeded, Unfinished
@@ -63,6 +66,7 @@ __all__ = [
     "ErrorFilter",
     "Event",
     "Failed",
+    "FailedJob",
     "FixedSize",
     "FunctionPolicy",
     "Group",
@@ -71,6 +75,9 @@ __all__ = [
     "JobExpired",
     "JobHandle",
     "JobTimeout",
+    "Journal",
+    "JournalCounts",
+    "JournalError",
     "KeyedRateLimit",
     "Observer",
     "Offloaded",

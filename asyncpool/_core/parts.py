@@ -35,6 +35,7 @@ from asyncpool._core.tasks import Producers, Tasks
 from asyncpool._core.timers import TimerHeap
 from asyncpool._core.wakeups import Wakeups
 from asyncpool._core.workers import Workers
+from asyncpool._guard import describe
 from asyncpool.dead_letters.letter import DeadLetterSink
 from asyncpool.errors import ErrorFilter
 from asyncpool.events import Observers
@@ -44,7 +45,7 @@ from asyncpool.retry import Retry
 from asyncpool.scaling.policy import ScalingPolicy
 from asyncpool.stats import PoolStats
 
-__all__ = ["Parts"]
+__all__ = ["Parts", "parts_of"]
 
 
 class Parts:
@@ -313,6 +314,18 @@ class Parts:
             seconds_running=ledger.seconds_running.snapshot(),
             throughput=ledger.throughput.rate(state.time(), ledger.ended) if state.is_bound else 0.0,
         )
+
+
+def parts_of(pool: object) -> Parts:
+    """Return the parts of a pool, for streams that are made elsewhere than in `pool.py`.
+
+    Raises:
+        TypeError: It is not a pool.
+    """
+    parts = getattr(pool, "_parts", None)
+    if not isinstance(parts, Parts):
+        raise TypeError(f"pool must be a WorkerPool, got {describe(pool)}")
+    return parts
 
 
 def _order_maker(priority: Callable[[Any], Any] | None, *, comes_back: bool) -> Callable[[], Order]:

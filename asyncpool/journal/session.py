@@ -1,0 +1,202 @@
+"""`JournalSession`: one run of a journal on one event loop. It has the thread that calls the file, and group commit.
+
+Opened by whatever uses the journal first, and closed when nothing does any more. What SQLite does is `file.py`; which
+jobs are looked up and recorded is decided by `channel.py`, `pending.py` and `recorded.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias, TypeVar
+
+from asyncpool._core.line import wake
+from asyncpool._core.state import State
+from asyncpool._logs import log
+from asyncpool.errors import JournalError
+from asyncpool.journal.entries import Entry, Key
+from asyncpool.journal.file import Found, JournalFile
+
+__all__ = ["JournalSession"]
+
+T = TypeVar("T")
+Recorded: TypeAlias = Callable[[JournalError | None], object]
+"""Called on the loop with None once an entry is on the disk, or with the reason why it is not. Must not raise."""
+
+
+class JournalSession:
+    """One run: from the first user that enters to the last that leaves.
+
+    All state changes on the loop, in plain functions; the thread only runs calls of the file, in their order. So a
+    later session that takes the thread over opens the file after this one has closed it.
+
+    Group commit: everything that ends while a commit is being made is in the next one (DeWitt et al., "Implementation
+    techniques for main memory database systems", SIGMOD 1984). Nobody has to choose a size or a delay.
+    """
+
+    def __init__(self, file: JournalFile, path: str, previous: JournalSession | None) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.path = path
+        self.broken: JournalError | None = None
+        """Why nothing can be recorded any more."""
+        self._file = file
+        taken_over = None if previous is None else previous.hand_over()
+        self._thread = ThreadPoolExecutor(1, "asyncpool journal") if taken_over is None else taken_over
+        self._has_thread = True
+        # Keys of jobs that are not recorded yet, each with those who wait for that. Claimed before they are looked up:
+        # otherwise a job could end between the look-up and the start of another with the same key
+        # (test_a_key_that_repeats_runs_once).
+        self._claimed: dict[Key, list[asyncio.Future[None]]] = {}
+        # Keys that `pending` has given away and that are not recorded yet.
+        self.given: set[Key] = set()
+        self._users = 0
+        self._pools: set[State] = set()  # those whose jobs record themselves: users until they close
+        self._entries: list[tuple[Entry, Recorded]] = []  # to be written next
+        self._is_writing = False
+        self._closing: asyncio.Future[None] | None = None
+        self._opening = self._call(file.open)
+        self._opening.add_done_callback(self._opened)
+
+    # -- Life --------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is closed, is being closed, or could not be opened."""
+        return self._closing is not None
+
+    def enter(self) -> None:
+        """Add a user: the file stays open until it leaves."""
+        self._users += 1
+
+    def leave(self) -> None:
+        """Remove a user. After the last one the file is closed, once everything is written."""
+        self._users -= 1
+        self._close_if_unused()
+
+    def keep_for(self, pool: State) -> None:
+        """Keep the file open until this pool is closed."""
+        if pool not in self._pools:
+            self._pools.add(pool)
+            pool.users.add(self)
+            self.enter()
+
+    def pool_closed(self, pool: State, /) -> None:
+        """Note that a pool is closed."""
+        if pool in self._pools:
+            self._pools.discard(pool)
+            self.leave()
+
+    async def opened(self) -> None:
+        """Wait until the file is open. Cancel-safe: it goes on opening.
+
+        Raises:
+            JournalError: It cannot be opened.
+        """
+        if not self._opening.done():
+            await asyncio.wait([self._opening])
+        self._opening.result()
+
+    async def closed(self) -> None:
+        """Wait until the file is closed, if nothing uses it any more. Cancel-safe: it goes on closing."""
+        if self._closing is not None and not self._closing.done():
+            await asyncio.wait([self._closing])
+
+    def hand_over(self) -> ThreadPoolExecutor | None:
+        """Give the thread to a later session; None if there is none to give."""
+        is_other = self.loop is not asyncio.get_running_loop() and not self.loop.is_closed()
+        if not self._has_thread or is_other:
+            return None
+        self._has_thread = False
+        if self._closing is None:  # the loop was closed before the journal was
+            self._thread.submit(self._file.close)
+        return self._thread
+
+    def _opened(self, opening: asyncio.Future[None]) -> None:
+        if opening.cancelled() or opening.exception() is not None:
+            self._closing = opening  # there is nothing to close
+            self._end_thread()
+
+    def _close_if_unused(self) -> None:
+        if self._users or self._entries or self._is_writing or self._closing is not None:
+            return
+        self._closing = self._call(self._file.close)
+        self._closing.add_done_callback(self._closed)
+
+    def _closed(self, closing: asyncio.Future[None]) -> None:
+        if not closing.cancelled() and (error := closing.exception()) is not None:
+            log.error("closing the journal %s raised", self.path, exc_info=error)
+        self._end_thread()
+
+    def _end_thread(self) -> None:
+        if self._has_thread:
+            self._has_thread = False
+            self._thread.shutdown(wait=False)
+
+    def _call(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        return self.loop.run_in_executor(self._thread, function, *args)
+
+    # -- Keys of jobs that are not recorded --------------------------------------------------------------------------
+
+    def claim(self, key: Key) -> bool:
+        """Claim a key for a job that is about to run; False if another job has it."""
+        if key in self._claimed:
+            return False
+        self._claimed[key] = []
+        return True
+
+    def release(self, key: Key) -> None:
+        """Give a key up, whether or not its job is recorded."""
+        for waiter in self._claimed.pop(key, ()):
+            wake(waiter)
+
+    async def released(self, key: Key) -> None:
+        """Wait until no job has this key any more. Cancel-safe."""
+        if key in self._claimed:
+            waiter: asyncio.Future[None] = self.loop.create_future()
+            self._claimed[key].append(waiter)
+            await waiter
+
+    async def find(self, keys: Sequence[Key], *, values: bool = False) -> Found:
+        """Look keys up. Cancel-safe.
+
+        Raises:
+            JournalError: The file cannot be read.
+        """
+        return await self.loop.run_in_executor(self._thread, lambda: self._file.find(keys, values=values))
+
+    # -- Recording: group commit -------------------------------------------------------------------------------------
+
+    def record(self, entry: Entry, recorded: Recorded) -> None:
+        """Have an entry recorded, and `recorded` called after that."""
+        self._entries.append((entry, recorded))
+        if not self._is_writing:
+            self._is_writing = True
+            self.loop.call_soon(self._write_next)  # with what else ends in this iteration of the loop
+
+    def _write_next(self) -> None:
+        entries, self._entries = self._entries, []
+        if not entries:
+            self._is_writing = False
+            self._close_if_unused()
+            return
+        if self.broken is not None:
+            self._written(entries, self.broken)
+            return
+        writing = self._call(self._file.record, [entry for entry, _ in entries])
+        writing.add_done_callback(lambda writing: self._written(entries, _error_of(writing)))
+
+    def _written(self, entries: list[tuple[Entry, Recorded]], error: BaseException | None) -> None:
+        if error is not None and self.broken is None:
+            self.broken = error if isinstance(error, JournalError) else JournalError(f"{self.path}: {error}")
+            log.error("%s", self.broken)
+        for (key, _, _), recorded in entries:
+            if self.given:
+                self.given.discard(key)
+            self.release(key)
+            recorded(self.broken)
+        self._write_next()
+
+
+def _error_of(future: asyncio.Future[Any]) -> BaseException | None:
+    return asyncio.CancelledError() if future.cancelled() else future.exception()
