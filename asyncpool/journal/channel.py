@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from asyncpool._core.feeder import FedChannel
 from asyncpool._core.job import Job, new_job
@@ -34,6 +34,14 @@ class Tally(Protocol):
 
     skipped: int
     repeated: int
+
+
+class _Claim(NamedTuple):
+    """An input that was pulled, with its key; or with the error of the key function, and no key."""
+
+    input: Any
+    key: Key | None
+    error: BaseException | None
 
 
 class JournalChannel(FedChannel[Any]):
@@ -176,9 +184,9 @@ class JournalChannel(FedChannel[Any]):
         try:
             while self._pulled and not self.is_stopped:
                 await self._wait_for_window()
-                claimed, awaited = self._claim()
-                if claimed:
-                    await self._look_up(claimed)
+                claims, awaited = self._claim()
+                if claims:
+                    await self._look_up(claims)
                 elif awaited is not None:
                     await self._interruptible(self._run.released(awaited))
                 else:
@@ -193,57 +201,65 @@ class JournalChannel(FedChannel[Any]):
         assert self._session is not None
         return self._session
 
-    def _claim(self) -> tuple[list[tuple[Any, Key]], Key | None]:
-        """Claim jobs that were pulled, with their keys. Where values are delivered, it stops at a key that another job
-        has, and returns that key if it is the first: its value must be waited for.
+    def _claim(self) -> tuple[list[_Claim], Key | None]:
+        """Claim jobs that were pulled. Where values are delivered, it stops at a key that another job has, and returns
+        that key if it is the first: its value must be waited for.
         """
-        claimed: list[tuple[Any, Key]] = []
-        while self._pulled and len(claimed) < _MAX_LOOKUP:
+        claims: list[_Claim] = []
+        while self._pulled and len(claims) < _MAX_LOOKUP:
             input = self._pulled[0]
             try:
                 key = self._key_of(input)
             except BaseException as error:
-                self._pulled.popleft()
-                self._refuse(input, error)
-                continue
-            if self._run.claim(key):
-                claimed.append((input, key))
-            elif self._earlier:
-                return claimed, None if claimed else key
+                claims.append(_Claim(input, None, error))
             else:
-                self._tally.repeated += 1
+                if self._run.claim(key):
+                    claims.append(_Claim(input, key, None))
+                elif self._earlier:
+                    return claims, None if claims else key
+                else:
+                    self._tally.repeated += 1
             self._pulled.popleft()
-        return claimed, None
+        return claims, None
 
-    async def _look_up(self, claimed: list[tuple[Any, Key]]) -> None:
+    async def _look_up(self, claims: list[_Claim]) -> None:
         """Look up claimed jobs, and have those accepted that are not done."""
-        left = deque(claimed)
+        left = deque(claims)
         try:
-            found = await self._interruptible(self._run.find([key for _, key in claimed], values=self._earlier))
-            self._is_skipping = len(found.done) == len(claimed)
+            keys = [claim.key for claim in claims if claim.key is not None]
+            found = await self._interruptible(self._run.find(keys, values=self._earlier))
+            self._is_skipping = len(found.done) == len(claims)
             room = 0
             while left and not self.is_stopped:
-                input, key = left[0]
-                if not self._is_passed_over(key, found):
-                    room = room or self._room()
-                    if room <= 0:
-                        return  # it is looked up again when the reader has made room
-                    room -= 1
-                    if key not in found.done or not self._give(input, found.done[key]):
-                        if self.parts.queue.full():
-                            await self._interruptible(self.parts.queue.line.wait_turn())
-                            if self.is_stopped:
-                                return
-                        left.popleft()
-                        self._accept(input, key)
-                        continue
+                input, key, _ = claim = left[0]
+                if key is not None and self._is_passed_over(key, found):
+                    self._run.release(key)
+                    left.popleft()
+                    continue
+                room = room or self._room()
+                if room <= 0:
+                    return  # the rest is looked up again when the reader has made room
+                room -= 1
+                if key is not None and key in found.done and self._give(input, found.done[key]):
                     self._tally.skipped += 1
+                    self._run.release(key)
+                    left.popleft()
+                    continue
+                if self.parts.queue.full():
+                    await self._interruptible(self.parts.queue.line.wait_turn())
+                    if self.is_stopped:
+                        return
                 left.popleft()
-                self._run.release(key)
+                if claim.error is None:
+                    self._accept(input, key)
+                else:
+                    self._refuse(input, claim.error)
         finally:
-            for input, key in reversed(left):
-                self._run.release(key)
-                self._pulled.appendleft(input)
+            for claim in reversed(left):
+                if claim.key is not None:
+                    self._run.release(claim.key)
+                self._pulled.appendleft(claim.input)
+            del left, claims  # an error of a key function knows this frame
 
     def _is_passed_over(self, key: Key, found: Found) -> bool:
         """Count a job that is neither run nor delivered, and return True; False for all others."""
