@@ -58,6 +58,8 @@ class JournalSession:
         self._entries: list[tuple[Entry, Recorded]] = []
         self._is_busy = False
         self._closing: asyncio.Future[None] | None = None
+        self._is_closed = False
+        self._waiters: list[asyncio.Future[None]] = []  # for the end of closing
         self._opening = self._call(file.open)
         self._opening.add_done_callback(self._opened)
 
@@ -71,6 +73,7 @@ class JournalSession:
     def enter(self) -> None:
         """Add a user: the file stays open until it leaves."""
         self._users += 1
+        self._wake_waiters()
 
     def leave(self) -> None:
         """Remove a user. After the last one the file is closed, once everything is written."""
@@ -101,9 +104,16 @@ class JournalSession:
         self._opening.result()
 
     async def closed(self) -> None:
-        """Wait until the file is closed, if nothing uses it any more. Cancel-safe: it goes on closing."""
-        if self._closing is not None and not self._closing.done():
-            await asyncio.wait([self._closing])
+        """Wait until the file is closed, or in use again. Cancel-safe: it goes on closing."""
+        if not self._users and not self._is_closed:
+            waiter: asyncio.Future[None] = self.loop.create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    def _wake_waiters(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            wake(waiter)
 
     def hand_over(self) -> ThreadPoolExecutor | None:
         """Give the thread to a later session; None if there is none to give."""
@@ -123,7 +133,7 @@ class JournalSession:
     def _opened(self, opening: asyncio.Future[None]) -> None:
         if opening.cancelled() or opening.exception() is not None:
             self._closing = opening  # there is nothing to close
-            self._end_thread()
+            self._end()
 
     def _close_if_unused(self) -> None:
         if self._users or self._is_busy or self._closing is not None:
@@ -137,6 +147,11 @@ class JournalSession:
     def _closed(self, closing: asyncio.Future[None]) -> None:
         if not closing.cancelled() and (error := closing.exception()) is not None:
             log.error("closing the journal %s raised", self.path, exc_info=error)
+        self._end()
+
+    def _end(self) -> None:
+        self._is_closed = True
+        self._wake_waiters()
         self._end_thread()
 
     def _end_thread(self) -> None:
