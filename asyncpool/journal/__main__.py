@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from asyncpool.errors import JournalError
@@ -108,7 +108,7 @@ def _forget(path: str, texts: list[str]) -> int:
 
 
 def _keys_of(text: str) -> list[Key]:
-    """Return the keys that a text on the command line can mean: itself, and the int or bytes that Python reads in it."""
+    """Return the keys that a text can mean: the text itself, and the int, str or bytes that it is as a literal."""
     keys: list[Any] = [text]
     try:
         keys.append(ast.literal_eval(text))
@@ -140,7 +140,7 @@ def _line(text: str, most: int) -> str:
 
 
 def _when(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, tz=timezone.utc).strftime("%Y-%m-%d %H:%M:%SZ")
+    return datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 if __name__ == "__main__":

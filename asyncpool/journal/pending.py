@@ -39,10 +39,7 @@ async def pending(
     try:
         await session.opened()
         time = session.loop.time
-        if isinstance(jobs, AsyncIterable):
-            groups = _groups_of_async(jobs, size, time)
-        else:
-            groups = _groups_of(jobs, size, time)
+        groups = _groups_of_async(jobs, size, time) if isinstance(jobs, AsyncIterable) else _groups_of(jobs, size, time)
         async with aclosing(groups):
             async for group in groups:
                 todo = await _not_done(group, key_of, session, tally)

@@ -212,7 +212,7 @@ class JournalSession:
             self.loop.call_soon(self._work_next)  # with what else comes up in this iteration of the loop
 
     def _work_next(self) -> None:
-        """Have the thread do everything that has come up: one call at a time, whatever comes up meanwhile is the next."""
+        """Have the thread do all that has come up, in one call. What comes up meanwhile is the next."""
         work = _Work(self._lookups, self._entries)
         self._lookups, self._entries = [], []
         if self.broken is not None:

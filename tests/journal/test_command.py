@@ -29,7 +29,11 @@ def path(tmp_path: Path) -> Path:
     file.open()
     file.record([Entry(key) for key in (*range(1200), "1", "anna", b"\x00\xff", "two\nlines")])
     file.record(
-        [failed("bob", ConnectionError("refused")), failed(-5, ConnectionError("refused")), failed(b"x", OSError("\n!"))]
+        [
+            failed("bob", ConnectionError("refused")),
+            failed(-5, ConnectionError("refused")),
+            failed(b"x", OSError("\n!")),
+        ]
     )
     file.close()
     return tmp_path / "mails.db"
@@ -76,7 +80,13 @@ def test_it_prints_json(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("text", "forgotten"),
-    [("anna", ["anna"]), ("7", [7]), ("1", ["1", 1]), (r"b'\x00\xff'", [b"\x00\xff"]), (r"'two\nlines'", ["two\nlines"])],
+    [
+        ("anna", ["anna"]),
+        ("7", [7]),
+        ("1", ["1", 1]),
+        (r"b'\x00\xff'", [b"\x00\xff"]),
+        (r"'two\nlines'", ["two\nlines"]),
+    ],
 )
 def test_it_forgets_jobs(path: Path, capsys: pytest.CaptureFixture[str], text: str, forgotten: list[Any]) -> None:
     before = recorded_in(path)

@@ -179,9 +179,7 @@ def test_a_second_run_of_another_process_is_refused(path: Path) -> None:
         )
     finally:
         file.close()
-    assert said.stdout == (
-        f"the journal {path} is in use by another run (process {os.getpid()}): wait for its end\n"
-    )
+    assert said.stdout == (f"the journal {path} is in use by another run (process {os.getpid()}): wait for its end\n")
     assert said.stderr == ""
 
 

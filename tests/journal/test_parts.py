@@ -1,4 +1,4 @@
-"""`recorded` and `pending`: the journal for programs that are not one stream. And `ReadyItems`, which `pending` uses."""
+"""`recorded` and `pending`: the journal for programs that are not one stream; and `ReadyItems`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
-from asyncpool import JobTimeout, JournalError, Permanent, Retry, WorkerPool, current_job
+from asyncpool import JournalError, Permanent, Retry, WorkerPool, current_job
 from asyncpool.journal.file import JournalFile
 from asyncpool.journal.ready_items import ReadyItems
 from asyncpool.testing import settle

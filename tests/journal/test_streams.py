@@ -7,7 +7,6 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -18,10 +17,8 @@ import pytest
 from asyncpool import (
     Cancelled,
     Failed,
-    JobTimeout,
     Journal,
     JournalError,
-    Permanent,
     PoolClosed,
     PoolNotStarted,
     Retry,
@@ -96,12 +93,11 @@ async def test_an_outcome_is_delivered_once_it_is_recorded(tmp_path: Path) -> No
 @virtual
 async def test_a_job_is_recorded_when_it_ends_and_not_when_it_is_read(tmp_path: Path) -> None:
     journal = make_journal(tmp_path)
-    async with echo_pool(workers=5, queue_size=20) as pool:
-        async with journal.outcomes(pool, range(100)) as stream:
-            front = aiter(stream)
-            await anext(front)
-            await asyncio.sleep(1.0)
-            assert (await counts(journal)).done == 26  # the window, and the one that was read
+    async with echo_pool(workers=5, queue_size=20) as pool, journal.outcomes(pool, range(100)) as stream:
+        front = aiter(stream)
+        await anext(front)
+        await asyncio.sleep(1.0)
+        assert (await counts(journal)).done == 26  # the window, and the one that was read
 
 
 def test_a_disk_that_stands_still_stops_the_intake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,9 +326,8 @@ async def test_texts_that_cannot_be_stored_as_they_are_spoil_nothing(tmp_path: P
 @virtual
 async def test_a_job_that_is_cancelled_is_not_recorded(tmp_path: Path) -> None:
     journal = make_journal(tmp_path)
-    async with WorkerPool(asyncio.sleep, workers=2) as pool:
-        async with journal.outcomes(pool, [1, 500, 600]) as stream:
-            assert (await anext(aiter(stream))).job == 1
+    async with WorkerPool(asyncio.sleep, workers=2) as pool, journal.outcomes(pool, [1, 500, 600]) as stream:
+        assert (await anext(aiter(stream))).job == 1
     assert await counts(journal) == (1, 0)
     async with echo_pool() as again:
         assert {outcome.job for outcome in await journal.outcomes(again, [1, 500, 600])} == {500, 600}

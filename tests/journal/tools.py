@@ -15,7 +15,6 @@ import pytest
 from asyncpool import Journal, JournalCounts, WorkerPool
 from asyncpool.journal.file import JournalFile
 
-
 # For tests with many journals: a file costs more than all else in them. In memory, where the system has such a folder.
 FAST_FOLDER = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 

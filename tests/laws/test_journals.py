@@ -23,7 +23,18 @@ from typing import Any
 
 import pytest
 
-from asyncpool import Cancelled, Failed, JobCancelled, Journal, PoolClosed, RateLimit, Retry, StreamClosed, Succeeded, WorkerPool
+from asyncpool import (
+    Cancelled,
+    Failed,
+    JobCancelled,
+    Journal,
+    PoolClosed,
+    RateLimit,
+    Retry,
+    StreamClosed,
+    Succeeded,
+    WorkerPool,
+)
 from asyncpool.testing import run
 from tests.journal.tools import FAST_FOLDER
 from tests.laws.budget import BATCHES
