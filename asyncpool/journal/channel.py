@@ -49,8 +49,8 @@ class JournalChannel(FedChannel[Any]):
 
     * A job is claimed by its key, looked up, and accepted only if it is not done.
     * The outcome of a job is held until it is recorded. So what the reader has seen is never run again.
-    * At most twice as many jobs as there are workers are accepted and not recorded, also while the disk stands still:
-      so many can run again after a kill (test_a_disk_that_stands_still_stops_the_intake).
+    * At most twice as many jobs as there are workers are accepted and not recorded, also while the disk stands still
+      (test_a_disk_that_stands_still_stops_the_intake). No more can run again after a kill.
     """
 
     def __init__(

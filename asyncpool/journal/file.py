@@ -11,6 +11,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from asyncpool._guard import describe
 from asyncpool.errors import JournalError
 from asyncpool.journal.entries import Entry, Key
 from asyncpool.journal.reading import APPLICATION_ID, SCHEMA_VERSION, check_kind, owner_of, reason_of, says_why
@@ -112,8 +113,9 @@ class JournalFile:
         version = self._version if row is None else row[0]  # None: it is new
         if version != self._version:
             raise JournalError(
-                f"the journal {self._path} has the version {version!r}, and this run has {self._version!r}: use "
-                "another file, or the same version if a job that is done there need not run here"
+                f"the journal {self._path} has the version {describe(version)}, and this run has "
+                f"{describe(self._version)}: use another file, or the same version if a job that is done there need not "
+                "run here"
             )
         base.execute("insert or replace into about values ('version', ?), ('owner', ?)", (version, os.getpid()))
         (self._run,) = base.execute("update about set value = value + 1 where name = 'run' returning value").fetchone()

@@ -264,7 +264,7 @@ class Journal(Generic[JobT]):
         return counts_of(self.path)
 
     def __repr__(self) -> str:
-        return f"<Journal {self.path!r}>"
+        return f"<Journal {self.path}>"
 
     # -- The session -------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import anyio
 from asyncpool._core.invoke import call_handler
 from asyncpool._core.job import CURRENT_JOB
 from asyncpool._core.state import Phase
+from asyncpool._guard import describe
 from asyncpool.errors import JournalError, Permanent
 from asyncpool.journal.entries import Entry, Key
 from asyncpool.journal.session import JournalSession
@@ -103,7 +104,7 @@ class RecordedHandler(Generic[ValueT]):
         )
 
     def __repr__(self) -> str:
-        return f"Journal.recorded({self._handler!r})"
+        return f"Journal.recorded({describe(self._handler)})"
 
 
 def _fail(error: JournalError) -> NoReturn:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from asyncpool._core.line import wake
 from asyncpool._core.state import State
+from asyncpool._guard import describe
 from asyncpool._logs import log
 from asyncpool.errors import JournalError
 from asyncpool.journal.entries import Entry, Key
@@ -283,4 +284,4 @@ class _Work(NamedTuple):
 
 
 def _unexpected(path: str, error: BaseException) -> JournalError:
-    return JournalError(f"the journal {path} cannot be written: {error!r}")
+    return JournalError(f"the journal {path} cannot be written: {describe(error)}")
