@@ -27,6 +27,7 @@ from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, Succeed
 __all__ = ["JournalChannel", "Tally"]
 
 _MAX_LOOKUP = 256  # keys at a time
+_MAX_SECONDS = 0.005  # without a turn for the event loop
 
 
 class Tally(Protocol):
@@ -229,7 +230,8 @@ class JournalChannel(FedChannel[Any]):
             keys = [claim.key for claim in claims if claim.key is not None]
             found = await self._interruptible(self._run.find(keys, values=self._earlier))
             self._is_skipping = len(found.done) == len(claims)
-            room = 0
+            room, time = 0, self.parts.state.loop.time
+            turn_at = time() + _MAX_SECONDS
             while left and not self.is_stopped:
                 input, key, _ = claim = left[0]
                 if key is not None and self._is_passed_over(key, found):
@@ -244,6 +246,9 @@ class JournalChannel(FedChannel[Any]):
                     self._tally.skipped += 1
                     self._run.release(key)
                     left.popleft()
+                    if time() >= turn_at:  # values can be large
+                        await self._interruptible(asyncio.sleep(0))
+                        turn_at = time() + _MAX_SECONDS
                     continue
                 if self.parts.queue.full():
                     await self._interruptible(self.parts.queue.line.wait_turn())

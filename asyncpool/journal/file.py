@@ -114,8 +114,8 @@ class JournalFile:
         if version != self._version:
             raise JournalError(
                 f"the journal {self._path} has the version {describe(version)}, and this run has "
-                f"{describe(self._version)}: use another file, or the same version if a job that is done there need not "
-                "run here"
+                f"{describe(self._version)}: use another file, or the same version if a job that is done there need "
+                "not run here"
             )
         base.execute("insert or replace into about values ('version', ?), ('owner', ?)", (version, os.getpid()))
         (self._run,) = base.execute("update about set value = value + 1 where name = 'run' returning value").fetchone()

@@ -5,6 +5,7 @@ A stream that leaves out what is done, and records what ends, is `channel.py`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable
 from contextlib import aclosing
 from typing import Any
@@ -42,33 +43,46 @@ async def pending(
         groups = _groups_of_async(jobs, size, time) if isinstance(jobs, AsyncIterable) else _groups_of(jobs, size, time)
         async with aclosing(groups):
             async for group in groups:
-                todo = await _not_done(group, key_of, session, tally)
-                size.most = _MIN_LOOKUP if todo else min(2 * size.most, _MAX_LOOKUP)
-                for job in todo:
-                    yield job
+                todo = _claim(group, key_of, session, tally)
+                try:
+                    await _drop_done(todo, session, tally)
+                    size.most = _MIN_LOOKUP if todo else min(2 * size.most, _MAX_LOOKUP)
+                    while todo:
+                        yield todo.popleft()[0]
+                finally:
+                    session.given.difference_update(key for _, key in todo)  # it was closed: nobody has got them
     finally:
         session.leave()
 
 
-async def _not_done(jobs: list[Any], key_of: Callable[[Any], Key], session: JournalSession, tally: Tally) -> list[Any]:
-    """Return those of some jobs that are not done."""
-    claimed: list[tuple[Any, Key | None]] = []
+def _claim(
+    jobs: list[Any], key_of: Callable[[Any], Key], session: JournalSession, tally: Tally
+) -> deque[tuple[Any, Key | None]]:
+    """Return those of some jobs that were not given before, with their keys."""
+    claimed: deque[tuple[Any, Key | None]] = deque()
     for job in jobs:
         try:
             key = key_of(job)
         except Exception:
-            claimed.append((job, None))  # it fails by itself, when its handler asks for the key
+            claimed.append((job, None))  # it fails by itself, when its handler or stream asks for the key
             continue
         if key in session.given:
             tally.repeated += 1
         else:
             session.given.add(key)  # before the look-up, see `JournalSession.claim`
             claimed.append((job, key))
-    keys = [key for _, key in claimed if key is not None]
-    done = (await session.find(keys)).done if keys else {}
+    return claimed
+
+
+async def _drop_done(claimed: deque[tuple[Any, Key | None]], session: JournalSession, tally: Tally) -> None:
+    """Look jobs up, and remove those that are done."""
+    done = (await session.find([key for _, key in claimed if key is not None])).done
     session.given.difference_update(done)
     tally.skipped += len(done)
-    return [job for job, key in claimed if key not in done]
+    for _ in range(len(claimed)):
+        job, key = claimed.popleft()
+        if key not in done:
+            claimed.append((job, key))
 
 
 async def _groups_of(jobs: Iterable[Any], size: _Size, time: Callable[[], float]) -> AsyncGenerator[list[Any], None]:

@@ -265,6 +265,19 @@ async def test_pending_closes_its_source_and_the_file(tmp_path: Path) -> None:
 
 
 @virtual
+async def test_jobs_that_pending_has_pulled_and_not_given_are_given_to_others(tmp_path: Path) -> None:
+    journal = make_journal(tmp_path)
+    keeps_open = journal.pending([100])
+    await anext(keeps_open)
+    first, second = journal.pending(range(10)), journal.pending(range(10))
+    assert [await anext(first), await anext(first)] == [0, 1]
+    await first.aclose()
+    assert [job async for job in second] == list(range(2, 10))
+    assert journal.repeated == 2
+    await keeps_open.aclose()
+
+
+@virtual
 async def test_pending_says_what_is_wrong_with_the_file(tmp_path: Path) -> None:
     (tmp_path / "batch.db").write_text("text " * 1000)
     with pytest.raises(JournalError, match="is not a journal"):
