@@ -254,7 +254,7 @@ class Journal(Generic[JobT]):
         """Return how many jobs are done, and how many have failed.
 
         Can be called at any time, from any thread or process, also while a run writes the file; zeros if there is no
-        file. Blocks while it counts, which takes about a second for ten million jobs.
+        file. Blocks while it counts: it reads the whole file, so for millions of jobs call it in a thread.
 
         Raises:
             JournalError: The file cannot be read, or is not a journal.
