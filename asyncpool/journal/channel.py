@@ -27,6 +27,7 @@ from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, Succeed
 __all__ = ["JournalChannel", "Tally"]
 
 _MAX_LOOKUP = 256  # keys at a time
+_LOOK_AGAIN_AFTER = 1.0  # seconds
 _MAX_SECONDS = 0.005  # without a turn for the event loop
 
 
@@ -112,8 +113,10 @@ class JournalChannel(FedChannel[Any]):
     async def aclose(self) -> None:
         """Cancel what is queued or runs, and wait until that has ended, is recorded, and the journal is closed."""
         await super().aclose()
-        if self._held:
-            await self.parts.wakeups.wait_until(lambda: not self._held)
+        # Not without end: a KeyboardInterrupt in the middle of a report can leave a job in `held`.
+        while self._held and self._run.is_busy:
+            state = self.parts.state
+            await self.parts.wakeups.wait_until(lambda: not self._held, until=state.time() + _LOOK_AGAIN_AFTER)
         await self.finish()
 
     def cancel(self) -> None:

@@ -71,6 +71,11 @@ class JournalSession:
         """Whether it is closed, is being closed, or could not be opened."""
         return self._closing is not None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is being looked up or recorded."""
+        return self._is_busy
+
     def enter(self) -> None:
         """Add a user: the file stays open until it leaves."""
         self._users += 1
@@ -102,7 +107,14 @@ class JournalSession:
         """
         if not self._opening.done():
             await asyncio.wait([self._opening])
-        self._opening.result()
+        error = self._opening.exception()
+        if error is None:
+            return
+        try:
+            # A new one for each caller: its traceback leads to this session, which would keep it, and so all callers.
+            raise (JournalError(*error.args) if isinstance(error, JournalError) else _unexpected(self.path, error))
+        finally:
+            del error
 
     async def closed(self) -> None:
         """Wait until the file is closed, or in use again. Cancel-safe: it goes on closing."""
@@ -237,15 +249,18 @@ class JournalSession:
 
     def _did(self, work: _Work, working: asyncio.Future[None]) -> None:
         """Report what the thread has done."""
-        for lookup in work.lookups:
-            lookup.report()
-        if not working.cancelled() and (error := working.exception()) is not None and self.broken is None:
-            self.broken = error if isinstance(error, JournalError) else _unexpected(self.path, error)
-            log.error("%s", self.broken)
-        self._report_recorded(work.entries)
-        # Two iterations of the loop later, so that the next call has what the reports bring up: the look-up of a feeder
-        # that now has room, and jobs that start now and end at once. Without, there are 1.5 times as many calls.
-        self.loop.call_soon(self.loop.call_soon, self._work_next)
+        try:
+            error = asyncio.CancelledError() if working.cancelled() else working.exception()
+            if error is not None and self.broken is None:
+                self.broken = error if isinstance(error, JournalError) else _unexpected(self.path, error)
+                log.error("%s", self.broken)
+            for lookup in work.lookups:
+                lookup.report()
+            self._report_recorded(work.entries)
+        finally:
+            # Two iterations of the loop later, so that the next call has what the reports bring up: the look-up of a
+            # feeder that now has room, and jobs that start now and end at once. Without, 1.5 times as many calls.
+            self.loop.call_soon(self.loop.call_soon, self._work_next)
 
     def _report_recorded(self, entries: list[tuple[Entry, Recorded]]) -> None:
         for (key, _, _), recorded in entries:
