@@ -15,6 +15,7 @@ from asyncpool.errors import (
     JobCrashed,
     JobExpired,
     JobTimeout,
+    JournalError,
     Permanent,
     PoolClosed,
     PoolDeadlock,
@@ -37,6 +38,8 @@ from asyncpool.errors import (
 from asyncpool.events import Event, Observer
 from asyncpool.groups import Group
 from asyncpool.jobs import CurrentJob, JobHandle, current_job
+from asyncpool.journal.entries import FailedJob, JournalCounts
+from asyncpool.journal.journal import Journal
 from asyncpool.offload import Offloaded, offload
 from asyncpool.oneshot import map, outcomes
 from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, ShutdownReport, Succeeded, Unfinished
@@ -70,6 +73,7 @@ __all__ = [
     "ErrorFilter",
     "Event",
     "Failed",
+    "FailedJob",
     "FixedSize",
     "FunctionPolicy",
     "Group",
@@ -78,6 +82,9 @@ __all__ = [
     "JobExpired",
     "JobHandle",
     "JobTimeout",
+    "Journal",
+    "JournalCounts",
+    "JournalError",
     "KeyedRateLimit",
     "Observer",
     "Offloaded",

@@ -17,6 +17,7 @@ The functions that raise them document when: see `pool.py`, `streams.py` and `ou
         ├── JobCancelled                    the job was cancelled, so there is no value
         ├── JobCrashed                      the job raised an exception that is not safe to re-raise in a caller
         ├── SourceCrashed                   the iterable that a stream pulls its jobs from raised such an exception
+        ├── JournalError                    a journal cannot be opened, read or written
         ├── ResourceDied                    the worker's resource left its context while a job was running
         ├── ResourceTimeout                 a resource was not opened, or not closed, in time (a TimeoutError too)
         ├── EngineLost (ConnectionError)    the engine of the pool has had no process for too long
@@ -36,8 +37,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable
-from typing import Self, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, Self, TypeAlias
 
 from asyncpool._checks import check_delay
 from asyncpool._guard import cause_of, describe, is_error, leaves_of, qualname_of, safe_text, set_cause
@@ -49,6 +50,7 @@ __all__ = [
     "JobCrashed",
     "JobExpired",
     "JobTimeout",
+    "JournalError",
     "Permanent",
     "PoolClosed",
     "PoolDeadlock",
@@ -197,6 +199,24 @@ class SourceCrashed(_Crashed):
     """The iterable that a stream pulls its jobs from raised `error`, one of the exceptions that `JobCrashed` lists."""
 
     who = "the source of the stream"
+
+
+class JournalError(PoolError):
+    """A journal cannot be opened, read or written: the message has the reason, and what to do.
+
+    `unrecorded` has the inputs of jobs that succeeded and could not be recorded: the next run repeats them.
+    """
+
+    def __init__(self, message: str, unrecorded: Sequence[Any] = ()) -> None:
+        super().__init__(message, unrecorded)
+        self.unrecorded = unrecorded
+
+    def __str__(self) -> str:
+        message: str = self.args[0]
+        count = len(self.unrecorded)
+        if not count:
+            return message
+        return f"{message}; {count} finished job{'' if count == 1 else 's'} could not be recorded and will run again"
 
 
 class ResourceDied(PoolError):

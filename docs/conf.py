@@ -54,7 +54,7 @@ nitpick_ignore = [("py:exc", name) for name in dir(builtins)]
 nitpick_ignore_regex = [
     ("py:obj", r"(?s).*"),  # not all code in a docstring is a name of ours
     ("py:class", r"(?!asyncpool\.).*"),  # types of others, whose pages are not here
-    ("py:class", r"asyncpool\..*\.(Job|Value|Item|Resource)?T(_co|_contra)?"),
+    ("py:class", r"asyncpool\..*\.(Job|Value|Item|Resource|Handler)?T(_co|_contra)?"),
     ("py:class", r"asyncpool\..*\._\w+"),  # private bases
 ]
 

@@ -57,8 +57,10 @@ class Channel(Generic[ItemT_co]):
         self.name = f"{what} of pool {parts.state.name!r}"
         self._window = window
         # Accepted and not settled. No end is reported before it is 0 (tests/laws: a_stream_meets_the_end_of_its_pool).
-        self.live = 0
+        self.live: int = 0
         self._delayed = 0  # of those, how many are delayed
+        # Settled jobs whose outcomes are kept back, and delivered later; None: each is delivered when it is settled.
+        self.held: set[Job] | None = None
         self._has_stuck = False  # whether a job has ever ignored its cancellation, so that more may be live at the end
         self.line = WaitLine(self._room)
         self.reading = Reading.NEW
@@ -95,7 +97,11 @@ class Channel(Generic[ItemT_co]):
             self._wake_reader()
 
     def deliver(self, job: Job, outcome: Outcome[Any, Any], /) -> None:
-        """Take a job's outcome in."""
+        """Take a job's outcome in.
+
+        A channel that does something between the two, as the journal's does, keeps the job in `held`, and calls this
+        later. Until then the job is live.
+        """
         self.live -= 1
         if self.is_cancelled:
             if isinstance(outcome, Failed):
@@ -122,7 +128,7 @@ class Channel(Generic[ItemT_co]):
         self.parts.wakeups.notify()
 
     def _move_to_ready(self, jobs: deque[Job]) -> None:
-        while jobs and (outcome := jobs[0].outcome) is not None:
+        while jobs and (outcome := jobs[0].outcome) is not None and (self.held is None or jobs[0] not in self.held):
             jobs.popleft()
             self.ready.append(outcome)
 
@@ -230,7 +236,9 @@ class Channel(Generic[ItemT_co]):
 
     def _take_outcomes(self) -> list[Outcome[Any, Any]]:
         """Empty the buffer, and return what was in it."""
-        outcomes = [*self.ready, *(job.outcome for job in self.in_order or () if job.outcome is not None)]
+        held = self.held or ()  # they are still to be delivered
+        jobs = (job for job in self.in_order or () if job not in held)
+        outcomes = [*self.ready, *(job.outcome for job in jobs if job.outcome is not None)]
         self.ready.clear()
         if self.in_order is not None:
             self.in_order.clear()

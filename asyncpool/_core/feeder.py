@@ -254,15 +254,20 @@ class FedChannel(Channel[ItemT_co]):
         try:
             job = parts.dispatcher.accept(input, self, self.context.copy())
         except BaseException as error:  # of the priority function, or of comparing its keys
-            now = parts.state.time()
-            job = new_job(input, parts.ledger.submitted + 1, self, self.context, now)
-            parts.ledger.refuse(job, error, now)
-            parts.queue.line.wake_next()  # its place goes to the next
+            job = self.refuse_pulled(input, error)
             if is_error(error, KeyboardInterrupt):
                 raise
         self.expect(job)
         if self.is_cancelled or self.failed_at is not None:
             parts.cancellation.cancel(job, CancelReason.STREAM)
+        return job
+
+    def refuse_pulled(self, input: Any, error: BaseException) -> Job:
+        """Return a job that failed with this error, for an input that was pulled and could not be accepted."""
+        parts, now = self.parts, self.parts.state.time()
+        job = new_job(input, parts.ledger.submitted + 1, self, self.context, now)
+        parts.ledger.refuse(job, error, now)
+        parts.queue.line.wake_next()  # its place goes to the next
         return job
 
     async def _interruptible(self, awaitable: Awaitable[T]) -> T:

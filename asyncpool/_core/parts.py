@@ -33,6 +33,7 @@ from asyncpool._core.tasks import Tasks
 from asyncpool._core.timers import TimerHeap
 from asyncpool._core.wakeups import Producers, Wakeups
 from asyncpool._core.workers import Workers
+from asyncpool._guard import describe
 from asyncpool.dead_letters.letter import DeadLetterSink
 from asyncpool.dead_letters.writer import DeadLetterWriter
 from asyncpool.errors import ErrorFilter
@@ -43,7 +44,7 @@ from asyncpool.retry import Retry
 from asyncpool.scaling.policy import ScalingPolicy
 from asyncpool.stats import PoolStats
 
-__all__ = ["Parts"]
+__all__ = ["Parts", "parts_of"]
 
 
 class Parts:
@@ -335,6 +336,18 @@ class Parts:
             processes_lost=0 if self.fleet is None else self.fleet.processes_lost,
             reruns=0 if self.fleet is None else self.fleet.reruns,
         )
+
+
+def parts_of(pool: object) -> Parts:
+    """Return the parts of a pool, for streams that are made elsewhere than in `pool.py`.
+
+    Raises:
+        TypeError: It is not a pool.
+    """
+    parts = getattr(pool, "_parts", None)
+    if not isinstance(parts, Parts):
+        raise TypeError(f"pool must be a WorkerPool, got {describe(pool)}")
+    return parts
 
 
 def _order_maker(priority: Callable[[Any], Any] | None, *, comes_back: bool) -> Callable[[], Order]:

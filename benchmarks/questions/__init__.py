@@ -9,6 +9,7 @@ from benchmarks.questions.first_result import FIRST_RESULT
 from benchmarks.questions.growth import GROWTH
 from benchmarks.questions.http import HTTP
 from benchmarks.questions.images import IMAGES
+from benchmarks.questions.journal import JOURNAL, RESUME
 from benchmarks.questions.pieces import PIECES
 from benchmarks.questions.rate import RATE
 from benchmarks.questions.retries import RETRIES, RETRY_MEMORY
@@ -32,5 +33,7 @@ QUESTIONS: dict[str, Question] = {
         RETRIES,
         RETRY_MEMORY,
         RATE,
+        JOURNAL,
+        RESUME,
     )
 }

@@ -19,12 +19,16 @@ HOSTILE_SCHEDULES = {"default": 8, "factory": 2, "wrapping": 2, "eager": 2}
 # How many random programs the state machine runs, and how many steps each has (test_machine.py).
 MACHINE_EXAMPLES = 300
 MACHINE_STEPS = 40
+# How many random batches are run with a journal (test_journals.py).
+BATCHES = 40
 
 if IS_SHORT:
+    BATCHES //= 4
     SCHEDULES = {mode: seeds // 4 for mode, seeds in SCHEDULES.items()}
     HOSTILE_SCHEDULES = {mode: max(1, seeds // 4) for mode, seeds in HOSTILE_SCHEDULES.items()}
     MACHINE_EXAMPLES //= 4
 if IS_LONG:
+    BATCHES *= 25
     SCHEDULES = {mode: 25 * seeds for mode, seeds in SCHEDULES.items()}
     HOSTILE_SCHEDULES = {mode: 25 * seeds for mode, seeds in HOSTILE_SCHEDULES.items()}
     MACHINE_EXAMPLES *= 25

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import sqlite3
+import tempfile
 import time
 import types
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -20,8 +22,9 @@ import anyio
 import pytest
 
 import asyncpool
-from asyncpool import AutoScale, JobCancelled, PoolClosed, QueueFull, Retry, StreamClosed, WorkerPool, offload
+from asyncpool import AutoScale, JobCancelled, Journal, PoolClosed, QueueFull, Retry, StreamClosed, WorkerPool, offload
 from asyncpool.testing import CancelSweepResult, cancel_at, run, settle
+from tests.journal.tools import FAST_FOLDER
 from tests.laws.witness import Item, Letters, Witness, ended, spawn
 
 Main = Callable[[], Awaitable[Any]]
@@ -357,8 +360,10 @@ STREAMS = [
 ]
 
 
-def stream_cases(function: Callable[[Witness, Cancelling, str], Awaitable[None]]) -> None:
-    for how in STREAMS:
+def stream_cases(
+    function: Callable[[Witness, Cancelling, str], Awaitable[None]], ways: Sequence[str] = tuple(STREAMS)
+) -> None:
+    for how in ways:
         CASES[f"{function.__name__}: {how}"] = partial(_with_description, function, how)
 
 
@@ -477,6 +482,143 @@ async def a_pipeline(witness: Witness, cancelling: Cancelling) -> None:
         assert values == [2 * item.n for item in items]
     await still_works(witness)
     await close(witness)
+
+
+# -- Journals --------------------------------------------------------------------------------------------------------
+
+
+JOURNALED = ["map ordered sync", "outcomes unordered async"]
+
+
+@contextmanager
+def _journal() -> Generator[Journal[Item]]:
+    with tempfile.TemporaryDirectory(dir=FAST_FOLDER) as folder:
+        yield Journal(f"{folder}/batch.db", key=lambda item: item.n, values=True, durable=False)
+
+
+def _journaled(witness: Witness, journal: Journal[Item], how: str, items: list[Item]) -> Any:
+    """A stream of a journal by its description."""
+    kind, order, source = how.split()
+    items_source = witness.source(items) if source == "sync" else witness.async_source(items, waits=0.0005)
+    if kind == "map":
+        return journal.map(witness.pool, items_source, ordered=order == "ordered")
+    return journal.outcomes(witness.pool, items_source, ordered=order == "ordered")
+
+
+async def _check_journal(journal: Journal[Item], delivered: list[Any]) -> None:
+    """Check that what was delivered is recorded, and that the journal is free for the next run."""
+    await settle()
+    done = _done_in(journal)
+    assert set(_numbers(delivered)) <= done
+    async with WorkerPool(_number_of, workers=1) as pool:
+        again = Journal[Item](journal.path, key=lambda item: item.n)
+        left = await again.outcomes(pool, [Item(n) for n in range(10)])
+    assert {outcome.job.n for outcome in left} == set(range(10)) - done
+
+
+def _done_in(journal: Journal[Item]) -> set[int]:
+    with closing(sqlite3.connect(journal.path)) as base:
+        if not base.execute("select 1 from sqlite_master limit 1").fetchone():
+            return set()  # it was never opened
+        return {key for (key,) in base.execute("select key from done")}
+
+
+async def _number_of(item: Item) -> int:
+    return item.n
+
+
+@partial(stream_cases, ways=JOURNALED)
+async def next_of_a_journaled_stream(witness: Witness, cancelling: Cancelling, how: str) -> None:
+    pool = witness.make_pool(workers=2, queue_size=1)
+    await pool.start()
+    items = witness.items(5, "ok", "turn", "nap")
+    with _journal() as journal:
+        stream = aiter(_journaled(witness, journal, how, items))
+        read: list[Any] = []
+
+        async def main() -> None:
+            async for entry in stream:
+                read.append(entry)
+
+        if (await cancelling(main)).cancelled:
+            await main()
+        assert sorted(_numbers(read)) == [item.n for item in items]
+        if " ordered" in how:
+            assert _numbers(read) == [item.n for item in items]
+        await still_works(witness)
+        await close(witness)
+        await _check_journal(journal, read)
+
+
+@partial(stream_cases, ways=JOURNALED)
+async def a_journaled_stream_in_a_block(witness: Witness, cancelling: Cancelling, how: str) -> None:
+    pool = witness.make_pool(workers=2, queue_size=1)
+    await pool.start()
+    items = [witness.item("ok"), *witness.items(5, "slow", "nap")]
+    read: list[Any] = []
+    with _journal() as journal:
+        stream = _journaled(witness, journal, how, items)
+
+        async def main() -> None:
+            async with stream:
+                async for entry in stream:
+                    read.append(entry)
+                    break
+
+        await cancelling(main)
+        await stream.aclose()
+        assert (pool.stats.running, pool.stats.queued) == (0, 0)
+        assert witness.sources_open == 0
+        await still_works(witness)
+        await close(witness)
+        await _check_journal(journal, read)
+
+
+@case
+async def a_recorded_job(witness: Witness, cancelling: Cancelling) -> None:
+    with _journal() as journal:
+        pool = witness.make_pool(workers=1, handler=journal.recorded(witness.handle))
+        await pool.start()
+        item = witness.item("nap")
+        witness.perhaps += 1
+        results: list[Any] = []
+
+        async def main() -> None:
+            with suppress(JobCancelled):
+                results.append(await pool.run(item))
+
+        await cancelling(main)
+        assert item.n not in witness.active_items
+        await still_works(witness)
+        await close(witness)
+        await settle()
+        assert set(results) <= _done_in(journal) <= {item.n, 10_000}
+
+
+@case
+async def next_of_what_is_pending(witness: Witness, cancelling: Cancelling) -> None:
+    pool = witness.make_pool(workers=1)
+    await pool.start()
+    with _journal() as journal:
+        got: list[Item] = []
+        pending = journal.pending(each_slowly([Item(n) for n in range(5)]))
+
+        async def main() -> None:
+            async for item in pending:
+                got.append(item)
+
+        await cancelling(main)
+        await pending.aclose()
+        assert got == [Item(n) for n in range(len(got))]
+        await still_works(witness)
+        await close(witness)
+        await _check_journal(journal, [])
+
+
+async def each_slowly(items: list[Item]) -> AsyncIterator[Item]:
+    for item in items:
+        await asyncio.sleep(0.001)
+        yield item
 
 
 # -- Groups ----------------------------------------------------------------------------------------------------------

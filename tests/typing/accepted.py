@@ -18,9 +18,12 @@ from asyncpool import (
     DeadLetterSink,
     Decision,
     Failed,
+    FailedJob,
     FixedSize,
     FunctionPolicy,
     JobHandle,
+    Journal,
+    JournalCounts,
     Outcome,
     PoolLoad,
     RateLimit,
@@ -287,3 +290,19 @@ def a_size_can_be_changed(pool: WorkerPool[str, int]) -> None:
 def a_setting_may_be_any_of_them(production: bool) -> Workers:
     policy: ScalingPolicy = AutoScale(2, 10) if production else FixedSize(1)
     return policy if production else half_of_the_backlog
+
+
+def job_key(job: str) -> str | int:
+    return job or 0
+
+
+async def a_journal_has_the_types_of_its_pool(pool: WorkerPool[str, int]) -> None:
+    journal = Journal("batch.db", key=job_key, values=True)
+    assert_type(journal, Journal[str])
+    assert_type(journal.outcomes(pool, ["a"], earlier=True), Stream[Outcome[str, int]])
+    assert_type(journal.map(pool, ["a"]), Stream[int])
+    assert_type(journal.pending(["a"]), AsyncGenerator[str, None])
+    assert_type(journal.failed(), list[FailedJob])
+    assert_type(journal.count(), JournalCounts)
+    assert_type(WorkerPool(journal.recorded(length), workers=2), WorkerPool[str, int])
+    assert_type(WorkerPool(journal.recorded(stored), workers=2, resource=connect), WorkerPool[str, bool])

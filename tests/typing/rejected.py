@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import assert_never
 
 import asyncpool
-from asyncpool import AutoScale, DeadLetters, Decision, Failed, Outcome, PoolLoad, Succeeded, WorkerPool
+from asyncpool import AutoScale, DeadLetters, Decision, Failed, Journal, Outcome, PoolLoad, Succeeded, WorkerPool
 
 
 class Connection: ...
@@ -132,3 +132,8 @@ def wrong_sizes(pool: WorkerPool[str, int], policy: AutoScale, load: PoolLoad) -
     pool.resize(answers_in_words)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     policy.max_workers = 20  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
     load.workers = 5  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+Journal("batch.db")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+Journal("batch.db", key="id")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+Journal("batch.db", key=float)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
