@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from asyncpool._core.queue import wake
+from asyncpool._core.wakeups import wake
 from asyncpool._core.state import State
 from asyncpool._guard import describe
 from asyncpool._logs import log
