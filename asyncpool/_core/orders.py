@@ -247,7 +247,8 @@ def _compared(key: Any) -> Iterable[Any]:
     if isinstance(key, (tuple, list, deque)):
         return cast("Iterable[Any]", key)
     if is_dataclass(key):
-        return [getattr(key, field.name) for field in fields(cast("Any", key)) if field.compare]
+        instance = cast("Any", key)
+        return [getattr(instance, field.name) for field in fields(instance) if field.compare]
     attributes = getattr(type(key), "__attrs_attrs__", ())
     return [getattr(key, attribute.name) for attribute in attributes if attribute.order]
 
