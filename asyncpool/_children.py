@@ -38,6 +38,7 @@ _GRACE = struct.Struct("!d")
 _ORPHAN_GRACE = 5.0  # seconds, until a process ends whose program is dead, whatever its handlers do
 _CHECK_EVERY = 0.5  # seconds: the end of a connection says nothing while a fork holds the other end, too
 _KILLED_WITHIN = 5.0  # seconds, in which the system ends a killed process, unless that hangs in the kernel
+_HAS_NO_GUARD = 78  # the exit status of a process that has started the program again; EX_CONFIG of sysexits.h
 _MAX_PAUSE_OF_POLL = 0.05  # seconds
 
 # Ctrl+C goes to all processes of a terminal, and systemd sends SIGTERM to all of a service: what they mean is for the
@@ -67,7 +68,7 @@ _GUARD_HINT = (
 def check_can_spawn() -> None:
     """End this process if it is one that was spawned, and has started the program again."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise SystemExit(f"asyncpool: {_GUARD_HINT}")
+        raise SystemExit(_HAS_NO_GUARD)  # without a word: the program that has spawned it says why
 
 
 class Child:
@@ -112,20 +113,20 @@ class Child:
         try:
             await _write(self._writer, batch)
         except OSError as error:
-            raise await self._end() from error
+            raise await self._end(error) from None
 
     async def take(self) -> bytes:
         """Wait for news."""
         try:
             news = await _read(self._reader)
         except (OSError, asyncio.IncompleteReadError) as error:
-            raise await self._end() from error
+            raise await self._end(error) from None
         self._has_spoken = True
         return news
 
-    async def _end(self) -> Exception:
+    async def _end(self, error: Exception) -> Exception:
         """Return the error for its end."""
-        how = await self._how_it_ended()
+        how = await self._how_it_ended(error)
         if self._has_spoken:
             return ProcessLost(how)
         # It could not run anything, and others like it could not either.
@@ -153,13 +154,15 @@ class Child:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _MAX_PAUSE_OF_POLL)
 
-    async def _how_it_ended(self) -> str:
+    async def _how_it_ended(self, error: Exception) -> str:
         await self._wait_ended(1.0)  # it is dead, and the system may not know yet how
         code = self._exit_code if self._process is None else self._process.exitcode
         if code is None:
-            return "it has closed its connection"
+            return f"its connection has ended: {error}"
         if code < 0:
             return f"killed by {_name_of_signal(-code)}"
+        if code == _HAS_NO_GUARD and not self._has_spoken:
+            return _GUARD_HINT
         if code == 1 and not self._has_spoken:
             return f"ended with exit status 1; its output says why. If not: {_GUARD_HINT}"
         return f"ended with exit status {code}"
