@@ -38,6 +38,7 @@ _GRACE = struct.Struct("!d")
 _ORPHAN_GRACE = 5.0  # seconds, until a process ends whose program is dead, whatever its handlers do
 _CHECK_EVERY = 0.5  # seconds: the end of a connection says nothing while a fork holds the other end, too
 _KILLED_WITHIN = 5.0  # seconds, in which the system ends a killed process, unless that hangs in the kernel
+_HAS_NO_GUARD = 78  # the exit status of a process that has started the program again; EX_CONFIG of sysexits.h
 _MAX_PAUSE_OF_POLL = 0.05  # seconds
 
 # Ctrl+C goes to all processes of a terminal, and systemd sends SIGTERM to all of a service: what they mean is for the
@@ -67,7 +68,7 @@ _GUARD_HINT = (
 def check_can_spawn() -> None:
     """End this process if it is one that was spawned, and has started the program again."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise SystemExit(f"asyncpool: {_GUARD_HINT}")
+        raise SystemExit(_HAS_NO_GUARD)  # without a word: the program that has spawned it says why
 
 
 class Child:
@@ -77,7 +78,8 @@ class Child:
         self.name = f"process {number}"
         self._lost = asyncio.Event()
         self._has_spoken = False
-        self._process: BaseProcess | None = None
+        self._process: BaseProcess | None = None  # from its start until it has ended
+        self._exit_code: int | None = None
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter | None = None
 
@@ -111,20 +113,20 @@ class Child:
         try:
             await _write(self._writer, batch)
         except OSError as error:
-            raise await self._end() from error
+            raise await self._end(error) from None
 
     async def take(self) -> bytes:
         """Wait for news."""
         try:
             news = await _read(self._reader)
         except (OSError, asyncio.IncompleteReadError) as error:
-            raise await self._end() from error
+            raise await self._end(error) from None
         self._has_spoken = True
         return news
 
-    async def _end(self) -> Exception:
+    async def _end(self, error: Exception) -> Exception:
         """Return the error for its end."""
-        how = await self._how_it_ended()
+        how = await self._how_it_ended(error)
         if self._has_spoken:
             return ProcessLost(how)
         # It could not run anything, and others like it could not either.
@@ -132,35 +134,35 @@ class Child:
 
     async def wait_lost(self) -> None:
         """Wait until the pool has lost the process, or it has ended without a sign of that."""
-        assert self._process is not None
         has_ended = False
         while not self._lost.is_set() and not has_ended:
-            has_ended = not self._process.is_alive()  # and still has a while, for what it sent last to be read
+            has_ended = not self._is_alive  # and still has a while, for what it sent last to be read
             with suppress(TimeoutError):
                 async with asyncio.timeout(_CHECK_EVERY):
                     await self._lost.wait()
 
-    async def _has_ended(self, within: float) -> bool:
-        """Wait until the process has ended, for up to some seconds. Return whether it has."""
-        assert self._process is not None
+    @property
+    def _is_alive(self) -> bool:
+        return self._process is not None and self._process.is_alive()
+
+    async def _wait_ended(self, within: float) -> None:
+        """Wait until the process has ended, for up to some seconds."""
         loop = asyncio.get_running_loop()
         until, pause = loop.time() + within, 0.001
         # Not by a thread that joins it, which could not be cancelled, and would be one for each process.
-        while self._process.is_alive():
-            if loop.time() >= until:
-                return False
+        while self._is_alive and loop.time() < until:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _MAX_PAUSE_OF_POLL)
-        return True
 
-    async def _how_it_ended(self) -> str:
-        assert self._process is not None
-        await self._has_ended(1.0)  # it is dead, and the system may not know yet how
-        code = self._process.exitcode
+    async def _how_it_ended(self, error: Exception) -> str:
+        await self._wait_ended(1.0)  # it is dead, and the system may not know yet how
+        code = self._exit_code if self._process is None else self._process.exitcode
         if code is None:
-            return "it has closed its connection"
+            return f"its connection has ended: {error}"
         if code < 0:
             return f"killed by {_name_of_signal(-code)}"
+        if code == _HAS_NO_GUARD and not self._has_spoken:
+            return _GUARD_HINT
         if code == 1 and not self._has_spoken:
             return f"ended with exit status 1; its output says why. If not: {_GUARD_HINT}"
         return f"ended with exit status {code}"
@@ -175,15 +177,16 @@ class Child:
 
     async def close(self, grace: float) -> None:
         """Let the process leave its resources, and end it."""
-        process = self._process
-        if process is None:
-            return
         if self._writer is not None and not self._lost.is_set():
             self._writer.write(_LENGTH.pack(0) + _GRACE.pack(grace))
-            await self._has_ended(grace)
+            await self._wait_ended(grace)
         self.kill()
-        await self._has_ended(_KILLED_WITHIN)
-        _living.discard(process)
+        await self._wait_ended(_KILLED_WITHIN)
+        if self._process is not None and not self._is_alive:
+            _living.discard(self._process)
+            self._exit_code = self._process.exitcode
+            self._process.close()  # its descriptors; the garbage collector may come late
+            self._process = None
 
 
 def _spawn(process: BaseProcess, connection: socket.socket) -> None:

@@ -50,9 +50,15 @@ class Processes:
         TypeError: `count` is not an int; `setup` is not callable, is an async function, or cannot be sent to other
             processes.
         ValueError: `count` is below 1.
+        RuntimeError: The program is read from stdin: its main module cannot be imported.
     """
 
     def __init__(self, count: int | None = None, *, setup: Callable[[], object] | None = None) -> None:
+        if getattr(sys.modules["__main__"], "__file__", None) == "<stdin>":
+            raise RuntimeError(
+                "Processes() cannot start processes for a program that is read from <stdin>, because each of them "
+                "imports the main module: save the program in a file"
+            )
         self._count = _cpus() if count is None else check_count("count", count, least=1)
         self._setup: bytes | None = None
         if setup is not None:

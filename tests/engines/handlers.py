@@ -146,6 +146,18 @@ def unsuitable_setup() -> NoReturn:
     raise FileNotFoundError("no settings")
 
 
+class Once:
+    """A setup that lets the first process live, and no other."""
+
+    def __init__(self, notes: Notes) -> None:
+        self.notes = notes
+
+    def __call__(self) -> None:
+        if self.notes.lines():
+            unsuitable_setup()
+        self.notes.add("first")
+
+
 def exits() -> NoReturn:
     os._exit(3)
 

@@ -410,6 +410,8 @@ class Fleet:
         if is_opening and not is_lost and (self._failed_starts >= self._expected or not self._members):
             assert self._opened is not None
             self._opened.set_exception(error)  # none can run the handler, or even start
+        elif is_opening:  # what keeps the last of them from that is raised to the caller, with its traceback
+            log.warning("pool %r: %s cannot be used: %s", self.pool, member.name, describe(error))
         elif is_lost:
             log.warning("pool %r: lost %s with %d attempts: %s", self.pool, member.name, len(errands), str(error))
         else:
