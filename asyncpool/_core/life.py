@@ -17,7 +17,7 @@ import anyio
 
 from asyncpool._core.parts import Parts
 from asyncpool._core.state import Phase
-from asyncpool._core.tasks import PoolTaskGroup
+from asyncpool._core.tasks import PoolTaskGroup, end_if_lost
 from asyncpool._guard import cause_of, is_error
 from asyncpool._logs import log
 from asyncpool.errors import EngineLost, PoolClosed, PoolReused
@@ -29,6 +29,8 @@ __all__ = ["Life"]
 
 # What was just cancelled gets this many loop iterations to end by itself, however short the grace.
 _LAST_TURNS = 16
+# After this many interrupts of itself the supervisor no longer begins again.
+_MAX_INTERRUPTS = 8
 
 
 def _in_order(numbered: list[tuple[int, Unfinished[Any]]]) -> tuple[Unfinished[Any], ...]:
@@ -48,6 +50,7 @@ class Life:
         self._grace = math.inf  # seconds
         self._grace_until = math.inf  # loop time at which step 4 begins, once step 3 has
         self._stop_is_requested = asyncio.Event()
+        self._interrupts = 0  # of the supervisor
 
     # -- The beginning -----------------------------------------------------------------------------------------------
 
@@ -169,35 +172,17 @@ class Life:
     # -- The ladder --------------------------------------------------------------------------------------------------
 
     async def _supervise(self) -> None:
-        """Take the pool to its end. The numbers are those of `WorkerPool.close` and docs/semantics.md."""
+        """Take the pool to its end, whatever happens."""
         parts = self._parts
         async with PoolTaskGroup() as group:
             parts.tasks.open(group)  # from here on, resource tasks and feeders run in it
-            await self._until_asked_to_stop()
-            self._finish_stopping_intake()
-            # 1. The intake is stopped and a pause lifted, by the request.
-            # 2. Let queued, delayed and running jobs finish.
-            await self._until_settled()
-            await self._until(lambda: parts.ledger.is_drained, lambda: self._drain_until)
-            # 3. Hand back what is queued or delayed, and cancel what runs; no worker that becomes free takes anything
-            # meanwhile (`Cancellation.cancel_where`).
-            self._state.move(Phase.STOPPING)
-            self._cancel_jobs()
-            await self._until_settled()
-            self._grace_until = min(self._grace_until, self._state.loop.time() + self._grace)
-            await self._until(self._is_empty, lambda: -math.inf, turns=_LAST_TURNS)
-            parts.workers.release_lost()
-            # A job that has swallowed its cancellation gets another when half of the grace is over.
-            began = self._state.loop.time()
-            await self._until(self._is_empty, lambda: began + (self._grace_until - began) / 2)
-            parts.cancellation.repeat()
-            await self._until(self._is_empty, lambda: self._grace_until)
-            # 4. Abandon and name what ignores its cancellation.
-            parts.workers.abandon()
-            await self._until(self._is_empty, lambda: -math.inf, turns=_LAST_TURNS)
-            leftover = parts.tasks.cancel_all()
-            await self._until(lambda: parts.tasks.is_done, lambda: -math.inf, turns=_LAST_TURNS)
-            self._close([task for task in leftover if not task.done()])
+            try:
+                while self.report is None:
+                    await self._climb()
+            except BaseException:
+                if not self._state.loop.is_closed():  # else we are being collected
+                    parts.workers.retire_all()  # the group waits for its children, and nobody else would end these
+                raise
             # Close() has returned by now. Only the supervisor waits for tasks that ignore their cancellation
             # (test_a_task_that_ignores_the_end_holds_the_supervisor). Here, and not by leaving the block: if every task
             # is cancelled meanwhile, as at the end of asyncio.run, the group would cancel these once more.
@@ -207,6 +192,61 @@ class Life:
                     break
                 except asyncio.CancelledError:
                     continue
+
+    async def _climb(self) -> None:
+        """Take the pool through the steps, until the report is made, or an interrupt comes."""
+        try:
+            await self._take_to_end()
+        except (KeyboardInterrupt, SystemExit) as error:
+            self._interrupts += 1
+            if self._state.loop.is_closed() or self._interrupts > _MAX_INTERRUPTS:
+                raise
+            # The program gets it now, and the pool goes on. Raised here, it would wait in the group for the children,
+            # and the program would not even know (test_an_interrupt_of_the_supervisor_reaches_the_program).
+            self._state.raise_later(error)
+            self.cancel()
+
+    async def _take_to_end(self) -> None:
+        """Take the pool through the steps of `WorkerPool.close` and docs/semantics.md. Can be repeated."""
+        parts = self._parts
+        await self._until_asked_to_stop()
+        self._finish_stopping_intake()
+        # 1. The intake is stopped and a pause lifted, by the request.
+        # 2. Let queued, delayed and running jobs finish.
+        await self._until_settled()
+        await self._until(lambda: parts.ledger.is_drained, lambda: self._drain_until)
+        # 3. Hand back what is queued or delayed, and cancel what runs; no worker that becomes free takes anything
+        # meanwhile (`Cancellation.cancel_where`).
+        if self._state.phase is Phase.DRAINING:
+            self._state.move(Phase.STOPPING)
+        self._cancel_jobs()
+        await self._until_settled()
+        self._grace_until = min(self._grace_until, self._state.loop.time() + self._grace)
+        await self._until(self._is_empty, lambda: -math.inf, turns=_LAST_TURNS)
+        self._end_lost_tasks()
+        parts.workers.release_lost()
+        # A job that has swallowed its cancellation gets another when half of the grace is over.
+        began = self._state.loop.time()
+        await self._until(self._is_empty, lambda: began + (self._grace_until - began) / 2)
+        parts.cancellation.repeat()
+        await self._until(self._is_empty, lambda: self._grace_until)
+        # 4. Abandon and name what ignores its cancellation.
+        self._end_lost_tasks()
+        parts.workers.abandon()
+        await self._until(self._is_empty, lambda: -math.inf, turns=_LAST_TURNS)
+        leftover = parts.tasks.cancel_all()
+        await self._until(lambda: parts.tasks.is_done, lambda: -math.inf, turns=_LAST_TURNS)
+        self._end_lost_tasks()
+        await self._until(lambda: parts.tasks.is_done, lambda: -math.inf, turns=1)
+        self._close([task for task in leftover if not task.done()])
+
+    def _end_lost_tasks(self) -> None:
+        """End the tasks of the pool and of its jobs that are lost after an interrupt: they cannot end by themselves."""
+        parts, state = self._parts, self._state
+        jobs = [job.task for job in parts.cancellation.running_jobs() if job.task is not None]
+        for task in jobs + parts.tasks.all:
+            if end_if_lost(task, state.loop):
+                log.error("pool %r: ended %s, which was never resumed after an interrupt", state.name, task.get_name())
 
     def _finish_stopping_intake(self) -> None:
         """Repeat what a KeyboardInterrupt in the middle of a request may have left out; otherwise nothing is left to do

@@ -1,4 +1,4 @@
-"""The pool's own tasks, which live longer than a job: resource tasks and feeders.
+"""The pool's own tasks, which live longer than a job: resource tasks and feeders; and the end of tasks that are lost.
 
 The tasks of jobs are not here: see docs/architecture.md for the reason.
 """
@@ -9,10 +9,39 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from types import TracebackType
+from typing import Any
 
 from asyncpool._core.state import State
 
-__all__ = ["PoolTaskGroup", "Tasks"]
+__all__ = ["PoolTaskGroup", "Tasks", "end_if_lost"]
+
+
+def end_if_lost(task: asyncio.Task[None], loop: asyncio.AbstractEventLoop) -> bool:
+    """End a task that asyncio will never resume, as if it had been cancelled; return whether it is one.
+
+    A KeyboardInterrupt that comes when the loop has taken a callback and not called it yet drops that callback. The
+    task whose next step it was is never resumed, and `asyncio.run` waits for it forever. Such a task waits for nothing,
+    or for what is done, and no callback of the loop is its next step; only the loops of asyncio itself show that.
+    """
+    if type(loop).call_soon is not asyncio.BaseEventLoop.call_soon or task.done():
+        return False
+    waits_for: Any = getattr(task, "_fut_waiter", None)
+    callbacks = [getattr(handle, "_callback", None) for handle in getattr(loop, "_ready", ())]
+    if task is asyncio.current_task(loop) or (waits_for is not None and not waits_for.done()):
+        return False
+    if any(getattr(callback, "__self__", None) is task for callback in callbacks):
+        return False
+    coroutine: Any = task.get_coro()
+    try:
+        for _ in range(2):
+            coroutine.throw(asyncio.CancelledError())  # if this returns, it awaits in its cleanup: nobody can resume it
+        coroutine.close()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:
+        pass  # this is its end: the error of a job is in its outcome
+    asyncio.Future.cancel(task)  # no step of its own will make it done, and others wait for that
+    return True
 
 
 class PoolTaskGroup(asyncio.TaskGroup):
@@ -22,6 +51,9 @@ class PoolTaskGroup(asyncio.TaskGroup):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is not GeneratorExit:
+            # A child that is done, and whose callback an interrupt has dropped: the group would wait for it forever.
+            children: set[asyncio.Task[Any]] = getattr(self, "_tasks", set())
+            children.difference_update([task for task in children if task.done()])
             await super().__aexit__(kind, error, traceback)
 
 
@@ -99,6 +131,11 @@ class Tasks:
     def abandon(self, task: asyncio.Task[None]) -> None:
         """Let nobody wait any more for a task that ignores its cancellation, except the supervisor at its very end."""
         self._abandoned.add(task)
+
+    @property
+    def all(self) -> list[asyncio.Task[None]]:
+        """Those that run."""
+        return list(self._children)
 
     async def wait_done(self) -> None:
         """Wait until no task runs."""

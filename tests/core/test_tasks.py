@@ -496,14 +496,44 @@ async def test_a_pool_that_a_bug_has_ended_takes_no_more_jobs(
     reader.exception()
 
 
+def interrupter(kind: type[BaseException], times: int) -> Callable[[Life], None]:
+    """A step of the supervisor that is interrupted some times."""
+    left = [kind] * times
+
+    def interrupt(self: Life) -> None:
+        if left:
+            raise left.pop()
+
+    return interrupt
+
+
+@pytest.mark.parametrize("times", [1, 3, 20])
+def test_an_interrupt_of_the_supervisor_reaches_the_program(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The workers hold resources, whose tasks nobody has told to end: the supervisor's group would wait for them.
+    monkeypatch.setattr(Life, "_finish_stopping_intake", interrupter(KeyboardInterrupt, times))
+    loop = VirtualTimeLoop()
+    pool = WorkerPool(nap, workers=2, resource=nothing)
+    loop.run_until_complete(pool.start())
+    handle = loop.run_until_complete(pool.submit(60))
+    interrupts = 0
+    while pool.report is None:
+        try:
+            loop.run_until_complete(pool.close())
+        except KeyboardInterrupt:
+            interrupts += 1
+    loop.run_until_complete(settle())
+    loop.close()
+    assert interrupts == min(times, 9)
+    assert handle.done()
+    if times < 9:  # otherwise its resource was given up, and so it has failed
+        assert [(entry.job, entry.started) for entry in pool.report.unfinished] == [(60, True)]
+
+
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 def test_an_interrupt_of_the_supervisor_is_not_logged_as_a_failure(
     kind: type[BaseException], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def interrupt(self: Life) -> None:
-        raise kind
-
-    monkeypatch.setattr(Life, "_finish_stopping_intake", interrupt)
+    monkeypatch.setattr(Life, "_finish_stopping_intake", interrupter(kind, 1))
     loop = VirtualTimeLoop()
     pool = WorkerPool(sleeper, workers=1)
     loop.run_until_complete(pool.start())

@@ -1,0 +1,152 @@
+"""Tasks that asyncio has lost: a KeyboardInterrupt came when it had taken their next step and not made it yet.
+
+On a real loop, whose queue of callbacks is the one that loses them; the time that passes is some milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from asyncpool import Cancelled, WorkerPool
+from asyncpool._core.tasks import end_if_lost
+
+
+def lose(task: asyncio.Task[Any]) -> None:
+    """Drop the next step of a task, as `BaseEventLoop._run_once` does when an interrupt comes in the middle."""
+    loop: Any = asyncio.get_running_loop()
+    [handle] = [handle for handle in loop._ready if getattr(handle._callback, "__self__", None) is task]
+    loop._ready.remove(handle)
+
+
+def task_named(name: str) -> asyncio.Task[Any]:
+    [task] = [task for task in asyncio.all_tasks() if task.get_name() == name]
+    return task
+
+
+async def spin(job: Any = None) -> None:
+    """Be about to be resumed, at any moment."""
+    while True:
+        await asyncio.sleep(0)
+
+
+async def cleans_up(job: int) -> None:
+    try:
+        await spin()
+    finally:
+        await asyncio.sleep(0)  # it cannot be resumed from here either
+
+
+async def swallows(job: int) -> None:
+    while True:
+        try:
+            await spin()
+        except asyncio.CancelledError:
+            pass
+
+
+@pytest.mark.parametrize("handler", [spin, cleans_up])
+def test_a_job_whose_next_step_was_lost_holds_neither_close_nor_asyncio_run(
+    handler: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with WorkerPool(handler, workers=1, name="shop") as pool:
+            handle = await pool.submit(1)
+            while pool.stats.running == 0 or not task_named("shop job"):
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            lose(task_named("shop job"))
+            report = await pool.close(drain_timeout=0.0, grace=60.0)
+        assert isinstance(await handle.outcome(), Cancelled)
+        assert [entry.job for entry in report.unfinished] == [1]
+        assert report.abandoned == ()
+
+    asyncio.run(main())
+    assert "pool 'shop': ended shop job, which was never resumed after an interrupt" in caplog.messages
+
+
+def test_a_resource_and_a_feeder_that_were_lost_hold_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    @asynccontextmanager
+    async def connection() -> AsyncIterator[None]:
+        yield
+        await spin()
+
+    async def source() -> AsyncIterator[int]:
+        yield 1
+        await spin()
+
+    async def handler(job: int, resource: None) -> int:
+        return job
+
+    async def main() -> None:
+        pool = WorkerPool(handler, workers=1, resource=connection, name="shop")
+        await pool.start()
+        stream = aiter(pool.outcomes(source()))
+        await anext(stream)
+        lose(task_named("shop feeder"))
+        closing = asyncio.ensure_future(pool.close(drain_timeout=0.0, grace=60.0))
+        resource = task_named("shop worker 1 resource")
+        while not pool.stats.resources_closing:
+            await asyncio.sleep(0)
+        lose(resource)
+        await closing
+        assert resource.done()
+
+    asyncio.run(main())
+    ended = [message for message in caplog.messages if "never resumed" in message]
+    assert len(ended) == 2
+
+
+def test_the_end_of_a_child_that_nobody_was_told_of_does_not_hold_the_supervisor() -> None:
+    @asynccontextmanager
+    async def connection() -> AsyncIterator[None]:
+        yield
+
+    async def handler(job: int, resource: None) -> int:
+        return job
+
+    async def main() -> None:
+        pool = WorkerPool(handler, workers=1, resource=connection, name="shop")
+        await pool.start()
+        resource, supervisor = task_named("shop worker 1 resource"), task_named("shop supervisor")
+        group: Any = pool._parts.tasks._group
+        resource.remove_done_callback(group._on_task_done)
+        await pool.close()
+        await supervisor
+
+    asyncio.run(main())
+
+
+def test_a_task_that_will_be_resumed_is_not_ended() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        event = asyncio.Event()
+        tasks = {
+            "waits": asyncio.ensure_future(event.wait()),
+            "spins": asyncio.ensure_future(spin()),
+            "swallows": asyncio.ensure_future(swallows(1)),
+            "done": asyncio.ensure_future(asyncio.sleep(0)),
+        }
+        fresh = asyncio.ensure_future(spin())
+        assert not end_if_lost(fresh, loop)  # before its first step
+        for _ in range(3):
+            await asyncio.sleep(0)
+        for _ in range(10):
+            tasks["swallows"].cancel()
+            assert not any(end_if_lost(task, loop) for task in tasks.values())
+            await asyncio.sleep(0)
+        event.set()
+        assert not end_if_lost(tasks["waits"], loop)  # what it waits for is done, and its wakeup is on its way
+        current = asyncio.current_task()
+        assert current is not None
+        assert not end_if_lost(current, loop)
+        lose(tasks["swallows"])
+        assert end_if_lost(tasks["swallows"], loop)
+        assert tasks["swallows"].cancelled()
+        assert not end_if_lost(tasks["swallows"], loop)
+
+    asyncio.run(main())
