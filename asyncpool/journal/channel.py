@@ -100,7 +100,7 @@ class JournalChannel(FedChannel[Any]):
             await super().begin()
         except (JournalError, PoolClosed) as error:
             self._leave()
-            if isinstance(error, JournalError):
+            if is_error(error, JournalError):
                 self.cancel()
             raise
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from asyncpool._checks import check_function
@@ -162,7 +163,8 @@ class Journal(Generic[JobT]):
     def _stream(
         self, pool: object, jobs: Any, ordered: bool, raises: bool, earlier: bool, skip_failed: bool
     ) -> Stream[Any]:
-        from asyncpool.journal.channel import JournalChannel
+        with _needing_sqlite():
+            from asyncpool.journal.channel import JournalChannel
 
         return Stream(
             JournalChannel(
@@ -204,7 +206,8 @@ class Journal(Generic[JobT]):
         Raises:
             TypeError: `handler` is not callable.
         """
-        from asyncpool.journal.recorded import RecordedHandler
+        with _needing_sqlite():
+            from asyncpool.journal.recorded import RecordedHandler
 
         if not callable(handler):
             raise TypeError(f"handler must be callable, got {describe(handler)}")
@@ -229,7 +232,8 @@ class Journal(Generic[JobT]):
             TypeError: `jobs` is not iterable.
             JournalError: Raised by the first step: the file cannot be opened, or cannot be read.
         """
-        from asyncpool.journal.pending import pending
+        with _needing_sqlite():
+            from asyncpool.journal.pending import pending
 
         if not isinstance(jobs, (Iterable, AsyncIterable)):
             raise TypeError(f"jobs must be an iterable or an async iterable, got {describe(jobs)}")
@@ -246,7 +250,8 @@ class Journal(Generic[JobT]):
         Raises:
             JournalError: The file cannot be read, or is not a journal.
         """
-        from asyncpool.journal.reading import failed_in
+        with _needing_sqlite():
+            from asyncpool.journal.reading import failed_in
 
         return failed_in(self.path)
 
@@ -259,7 +264,8 @@ class Journal(Generic[JobT]):
         Raises:
             JournalError: The file cannot be read, or is not a journal.
         """
-        from asyncpool.journal.reading import counts_of
+        with _needing_sqlite():
+            from asyncpool.journal.reading import counts_of
 
         return counts_of(self.path)
 
@@ -274,8 +280,9 @@ class Journal(Generic[JobT]):
     def _enter(self) -> JournalSession:
         """Return the session of this run, with a user more, which must call `leave`. It may be opening."""
         # Here, because SQLite takes some milliseconds to import, and is not in every build of Python.
-        from asyncpool.journal.file import JournalFile
-        from asyncpool.journal.session import JournalSession
+        with _needing_sqlite():
+            from asyncpool.journal.file import JournalFile
+            from asyncpool.journal.session import JournalSession
 
         session = self._session
         if session is None or session.is_over or session.loop.is_closed():
@@ -289,6 +296,14 @@ class Journal(Generic[JobT]):
     def _check_values(self, what: str) -> None:
         if not self._values:
             raise TypeError(f"{what} needs the values of jobs that are done: use Journal(..., values=True)")
+
+
+@contextmanager
+def _needing_sqlite() -> Generator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise JournalError(f"a journal needs sqlite3, which this build of Python does not have: {error}") from error
 
 
 def _check_flag(name: str, value: object) -> None:

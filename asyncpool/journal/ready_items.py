@@ -10,6 +10,8 @@ import types
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, MutableSequence
 from typing import Any, TypeAlias
 
+from asyncpool._guard import is_error
+
 __all__ = ["ReadyItems", "take_ready"]
 
 _MAX_SECONDS = 0.005  # without a turn for the event loop
@@ -66,7 +68,7 @@ class ReadyItems:
                     items.append(await self._finish(self._step))
         except BaseException as error:
             self.is_over = True
-            if not isinstance(error, StopAsyncIteration):
+            if not is_error(error, StopAsyncIteration):
                 raise
 
     async def end(self, items: Items) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from asyncpool._core.wakeups import wake
 from asyncpool._core.state import State
-from asyncpool._guard import describe
+from asyncpool._guard import describe, is_error
 from asyncpool._logs import log
 from asyncpool.errors import JournalError
 from asyncpool.journal.entries import Entry, Key
@@ -112,7 +112,7 @@ class JournalSession:
             return
         try:
             # A new one for each caller: its traceback leads to this session, which would keep it, and so all callers.
-            raise (JournalError(*error.args) if isinstance(error, JournalError) else _unexpected(self.path, error))
+            raise (JournalError(*error.args) if is_error(error, JournalError) else _unexpected(self.path, error))
         finally:
             del error
 
@@ -252,8 +252,8 @@ class JournalSession:
         try:
             error = asyncio.CancelledError() if working.cancelled() else working.exception()
             if error is not None and self.broken is None:
-                self.broken = error if isinstance(error, JournalError) else _unexpected(self.path, error)
-                log.error("%s", self.broken)
+                self.broken = error if is_error(error, JournalError) else _unexpected(self.path, error)
+                log.error("%s", str(self.broken))
             for lookup in work.lookups:
                 lookup.report()
             self._report_recorded(work.entries)

@@ -46,6 +46,24 @@ def error_of(path: Path, **options: Any) -> str:
     return str(caught.value)
 
 
+def test_a_python_without_sqlite_is_said_so(tmp_path: Path) -> None:
+    program = """
+import sys
+sys.modules["sqlite3"] = None
+import asyncpool
+journal = asyncpool.Journal("batch.db", key=int)
+for call in (journal.count, journal.failed, lambda: journal.pending([]), lambda: journal.recorded(print)):
+    try:
+        call()
+    except asyncpool.JournalError as error:
+        print(error)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stderr == ""
+    assert len(ran.stdout.splitlines()) == 4
+    assert ran.stdout.startswith("a journal needs sqlite3, which this build of Python does not have: ")
+
+
 def test_another_version_is_refused(path: Path) -> None:
     assert error_of(path, version="2") == (
         f"the journal {path} has the version '1', and this run has '2': use another file, or the same version if a job "

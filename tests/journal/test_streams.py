@@ -646,6 +646,46 @@ async def test_a_full_disk_ends_the_stream_and_loses_nothing(
         assert len(await journal.outcomes(pool, range(300))) == 300 - len(done)  # there is room again
 
 
+@pytest.mark.parametrize("source", SOURCES)
+@virtual
+async def test_a_file_that_cannot_be_read_any_more_ends_the_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Any
+) -> None:
+    find, calls, outcomes = JournalFile.find, [], []
+
+    def broken(self: JournalFile, keys: Sequence[Key], *, values: bool) -> Found:
+        calls.append(len(keys))
+        if len(calls) > 3:
+            raise JournalError("the disk is gone")
+        return find(self, keys, values=values)
+
+    monkeypatch.setattr(JournalFile, "find", broken)
+    runs = Runs()
+    async with WorkerPool(runs, workers=3) as pool:
+        with pytest.raises(JournalError, match="the disk is gone"):
+            async for outcome in make_journal(tmp_path).outcomes(pool, source(range(1000))):
+                outcomes.append(outcome)
+    done = {outcome.job for outcome in outcomes if isinstance(outcome, Succeeded)}
+    assert done == set(runs.jobs) == await asyncio.to_thread(recorded_in, tmp_path / "batch.db")
+    assert {outcome.job for outcome in outcomes} == set(range(len(outcomes)))  # each that was pulled has an outcome
+    assert len(outcomes) == len(done) + calls[3]
+
+
+@virtual
+async def test_an_unexpected_error_of_the_thread_is_an_end_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(self: JournalFile, entries: Sequence[Entry]) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(JournalFile, "record", broken)
+    async with echo_pool() as pool:
+        with pytest.raises(JournalError, match=r"cannot be written: MemoryError\(\); \d+ finished job") as caught:
+            await make_journal(tmp_path).outcomes(pool, range(100))
+    assert len(caught.value.unrecorded) >= 1
+    assert "MemoryError" in caplog.text
+
+
 def test_a_journal_error_can_be_pickled() -> None:
     import pickle
 
