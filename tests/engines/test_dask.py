@@ -458,7 +458,7 @@ async def test_an_adaptive_cluster_grows_with_the_backlog(tmp_path: Any, monkeyp
             for handle in handles:
                 await handle
             await until(lambda: len(cluster.scheduler.tasks) == 3)  # the leases: nothing waits, so nothing is wanted
-            assert pool.stats.processes_lost == 0
+            assert pool.stats.reruns == 0
         await until(lambda: not cluster.scheduler.workers)
 
 
