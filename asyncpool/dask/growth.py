@@ -33,13 +33,12 @@ class Placeholders:
     def want(self, processes: int, threads: int) -> None:
         """Have the cluster grow to `processes` workers of `threads` threads, if it can. 0: it need not grow."""
         count = min(_MAX, math.ceil(processes * threads * self._per_thread))
-        if 0 < count <= len(self._futures):
-            return  # it shrinks when nothing waits any longer, and not with each job
-        self.clear()
-        if count:
-            self._futures = self._client.map(
+        if not count:
+            self.clear()
+        elif count > len(self._futures):  # it shrinks when nothing waits any longer, and not with each job
+            self._futures += self._client.map(
                 _nothing,
-                range(count),
+                range(count - len(self._futures)),
                 key=f"asyncpool-backlog-{uuid.uuid4().hex}",
                 resources={"asyncpool-backlog": 1},
                 pure=False,

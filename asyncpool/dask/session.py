@@ -145,7 +145,8 @@ class Session:
             async with self._opening:
                 await process.open(self._host.spec)
         except Exception as error:
-            log.debug("pool %r: %s cannot be used: %s", self._host.pool, process.name, describe(error))
+            if process.address in self._places:  # otherwise it has left in this moment
+                log.warning("pool %r: %s cannot be opened: %s", self._host.pool, process.name, describe(error))
             self._lose(process)
             return
         finally:

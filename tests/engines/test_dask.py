@@ -439,9 +439,8 @@ async def test_an_adaptive_cluster_does_not_close_a_worker_under_our_jobs() -> N
     async with in_process(2) as cluster:
         async with WorkerPool(handlers.noted, workers=4, engine=Dask(cluster, adaptive=False)) as pool:
             await until(lambda: len(cluster.scheduler.tasks) == 2)
-            adaptive = cluster.adapt(minimum=0, maximum=2, interval="20ms", wait_count=1)
-            await until(lambda: len(adaptive.log) or adaptive.state == "running")
-            await asyncio.sleep(1.0)
+            cluster.adapt(minimum=0, maximum=2, interval="20ms", wait_count=1)
+            await asyncio.sleep(1.0)  # it decides fifty times
             assert pool.stats.processes == 2
             assert pool.stats.processes_lost == 0
         await until(lambda: not cluster.scheduler.workers)
@@ -459,7 +458,7 @@ async def test_an_adaptive_cluster_grows_with_the_backlog(tmp_path: Any, monkeyp
             for handle in handles:
                 await handle
             await until(lambda: len(cluster.scheduler.tasks) == 3)  # the leases: nothing waits, so nothing is wanted
-            assert pool.stats.processes_lost == 0
+            assert pool.stats.reruns == 0
         await until(lambda: not cluster.scheduler.workers)
 
 
