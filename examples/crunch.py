@@ -24,6 +24,7 @@ with starting("crunch"):
     from contextlib import contextmanager, suppress
     from dataclasses import dataclass
     from pathlib import Path
+    from typing import TYPE_CHECKING
 
     from asyncpool import (
         Failed,
@@ -37,7 +38,11 @@ with starting("crunch"):
         drain_on_signal,
     )
     from asyncpool.engines import Engine
+    from examples.dask_cluster import dask_cluster
     from examples.live_view import Gauge, live_view
+
+    if TYPE_CHECKING:
+        from asyncpool import Journal
 
 __all__ = ["Crunch", "Options", "Row", "count_primes", "main"]
 
@@ -143,6 +148,7 @@ class Crunch:
         self.options = options
         self.on_outcome = on_outcome
         """Called after each job of a pool."""
+        self.journal = None if options.journal is None else journal_in(options.journal)
         self.rows: list[Row] = []
         self.is_interrupted = False
 
@@ -209,13 +215,10 @@ class Crunch:
 
     def outcomes(self, pool: WorkerPool[Chunk, int]) -> Stream[Outcome[Chunk, int]]:
         """The stream of a pool; with a journal without the jobs that are done, but with their values."""
-        chunks, file = self.options.chunks(), self.options.journal
-        if file is None:
+        chunks = self.options.chunks()
+        if self.journal is None:
             return pool.outcomes(chunks)
-        from asyncpool import Journal
-
-        journal = Journal[Chunk](file, key=lambda chunk: "{}-{}".format(*chunk), version="primes", values=True)
-        return journal.outcomes(pool, chunks, earlier=True)
+        return self.journal.outcomes(pool, chunks, earlier=True)
 
     # -- What is shown --
 
@@ -256,6 +259,13 @@ class Crunch:
 _NAMES = {NONE: "one process", PROCESSES: "all cores", DASK: "Dask"}
 
 
+def journal_in(file: Path) -> Journal[Chunk]:
+    """What is done, with the numbers of primes. The bounds of a job are its key, so a later run can go further."""
+    from asyncpool import Journal
+
+    return Journal(file, key=lambda chunk: "{}-{}".format(*chunk), version="primes", values=True)
+
+
 @contextmanager
 def engine_for(way: str, options: Options) -> Generator[Engine | None]:
     """What the pool gets as `engine=`."""
@@ -265,7 +275,6 @@ def engine_for(way: str, options: Options) -> Generator[Engine | None]:
         yield Processes(options.processes)
     else:
         from asyncpool.dask import Dask
-        from examples.dask_cluster import dask_cluster
 
         if options.dask != "local":
             yield Dask(options.dask)
