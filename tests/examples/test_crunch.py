@@ -191,24 +191,26 @@ def test_without_dask_it_says_what_to_install() -> None:
 
 @needs_journal
 def test_after_ctrl_c_it_goes_on_where_it_was(tmp_path: Path, started: list[subprocess.Popen[str]]) -> None:
-    arguments = ["--upto", "500000", "--processes", "2", "--journal", str(tmp_path / "primes.db")]
-    first = start(started, *arguments)
-    read_until(first, r" \d+ of 500 jobs")
+    journal = ["--journal", str(tmp_path / "primes.db")]
+    first = start(started, "--upto", "100000000", "--processes", "2", *journal)
+    read_until(first, " of 100,000 jobs")
     os.killpg(first.pid, signal.SIGINT)  # the processes of the engine get it too
     printed, errors = first.communicate(timeout=GIVE_UP)
 
     assert first.returncode == 130
     assert "draining" in errors
-    end = re.search(r"^Interrupted: (\d+) of 500 jobs were done; run it again to go on\.$", errors, re.M)
+    end = re.search(r"^Interrupted: ([\d,]+) of 100,000 jobs were done; run it again to go on\.$", errors, re.M)
     assert end is not None
-    assert int(end[1]) > 0
+    done = int(end[1].replace(",", ""))
+    assert done > 0
     assert re.search(rf"^all cores, 16 workers +{end[1]} ", printed, re.M)
 
-    second = run(*arguments)
+    upto = (done + 20) * 1000  # what was done is the beginning, but perhaps for some of the last
+    second = run("--upto", str(upto), "--engine", "none", *journal)
     assert (second.returncode, second.stderr) == (0, "")
     assert f"{end[1]} jobs were done before" in second.stdout
-    assert re.search(rf"^all cores, 16 workers +{500 - int(end[1])} ", second.stdout, re.M)
-    assert second.stdout.endswith(f"{primes_below(500_000):,} primes\n")
+    assert re.search(r"^one process, 8 workers +20 ", second.stdout, re.M)
+    assert second.stdout.endswith(f"{primes_below(upto):,} primes\n")
 
 
 def test_a_second_ctrl_c_cancels(started: list[subprocess.Popen[str]]) -> None:
