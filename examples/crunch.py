@@ -24,10 +24,10 @@ with starting("crunch"):
     from contextlib import contextmanager, suppress
     from dataclasses import dataclass
     from pathlib import Path
-    from typing import TYPE_CHECKING
 
     from asyncpool import (
         Failed,
+        Journal,
         Outcome,
         PoolClosed,
         PoolError,
@@ -40,9 +40,6 @@ with starting("crunch"):
     from asyncpool.engines import Engine
     from examples.dask_cluster import dask_cluster
     from examples.live_view import Gauge, live_view
-
-    if TYPE_CHECKING:
-        from asyncpool import Journal
 
 __all__ = ["Crunch", "Options", "Row", "count_primes", "main"]
 
@@ -261,8 +258,6 @@ _NAMES = {NONE: "one process", PROCESSES: "all cores", DASK: "Dask"}
 
 def journal_in(file: Path) -> Journal[Chunk]:
     """What is done, with the numbers of primes. The bounds of a job are its key, so a later run can go further."""
-    from asyncpool import Journal
-
     return Journal(file, key=lambda chunk: "{}-{}".format(*chunk), version="primes", values=True)
 
 

@@ -38,7 +38,6 @@ def test_what_makes_no_sense_is_answered_in_a_sentence(
 @pytest.fixture
 def dask() -> None:
     pytest.importorskip("distributed", reason="needs the extra dask")
-    pytest.importorskip("asyncpool.dask", reason="needs asyncpool.dask")
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,6 @@ from examples.crunch import Crunch, Options, Row
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "examples.crunch"]
 GIVE_UP = 60.0
-
-needs_journal = pytest.mark.skipif(find_spec("asyncpool.journal") is None, reason="needs asyncpool.Journal")
 
 
 @pytest.fixture
@@ -157,7 +154,6 @@ def test_what_makes_no_sense_is_answered_in_a_sentence(
     assert capsys.readouterr().err == f"crunch: error: {sentence} (--help tells what there is)\n"
 
 
-@needs_journal
 def test_a_file_that_is_not_a_journal_is_refused_in_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,7 +166,6 @@ def test_a_file_that_is_not_a_journal_is_refused_in_a_sentence(
     assert file.read_text() == "not a database"
 
 
-@pytest.mark.skipif(find_spec("asyncpool.dask") is None, reason="needs asyncpool.dask")
 def test_without_dask_it_says_what_to_install() -> None:
     program = "import sys; sys.modules['distributed'] = None; from examples import crunch; sys.exit(crunch.main())"
     done = subprocess.run(
@@ -189,7 +184,6 @@ def test_without_dask_it_says_what_to_install() -> None:
 # -- Ctrl+C --
 
 
-@needs_journal
 def test_after_ctrl_c_it_goes_on_where_it_was(tmp_path: Path, started: list[subprocess.Popen[str]]) -> None:
     journal = ["--journal", str(tmp_path / "primes.db")]
     first = start(started, "--upto", "100000000", "--processes", "2", *journal)
