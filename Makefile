@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo campaign service test test-long coverage check docs format bench build clean
+.PHONY: help demo campaign service crunch cluster test test-long coverage check docs format bench build clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,12 @@ campaign: $(STAMPS)/demo ## the e-mail campaign: 100 mails over 10 SMTP connecti
 
 service: $(STAMPS)/demo ## the web service: start it, post photos to it, stop it
 	@exec $(BIN)/python -m examples.web_service --demo $(ARGS)
+
+crunch: $(STAMPS)/demo ## the same CPU-bound jobs in a loop, in one process and on all cores
+	@exec $(BIN)/python -m examples.crunch --all $(ARGS)
+
+cluster: $(STAMPS)/cluster ## the same on a Dask cluster on this machine, which loses a worker in the middle
+	@exec $(BIN)/python -m examples.cluster $(ARGS)
 
 test: $(STAMPS)/test ## all tests, with a fixed budget for the random ones
 	@exec $(BIN)/python -m pytest $(ARGS)
@@ -75,6 +81,7 @@ clean: ## remove what make made, .venv too
 # What a target needs is installed once, and again only when pyproject.toml changes.
 
 $(STAMPS)/demo: EXTRAS := examples
+$(STAMPS)/cluster: EXTRAS := dask,examples
 $(STAMPS)/test: EXTRAS := examples,test
 $(STAMPS)/check: EXTRAS := check,examples,test
 $(STAMPS)/docs: EXTRAS := docs
@@ -82,7 +89,7 @@ $(STAMPS)/bench: EXTRAS := bench
 # One of the rivals has the import name of another, so it gets a folder of its own.
 $(STAMPS)/test $(STAMPS)/bench: NEXT_GENERATION := asyncio-pool-ng>=0.8.1,<0.10
 
-$(STAMPS)/demo $(STAMPS)/test $(STAMPS)/check $(STAMPS)/docs $(STAMPS)/bench: pyproject.toml | $(STAMPS)/venv
+$(STAMPS)/demo $(STAMPS)/cluster $(STAMPS)/test $(STAMPS)/check $(STAMPS)/docs $(STAMPS)/bench: pyproject.toml | $(STAMPS)/venv
 	@echo "Installing [$(EXTRAS)] into $(VENV) ..."
 	@$(PIP) install -e '.[$(EXTRAS)]'
 	@$(if $(NEXT_GENERATION),$(PIP) install --upgrade --no-deps --target $(VENV)/asyncio-pool-ng '$(NEXT_GENERATION)')

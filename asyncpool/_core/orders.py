@@ -246,11 +246,13 @@ def _compared(key: Any) -> Iterable[Any]:
     """Return the values by which two keys of this class are compared; none if the class does it in its own way."""
     if isinstance(key, (tuple, list, deque)):
         return cast("Iterable[Any]", key)
-    if is_dataclass(key):
-        instance = cast("Any", key)
-        return [getattr(instance, field.name) for field in fields(instance) if field.compare]
-    attributes = getattr(type(key), "__attrs_attrs__", ())
-    return [getattr(key, attribute.name) for attribute in attributes if attribute.order]
+    names: list[str]
+    if is_dataclass(cast("Any", key)):
+        names = [field.name for field in fields(key) if field.compare]
+    else:
+        kind: type = type(cast("Any", key))
+        names = [attribute.name for attribute in getattr(kind, "__attrs_attrs__", ()) if attribute.order]
+    return [getattr(key, name) for name in names]
 
 
 class ByPriority(ReentryOrder):

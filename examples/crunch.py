@@ -1,0 +1,366 @@
+"""The same CPU-bound work in a plain loop, in one process, on all cores and on a Dask cluster; and it resumes.
+
+    python -m examples.crunch                           all cores of this machine
+    python -m examples.crunch --all                     all ways that need nothing else, beside each other
+    python -m examples.crunch --dask tcp://host:8786    a Dask cluster; --dask local starts one here
+    python -m examples.crunch --journal primes.db       press Ctrl+C, and run it again: it goes on
+
+The work is to count primes, in pure Python, so threads would not help. Each job is a range of numbers. Only `engine=`
+differs from one pool to the other: see `run_pool`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from examples.command_line import FAILED, INTERRUPTED, OK, USAGE, Parser, finish_plain, printable, starting, whole
+
+with starting("crunch"):
+    import asyncio
+    import math
+    import os
+    import time
+    from collections.abc import Callable, Generator, Iterator, Sequence
+    from contextlib import contextmanager, suppress
+    from dataclasses import dataclass
+    from pathlib import Path
+
+    from asyncpool import (
+        Failed,
+        Journal,
+        Outcome,
+        PoolClosed,
+        PoolError,
+        Processes,
+        Stream,
+        Succeeded,
+        WorkerPool,
+        drain_on_signal,
+    )
+    from asyncpool.engines import Engine
+    from examples.dask_cluster import dask_cluster
+    from examples.live_view import Gauge, live_view
+
+__all__ = ["Crunch", "Options", "Row", "count_primes", "main"]
+
+SEQUENTIAL, NONE, PROCESSES, DASK = "sequential", "none", "processes", "dask"
+WORKERS_PER_PROCESS = 8
+"""So many jobs are at a process that the next is there when one ends."""
+
+Chunk = tuple[int, int]
+Say = Callable[[str], None]
+
+
+# -- The work --
+
+
+async def count_primes(chunk: Chunk) -> int:
+    """The handler. It never waits, so it blocks the loop of its process, and cannot be cancelled: jobs of milliseconds
+    are right.
+    """
+    return primes_in(chunk)
+
+
+def primes_in(chunk: Chunk) -> int:
+    """Count the primes from the first number to the one before the second."""
+    return sum(map(is_prime, range(*chunk)))
+
+
+def is_prime(number: int) -> bool:
+    """Try all divisors up to the root."""
+    if number < 4 or number % 2 == 0 or number % 3 == 0:
+        return number in (2, 3)
+    return all(number % divisor and number % (divisor + 2) for divisor in range(5, math.isqrt(number) + 1, 6))
+
+
+# -- The ways --
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What was asked for."""
+
+    upto: int = 1_000_000
+    chunk: int = 1_000
+    ways: Sequence[str] = (PROCESSES,)
+    processes: int = 1
+    workers: int | None = None
+    dask: str | None = None
+    journal: Path | None = None
+
+    @property
+    def jobs(self) -> int:
+        """How many jobs there are."""
+        return math.ceil(self.upto / self.chunk)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """The jobs, one after the other."""
+        return ((begin, min(begin + self.chunk, self.upto)) for begin in range(0, self.upto, self.chunk))
+
+
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """How one way went."""
+
+    name: str
+    start: float = 0.0
+    """Seconds until the first process was ready."""
+    seconds: float = 0.0
+    """From then on to the last outcome."""
+    done: int = 0
+    """How many jobs were done."""
+    earlier: int = 0
+    """How many were done in an earlier run, says the journal."""
+    failed: int = 0
+    error: str = ""
+    """How the first of them failed."""
+    primes: int = 0
+    reruns: int = 0
+    """How many attempts were run again, because their process was lost."""
+    lost: int = 0
+    """How many processes were."""
+
+    @property
+    def rate(self) -> float:
+        """Jobs per second."""
+        return self.done / self.seconds if self.seconds else 0.0
+
+    def count(self, outcome: Outcome[Chunk, int]) -> None:
+        """Count what became of a job."""
+        if isinstance(outcome, Succeeded):
+            self.primes += outcome.value
+            if outcome.attempts:
+                self.done += 1
+            else:
+                self.earlier += 1
+        elif isinstance(outcome, Failed):
+            self.failed += 1
+            self.error = self.error or str(outcome)
+
+
+class Crunch:
+    """The work, one way after the other."""
+
+    def __init__(self, options: Options, on_outcome: Callable[[Row, Say], object] = lambda row, say: None) -> None:
+        self.options = options
+        self.on_outcome = on_outcome
+        """Called after each job of a pool."""
+        self.journal = None if options.journal is None else journal_in(options.journal)
+        self.rows: list[Row] = []
+        self.is_interrupted = False
+
+    def run(self) -> int:
+        """Run all ways, print the figures, and return the exit status."""
+        options = self.options
+        print(f"Counting the primes below {options.upto:,}, in {options.jobs:,} jobs", flush=True)
+        for way in options.ways:
+            try:
+                if way == SEQUENTIAL:
+                    self.run_sequential()
+                else:
+                    with engine_for(way, options) as engine:
+                        asyncio.run(self.run_pool(way, engine))
+            except KeyboardInterrupt:  # where no pool drains for it
+                self.is_interrupted = True
+            if self.is_interrupted:
+                break
+        for line in self.table() if self.rows else ():
+            print(line)
+        return self.sum_up()
+
+    def run_sequential(self) -> None:
+        """No pool: one job after the other, in a loop."""
+        row = Row(name=SEQUENTIAL)
+        self.rows.append(row)
+        began = time.perf_counter()
+        try:
+            for chunk in self.options.chunks():
+                row.primes += primes_in(chunk)
+                row.done += 1
+        finally:
+            row.seconds = time.perf_counter() - began
+
+    async def run_pool(self, way: str, engine: Engine | None) -> None:
+        """A pool, with or without an engine."""
+        options, loop = self.options, asyncio.get_running_loop()
+        workers = options.workers or WORKERS_PER_PROCESS * (1 if way == NONE else options.processes)
+        pool = WorkerPool(count_primes, workers=workers, engine=engine, name="crunch")
+        row = Row(name=f"{_NAMES[way]}, {workers} workers")
+
+        def gauges() -> Sequence[Gauge]:
+            done, seconds = row.done + row.earlier, loop.time() - began - row.start
+            words = f"{done:,} of {options.jobs:,} jobs, {row.done / max(seconds, 0.1):,.0f} jobs/s"
+            if engine is not None:
+                words += f", {pool.stats.processes} processes"
+            return [Gauge(name="jobs", value=done, full=options.jobs, words=words)]
+
+        began = loop.time()
+        async with pool:
+            self.rows.append(row)
+            row.start = loop.time() - began
+            with drain_on_signal(pool) as signals, suppress(PoolClosed):
+                async with live_view(gauges) as view, self.outcomes(pool) as outcomes:
+                    view.say(f"{row.name}: ready after {row.start:.2f} s")
+                    try:
+                        async for outcome in outcomes:
+                            row.count(outcome)
+                            self.on_outcome(row, view.say)
+                    finally:
+                        row.seconds = loop.time() - began - row.start
+                        self.is_interrupted = signals.received > 0
+        row.reruns, row.lost = pool.stats.reruns, pool.stats.processes_lost
+
+    def outcomes(self, pool: WorkerPool[Chunk, int]) -> Stream[Outcome[Chunk, int]]:
+        """The stream of a pool; with a journal without the jobs that are done, but with their values."""
+        chunks = self.options.chunks()
+        if self.journal is None:
+            return pool.outcomes(chunks)
+        return self.journal.outcomes(pool, chunks, earlier=True)
+
+    # -- What is shown --
+
+    def table(self) -> Iterator[str]:
+        """The figures, a line for each way."""
+        sequential = next((row.rate for row in self.rows if row.name == SEQUENTIAL), 0.0)
+        wide = max((len(row.name) for row in self.rows), default=0)
+        yield f"{'':{wide}}{'jobs':>9}{'start':>9}{'seconds':>9}{'jobs/s':>9}" + f"{'speed-up':>10}" * bool(sequential)
+        for row in self.rows:
+            yield (
+                f"{row.name:{wide}}{row.done:>9,}{f'{row.start:.2f} s':>9}{f'{row.seconds:.2f} s':>9}{row.rate:>9,.0f}"
+                + (f"{row.rate / sequential:>10.2f}" if sequential else "")
+            )
+
+    def sum_up(self) -> int:
+        """Say what was found, or what is left to do, and return the exit status."""
+        jobs, rows, is_resumable = self.options.jobs, self.rows, self.options.journal is not None
+        for row in rows:
+            if row.earlier:
+                print(f"{row.earlier:,} jobs were done before, as {self.options.journal} says")
+            if row.lost:
+                print(f"Processes lost: {row.lost}. Attempts that were there, and ran again: {row.reruns}.")
+            if row.failed:
+                print(f"{row.failed:,} jobs failed, the first of them: {printable(row.error)}")
+        if self.is_interrupted:
+            done = rows[-1].done + rows[-1].earlier if rows else 0
+            hint = "; run it again to go on" if is_resumable else ""
+            print(f"Interrupted: {done:,} of {jobs:,} jobs were done{hint}.", file=sys.stderr)
+            return INTERRUPTED
+        found = {row.primes for row in rows if row.done + row.earlier == jobs}
+        if len(found) != 1 or any(row.failed for row in rows):
+            print(f"crunch: error: not all ways have counted all primes: {sorted(found)}", file=sys.stderr)
+            return FAILED
+        print(f"{found.pop():,} primes")
+        return OK
+
+
+_NAMES = {NONE: "one process", PROCESSES: "all cores", DASK: "Dask"}
+
+
+def journal_in(file: Path) -> Journal[Chunk]:
+    """What is done, with the numbers of primes. The bounds of a job are its key, so a later run can go further."""
+    return Journal(file, key=lambda chunk: "{}-{}".format(*chunk), version="primes", values=True)
+
+
+@contextmanager
+def engine_for(way: str, options: Options) -> Generator[Engine | None]:
+    """What the pool gets as `engine=`."""
+    if way == NONE:
+        yield None
+    elif way == PROCESSES:
+        yield Processes(options.processes)
+    else:
+        from asyncpool.dask import Dask
+
+        if options.dask != "local":
+            yield Dask(options.dask)
+        else:
+            with dask_cluster(options.processes) as cluster:
+                yield Dask(cluster.address)
+
+
+# -- The command --
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the example and return its exit status. Raises `SystemExit(2)` if the arguments make no sense."""
+    return finish_crunch("crunch", Crunch(_parse(arguments)).run)
+
+
+def finish_crunch(program: str, run: Callable[[], int]) -> int:
+    """Run to the end, and return the exit status. What keeps a pool from its work ends in a sentence."""
+    status = OK
+
+    def run_in_sentences() -> None:
+        nonlocal status
+        try:
+            status = run()
+        except PoolError as error:  # the journal cannot be used, or the engine not be reached
+            cause = f": {error.__cause__}" if error.__cause__ is not None else ""
+            print(f"{program}: error: {printable(f'{error}{cause}')}", file=sys.stderr)
+            status = FAILED
+        except ModuleNotFoundError as error:
+            if error.name != "distributed":
+                raise
+            print(f"{program}: error: {error}", file=sys.stderr)
+            status = USAGE
+
+    return finish_plain(program, run_in_sentences) or status
+
+
+def _parse(arguments: Sequence[str] | None) -> Options:
+    parser = Parser(
+        prog="crunch",
+        usage="python -m examples.crunch [options]",
+        description="Count primes in pure Python: in one process, on all cores, or on a Dask cluster.",
+        epilog="Ctrl+C finishes what is accepted; once more cancels it. With --journal, the next run goes on.",
+    )
+    default, cores, add = Options(), _cores(), parser.add_argument
+    add("--upto", type=whole(1, 100_000_000), metavar="N", help=f"count the primes below N ({default.upto})")
+    add("--chunk", type=whole(1, 1_000_000), metavar="N", help=f"how many numbers a job has ({default.chunk})")
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument(
+        "--engine",
+        choices=(SEQUENTIAL, NONE, PROCESSES),
+        help="a plain loop, a pool in this process, or a pool on all cores, which is the default if there are several",
+    )
+    ways.add_argument("--dask", metavar="ADDRESS", help="a pool on the cluster of this scheduler; 'local' starts one")
+    ways.add_argument("--all", action="store_true", help="all ways of --engine, one after the other")
+    add("--processes", type=whole(1, 1_000), metavar="N", help=f"how many processes there are here ({cores})")
+    add(
+        "--workers",
+        type=whole(1, 100_000),
+        metavar="N",
+        help=f"how many jobs run at a time ({WORKERS_PER_PROCESS} for each process; on a cluster, say as many)",
+    )
+    add("--journal", type=Path, metavar="FILE", help="keep what is done in this file, and go on from there")
+    parser.set_defaults(upto=default.upto, chunk=default.chunk, processes=cores)
+    found = parser.parse_args(arguments)
+    ways_asked: Sequence[str]
+    if found.all:
+        ways_asked = (SEQUENTIAL, NONE, PROCESSES)
+    elif found.dask is not None:
+        ways_asked = (DASK,)
+    else:
+        ways_asked = (found.engine or (PROCESSES if cores > 1 else NONE),)
+    if found.dask is not None and not found.dask.strip():
+        parser.error("argument --dask: it must be the address of a scheduler, as tcp://host:8786, or local")
+    if found.journal is not None and SEQUENTIAL in ways_asked:
+        parser.error("--journal needs one pool, so it goes with neither --all nor --engine sequential")
+    return Options(
+        upto=found.upto,
+        chunk=found.chunk,
+        ways=ways_asked,
+        processes=found.processes,
+        workers=found.workers,
+        dask=found.dask,
+        journal=found.journal,
+    )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    with starting("crunch"):
+        sys.exit(main())
