@@ -246,13 +246,13 @@ def _compared(key: Any) -> Iterable[Any]:
     """Return the values by which two keys of this class are compared; none if the class does it in its own way."""
     if isinstance(key, (tuple, list, deque)):
         return cast("Iterable[Any]", key)
-    names: list[str]
-    if is_dataclass(cast("Any", key)):
-        names = [field.name for field in fields(key) if field.compare]
-    else:
-        kind: type = type(cast("Any", key))
-        names = [attribute.name for attribute in getattr(kind, "__attrs_attrs__", ()) if attribute.order]
-    return [getattr(key, name) for name in names]
+    return [getattr(key, name) for name in _names_compared(key)]
+
+
+def _names_compared(key: Any) -> list[str]:
+    if is_dataclass(key):
+        return [field.name for field in fields(key) if field.compare]
+    return [attribute.name for attribute in getattr(key, "__attrs_attrs__", ()) if attribute.order]
 
 
 class ByPriority(ReentryOrder):

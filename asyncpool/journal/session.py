@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from asyncpool._core.wakeups import wake
 from asyncpool._core.state import State
+from asyncpool._core.wakeups import wake
 from asyncpool._guard import describe, is_error
 from asyncpool._logs import log
 from asyncpool.errors import JournalError
