@@ -295,10 +295,13 @@ async def _serve(connection: socket.socket, place: str, failure: Exception | Non
     await runner.close(await _obey(runner, reader))
     sender.cancel()
     await asyncio.wait([sender])
+    with suppress(OSError):
+        await _write(writer, await runner.take())  # what was logged at the end
     writer.close()
     if len(asyncio.all_tasks()) > 1:  # they ignore their cancellation, and asyncio.run would wait for them
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):  # there is none, or nobody reads it
+                stream.flush()
         os._exit(0)
 
 

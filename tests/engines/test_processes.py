@@ -321,6 +321,13 @@ async def test_records_of_the_processes_are_logged_here_once(caplog: pytest.LogC
     assert caplog.records[0].process != os.getpid()
 
 
+@real
+async def test_records_of_the_end_of_a_process_are_logged_here(caplog: pytest.LogCaptureFixture) -> None:
+    async with WorkerPool(handlers.use, workers=1, resource=handlers.logs_its_end, engine=Processes(1)) as pool:
+        await pool.run(None)
+    assert [record.getMessage() for record in caplog.records] == ["closed"]
+
+
 def test_what_handlers_print_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     @real
     async def test() -> None:
