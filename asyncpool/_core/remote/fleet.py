@@ -373,11 +373,13 @@ class Fleet:
         """Send or receive until the process is lost."""
         try:
             await talk(member)
-        except asyncio.CancelledError:
-            self._lose(member, ProcessLost("the task that talks to it was cancelled"))
-            raise
         except Exception as error:
             self._lose(member, error)
+        except BaseException as error:
+            # Cancelled at the end of the pool, it leaves the rest to the engine, which is so, too.
+            if not (self._is_leaving or self._state.is_loop_shutting_down()):
+                self._lose(member, ProcessLost(f"the task that talks to it was ended by {name_of(type(error))}"))
+            raise
 
     def _remove(self, member: Member) -> list[Errand]:
         """Talk to a process no more, and return what it has not ended."""
