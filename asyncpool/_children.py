@@ -19,7 +19,7 @@ import socket
 import struct
 import sys
 import threading
-from concurrent.futures import Executor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from weakref import WeakSet
@@ -83,13 +83,21 @@ class Child:
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter | None = None
 
-    async def start(self, spec: bytes, setup: bytes | None, spawner: Executor) -> None:
+    async def start(self, spec: bytes, setup: bytes | None) -> None:
         """Spawn the process, and connect with it. Cancelled, it still waits until the process is spawned."""
         ours, theirs = socket.socketpair()
         process = _SPAWN.Process(target=_main, args=(theirs, self.name, setup), name=f"asyncpool {self.name}")
         try:
-            # It pickles the arguments, and starts an interpreter: milliseconds, in which the loop should run.
-            starting = asyncio.get_running_loop().run_in_executor(spawner, _spawn, process, theirs)
+            # It pickles the arguments, and starts an interpreter: milliseconds, in which the loop should run. A thread
+            # of its own, for the default executor may be busy; and it ends at once, for a program that forks.
+            spawner = ThreadPoolExecutor(1, "asyncpool spawner")
+            try:
+                starting = asyncio.get_running_loop().run_in_executor(spawner, _spawn, process, theirs)
+            except BaseException:  # there can be no more threads
+                theirs.close()
+                raise
+            finally:
+                spawner.shutdown(wait=False)
             try:
                 await asyncio.shield(starting)
             finally:
@@ -295,10 +303,13 @@ async def _serve(connection: socket.socket, place: str, failure: Exception | Non
     await runner.close(await _obey(runner, reader))
     sender.cancel()
     await asyncio.wait([sender])
+    with suppress(OSError):
+        await _write(writer, await runner.take())  # what was logged at the end
     writer.close()
     if len(asyncio.all_tasks()) > 1:  # they ignore their cancellation, and asyncio.run would wait for them
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):  # there is none, or nobody reads it
+                stream.flush()
         os._exit(0)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypedDict, TypeVar
 from asyncpool._checks import check_count, check_filter, check_function, check_seconds
 from asyncpool._core.invoke import call_job
 from asyncpool._core.parts import Parts
-from asyncpool._core.remote.fleet import Remote
+from asyncpool._core.remote.members import Remote
 from asyncpool._core.scaler import as_policy
 from asyncpool._guard import describe
 from asyncpool.dead_letters.letter import DeadLetterSink, PoolAwareSink

@@ -10,7 +10,6 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from asyncpool._checks import check_count, check_function
@@ -83,13 +82,10 @@ class Processes:
         check_can_spawn()
         host.expect(self._count)
         children: set[Child] = set()
-        # A thread of their own, for the default executor may be busy with what the program does there.
-        spawner = ThreadPoolExecutor(1, "asyncpool spawner")
         try:
             async with asyncio.TaskGroup() as group:
                 keepers = [
-                    group.create_task(self._keep(number, host, spawner, children))
-                    for number in range(1, self._count + 1)
+                    group.create_task(self._keep(number, host, children)) for number in range(1, self._count + 1)
                 ]
                 await host.closing()
                 for keeper in keepers:
@@ -98,9 +94,8 @@ class Processes:
         finally:
             for child in children:
                 child.kill()
-            spawner.shutdown(wait=False)
 
-    async def _keep(self, number: int, host: EngineHost, spawner: Executor, children: set[Child]) -> None:
+    async def _keep(self, number: int, host: EngineHost, children: set[Child]) -> None:
         """Keep one process, as soon as the pool has a worker for it. Replace it when it dies, later each time."""
         from asyncpool._children import Child
 
@@ -112,10 +107,10 @@ class Processes:
             children.add(child)
             began = loop.time()
             try:
-                await child.start(host.spec, self._setup, spawner)
+                await child.start(host.spec, self._setup)
                 host.join(child)
                 await child.wait_lost()
-            except OSError as error:  # no memory, no descriptors
+            except (OSError, RuntimeError) as error:  # no memory, no descriptors; no thread
                 log.warning("pool %r: %s cannot be started: %s", host.pool, child.name, error)
             await child.close(0.0)
             children.discard(child)

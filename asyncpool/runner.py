@@ -145,13 +145,14 @@ class Runner:
         assert self._parts is not None
         self._is_open = True
         self._tell((READY, 0, None, 0.0))
-        while self._share > 0 and not self._is_closing:
+        # Without a share it goes on until its jobs have ended, so that a new share needs not wait for them.
+        while (self._share > 0 or self._jobs) and not self._is_closing:
             await self._share_changed.wait()
             self._share_changed.clear()
-            if self._share > 0 and not self._is_closing:
-                self._parts.scaler.replace(as_policy(self._share))
+            if not self._is_closing:
+                self._parts.scaler.replace(as_policy(max(1, self._share)))
         self._is_open = False
-        if not self._is_closing:  # what runs ends, and no more will come
+        if not self._is_closing:
             self._life.stop(drain_timeout=None, grace=5.0)
         await self._life.wait_closed()
         self._life = self._parts = None
@@ -208,13 +209,16 @@ class Runner:
         """Report the end of an attempt to the program."""
         errand = outcome.job
         self._jobs.pop(errand.id, None)
+        if not self._share:
+            self._share_changed.set()  # this may have been the last
         ran = outcome.seconds_running
         if isinstance(outcome, Succeeded):
             self._tell((VALUE, errand.id, outcome.value, ran))
         elif isinstance(outcome, Cancelled):
             self._tell((CANCELLED, errand.id, outcome.started, ran))
         else:
-            self._tell((ERROR, errand.id, self._dump_error(errand.advice or outcome.error), ran))
+            error = outcome.error if errand.advice is None else errand.advice
+            self._tell((ERROR, errand.id, self._dump_error(error), ran))
 
     def on_delayed(self, change: int, /) -> None:
         """Nothing here is delayed: the pool has no retries."""

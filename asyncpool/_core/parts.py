@@ -25,7 +25,8 @@ from asyncpool._core.pauses import Pauses
 from asyncpool._core.progress import Deadlock, Stall
 from asyncpool._core.queue import JobQueue
 from asyncpool._core.remote.attempts import RemoteHandler
-from asyncpool._core.remote.fleet import Fleet, Remote
+from asyncpool._core.remote.fleet import Fleet
+from asyncpool._core.remote.members import Remote
 from asyncpool._core.retries import Retries
 from asyncpool._core.scaler import Scaler
 from asyncpool._core.state import State

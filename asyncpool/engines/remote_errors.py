@@ -6,6 +6,7 @@ was raised, and what fails that is sent by its parts, and at worst as text.
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import traceback
 from typing import Any
@@ -71,8 +72,8 @@ def _unpack(packed: tuple[Any, ...], where: str) -> BaseException:
     if data is not None:
         try:
             error = _put_together(loads(data))
-        except Exception:
-            error = None  # its class is not here
+        except (Exception, SystemExit, GeneratorExit, asyncio.CancelledError):
+            error = None  # its class is not here, or raises something that would be taken for what the job has raised
     if error is None and members:
         errors = [_unpack(member, where) for member in members]
         error = BaseExceptionGroup(text.rpartition(" (")[0] or text, errors)

@@ -135,6 +135,12 @@ class Connections:
         self.notes.add("left", os.getpid())
 
 
+@asynccontextmanager
+async def logs_its_end() -> AsyncIterator[int]:
+    yield os.getpid()
+    logging.getLogger("tests.shop").warning("closed")
+
+
 async def use(error: Exception | None, connection: int) -> int:
     if error is not None:
         raise error

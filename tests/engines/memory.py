@@ -113,6 +113,7 @@ class InMemory:
 
     async def run(self, host: EngineHost, /) -> None:
         processes: list[Simulated] = []
+        host.expect(self.count)
         try:
             async with asyncio.TaskGroup() as group:
                 keepers = [group.create_task(self._keep(number, host, processes)) for number in range(self.count)]
@@ -127,7 +128,6 @@ class InMemory:
 
     async def _keep(self, number: int, host: EngineHost, processes: list[Simulated]) -> None:
         await host.workers_above(number)
-        host.expect(max(number + 1, min(self.count, host.workers)))
         while True:
             self.ever += 1
             process = Simulated(host.spec, f"process {self.ever}", self.random)

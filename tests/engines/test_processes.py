@@ -101,7 +101,7 @@ def no_cloudpickle(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- Handlers ----------------------------------------------------------------------------------------------------------
 
 
-def kinds_of_handlers() -> dict[str, Callable[[int], Awaitable[int]]]:
+def kinds_of_handlers() -> dict[str, Callable[[int], Any]]:
     factor = 2
 
     async def closure(n: int) -> int:
@@ -117,14 +117,13 @@ def kinds_of_handlers() -> dict[str, Callable[[int], Awaitable[int]]]:
     }
 
 
-@pytest.mark.parametrize("kind", kinds_of_handlers())
-def test_every_kind_of_handler_runs_in_a_process(kind: str) -> None:
-    @real
-    async def test() -> None:
-        async with WorkerPool(kinds_of_handlers()[kind], workers=2, engine=Processes(1)) as pool:
-            assert [value async for value in pool.map(range(5))] == [0, 2, 4, 6, 8]
-
-    test()
+@real
+async def test_every_kind_of_handler_runs_in_a_process() -> None:
+    async with WorkerPool(workers=2, engine=Processes(1)) as pool:  # without a handler, each job is one
+        for kind, handler in kinds_of_handlers().items():
+            assert await pool.run(partial(handler, 2)) == 4, kind
+    async with WorkerPool(offload(handlers.double_here), workers=2, engine=Processes(1)) as pool:
+        assert [value async for value in pool.map(range(5))] == [0, 2, 4, 6, 8]
 
 
 @pytest.mark.usefixtures("no_cloudpickle")
@@ -319,6 +318,13 @@ async def test_records_of_the_processes_are_logged_here_once(caplog: pytest.LogC
     assert all(record.name == "tests.shop" for record in caplog.records)
     assert "ValueError: a price" in caplog.text
     assert caplog.records[0].process != os.getpid()
+
+
+@real
+async def test_records_of_the_end_of_a_process_are_logged_here(caplog: pytest.LogCaptureFixture) -> None:
+    async with WorkerPool(handlers.use, workers=1, resource=handlers.logs_its_end, engine=Processes(1)) as pool:
+        await pool.run(None)
+    assert [record.getMessage() for record in caplog.records] == ["closed"]
 
 
 def test_what_handlers_print_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
@@ -524,7 +530,7 @@ def test_a_pool_in_each_of_many_runs_leaves_nothing() -> None:
     engine = Processes(1)
     asyncio.run(program())  # what is started once stays: the tracker of multiprocessing
     descriptors, threads = _descriptors(), threading.active_count()
-    for _ in range(20 if IS_LONG else 5):
+    for _ in range(20 if IS_LONG else 3):
         asyncio.run(program())
     assert not multiprocessing.active_children()
     assert _descriptors() <= descriptors

@@ -12,7 +12,7 @@ from asyncpool._core.job import Job
 from asyncpool._core.remote.fleet import LOST, Fleet
 from asyncpool._core.remote.members import Errand
 from asyncpool._core.state import State
-from asyncpool._guard import name_of, safe_text
+from asyncpool._guard import describe, name_of, safe_text
 from asyncpool.engines.contract import ContextCarrier
 from asyncpool.engines.remote_errors import load_error
 from asyncpool.engines.wire import CANCELLED, VALUE, dumps, load_value
@@ -71,6 +71,8 @@ class RemoteHandler:
             failure.__cause__ = error
             raise Permanent from failure
         carried = None if self._carrier is None else self._carrier.carry()
+        if carried is not None and type(carried) is not bytes:  # it would spoil the batch that it travels in
+            raise TypeError(f"carry() of the handler must return bytes or None, got {describe(carried)}")
         return self._fleet.post(job, data, carried)
 
     async def _cancel(self, errand: Errand) -> None:

@@ -13,47 +13,32 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import Context
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from asyncpool._core.job import Job
 from asyncpool._core.queue import JobQueue
-from asyncpool._core.remote.members import Errand, Member, Slots
+from asyncpool._core.remote.members import Errand, Member, Remote, Slots
 from asyncpool._core.remote.quarantine import Quarantine
 from asyncpool._core.state import State
 from asyncpool._core.tasks import Tasks
 from asyncpool._core.workers import Workers
-from asyncpool._guard import describe, is_error, name_of, set_cause
+from asyncpool._guard import describe, is_error, name_of, safe_text, set_cause
 from asyncpool._logs import log, relay
-from asyncpool.engines.contract import Engine, Process
+from asyncpool.engines.contract import Process
 from asyncpool.engines.remote_errors import load_error
 from asyncpool.engines.wire import BATCH_BYTES, BROKEN, CANCELLED, LOG, READY, SHARE, dumps, loads
 from asyncpool.errors import EngineLost, PoolError, ProcessDied, ProcessLost
 from asyncpool.events import Observers, ProcessGone, ProcessJoined
 from asyncpool.stats import ProcessStats
 
-__all__ = ["LOST", "Fleet", "Remote"]
+__all__ = ["LOST", "Fleet"]
 
 LOST = -1
 """The kind of end of an attempt that is not run again although its process is gone."""
-_CHECKS = 4  # of a silent process, before it is called dead: a client whose own loop was blocked makes only one
+_CHECKS = 4  # before a process is called dead, or the engine: a program whose own loop was blocked makes only one
 _LATER = 0.001  # seconds that a process waits longer for the end of a job's time: that is the program's to say
 _WAIT_FOR_REPLACEMENT = 1.0  # seconds, before a busy process is emptied for suspects
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Remote:
-    """The options of a pool with an engine."""
-
-    engine: Engine
-    spec: bytes
-    patience: float
-    """Seconds without a process after which the engine is given up."""
-    reruns: bool
-    """Whether an attempt runs again whose process was lost."""
-    responds_within: float | None
-    """Seconds after which a process that does not respond is killed."""
 
 
 class Fleet:
@@ -177,11 +162,17 @@ class Fleet:
             timer.cancel()
             self._patience_timer = None
         elif not is_served and timer is None and not self._is_over:
-            self._patience_timer = self._loop.call_later(
-                self._options.patience, self._run_out_of_patience, context=self._context.copy()
-            )
+            self._lose_patience(_CHECKS)
 
-    def _run_out_of_patience(self) -> None:
+    def _lose_patience(self, checks: int) -> None:
+        """Wait for a process until that many checks have passed. A program whose own loop was blocked makes only one,
+        and then hears what has happened meanwhile.
+        """
+        if checks:
+            self._patience_timer = self._loop.call_later(
+                self._options.patience / _CHECKS, self._lose_patience, checks - 1, context=self._context.copy()
+            )
+            return
         self._lose_engine(
             f"{describe(self._engine)} has had no process for {self._options.patience:g} s that can run the handler",
             None,
@@ -382,11 +373,13 @@ class Fleet:
         """Send or receive until the process is lost."""
         try:
             await talk(member)
-        except asyncio.CancelledError:
-            self._lose(member, ProcessLost("the task that talks to it was cancelled"))
-            raise
         except Exception as error:
             self._lose(member, error)
+        except BaseException as error:
+            # Cancelled at the end of the pool, it leaves the rest to the engine, which is so, too.
+            if not (self._is_leaving or self._state.is_loop_shutting_down()):
+                self._lose(member, ProcessLost(f"the task that talks to it was ended by {name_of(type(error))}"))
+            raise
 
     def _remove(self, member: Member) -> list[Errand]:
         """Talk to a process no more, and return what it has not ended."""
@@ -402,7 +395,10 @@ class Fleet:
         errands = self._remove(member)
         if self._closing.is_set():  # the engine ends its processes
             return
-        member.process.kill()
+        try:
+            member.process.kill()
+        except Exception as raised:  # what the process had must run elsewhere all the same
+            log.error("pool %r: to kill %s raised an exception", self.pool, member.name, exc_info=raised)
         self.processes_lost += 1
         is_lost = is_error(error, ProcessLost)  # and what replaces it may do, within the patience
         self._failed_starts += not is_lost and not member.was_ready
@@ -410,10 +406,10 @@ class Fleet:
         if is_opening and not is_lost and (self._failed_starts >= self._expected or not self._members):
             assert self._opened is not None
             self._opened.set_exception(error)  # none can run the handler, or even start
-        elif is_opening:  # what keeps the last of them from that is raised to the caller, with its traceback
-            log.warning("pool %r: %s cannot be used: %s", self.pool, member.name, describe(error))
         elif is_lost:
             log.warning("pool %r: lost %s with %d attempts: %s", self.pool, member.name, len(errands), str(error))
+        elif is_opening:  # what keeps the last of them from that is raised to the caller, with its traceback
+            log.warning("pool %r: %s cannot be used: %s", self.pool, member.name, describe(error))
         else:
             log.error("pool %r: %s cannot be used", self.pool, member.name, exc_info=error)
         sent = [errand for errand in errands if errand.was_sent and not errand.is_cancelled]
@@ -436,7 +432,8 @@ class Fleet:
         self._pump_soon()
 
     def _not_run_again(self, member: Member, error: BaseException) -> PoolError:
-        lost = ProcessLost(f"{member.name} was lost while it had the job, which is not run again: {error}")
+        how = safe_text(str, error)
+        lost = ProcessLost(f"{member.name} was lost while it had the job, which is not run again: {how}")
         set_cause(lost, error)
         return lost
 
@@ -444,7 +441,8 @@ class Fleet:
         """Run what a dead process had again, apart from others, unless one is found guilty of its death."""
         guilty = self._quarantine.take_in(errands)
         if guilty is not None:
-            died = ProcessDied(f"{member.name} died, and the job was alone in it, as in another that died: {error}")
+            how = safe_text(str, error)
+            died = ProcessDied(f"{member.name} died, and the job was alone in it, as in another that died: {how}")
             set_cause(died, error)
             self._settle(guilty, LOST, died)
             return

@@ -1,17 +1,32 @@
-"""A process of a pool, and the attempts that it was sent: plain data, and what is counted of it."""
+"""The options of a pool with an engine, its processes and the attempts that they were sent: plain data, and counts."""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
+from dataclasses import dataclass
 from typing import Any
 
 from asyncpool._core.job import Job
-from asyncpool.engines.contract import Process
+from asyncpool.engines.contract import Engine, Process
 from asyncpool.engines.wire import CANCEL, START
 from asyncpool.stats import ProcessStats
 
-__all__ = ["Errand", "Member", "Slots"]
+__all__ = ["Errand", "Member", "Remote", "Slots"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remote:
+    """The options of a pool with an engine."""
+
+    engine: Engine
+    spec: bytes
+    patience: float
+    """Seconds without a process after which the engine is given up."""
+    reruns: bool
+    """Whether an attempt runs again whose process was lost."""
+    responds_within: float | None
+    """Seconds after which a process that does not respond is killed."""
 
 
 class Errand:
