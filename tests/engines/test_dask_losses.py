@@ -99,7 +99,7 @@ async def test_kill_9_of_workers_loses_no_job(shared: Cluster, tmp_path: Path) -
 @real
 async def test_a_job_that_kills_its_worker_fails_alone(shared: Cluster) -> None:
     jobs = 10_000 if IS_LONG else 200
-    async with WorkerPool(handlers.poison, workers=16, engine=Dask(shared.address), patience=60) as pool:
+    async with WorkerPool(handlers.poison, workers=8, engine=Dask(shared.address), patience=60) as pool:
         outcomes = await pool.outcomes(range(jobs))
     (failed,) = [outcome for outcome in outcomes if not isinstance(outcome, Succeeded)]
     assert failed.job == 77
