@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -33,8 +34,10 @@ from benchmarks.questions import QUESTIONS
 from benchmarks.questions.rate import burst_for
 from benchmarks.readme import CannotReport, with_block
 from benchmarks.rivals import RIVALS, Rival
+from benchmarks.scale_out import __main__ as scale_out
 from benchmarks.work import LostResults, Reader, do, do_nothing, yield_once
 
+ROOT = Path(__file__).parent.parent
 TINY = Settings(rounds=1, jobs=30)
 WORKERS = 3
 # Other libraries warn of things that are theirs.
@@ -464,3 +467,22 @@ def test_a_report_without_results_or_without_a_place_says_what_to_do(tmp_path: P
         report.load(tmp_path)
     with pytest.raises(CannotReport, match="<!-- benchmarks: begin -->"):
         with_block("no marks", "benchmarks", "block")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["processes", "dask"])
+def test_engines_are_measured(engine: str) -> None:
+    if engine == "dask":
+        pytest.importorskip("distributed", reason="needs the extra dask")
+    command = [sys.executable, "-m", "benchmarks.scale_out", "--engine", engine, "--quick", "--rounds", "1"]
+    done = subprocess.run(
+        [*command, "noop", "roundtrip"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.count("jobs/s") == 4
+    assert done.stdout.count("median") == 6
+
+
+def test_an_unknown_question_of_an_engine_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        scale_out.main(["nonsense"])
+    assert "there is no question 'nonsense'" in capsys.readouterr().err

@@ -83,7 +83,7 @@ class Dask:
 
     def __repr__(self) -> str:
         cluster = self._cluster
-        return f"Dask({cluster!r})" if isinstance(cluster, str) else f"Dask(<{_kind_of(cluster)}>)"
+        return f"Dask({describe(cluster)})" if isinstance(cluster, str) else f"Dask(<{_kind_of(cluster)}>)"
 
     async def run(self, host: EngineHost, /) -> None:
         """Provide the workers of the cluster to one pool: see `Engine.run`."""

@@ -74,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale_out", description=__doc__.splitlines()[0])
     parser.add_argument("questions", nargs="*", metavar="question", help="default: all but memory")
     parser.add_argument("--engine", choices=["processes", "dask"], default="processes")
-    parser.add_argument("--processes", type=int, default=2, metavar="N", help="how many (default: 2)")
+    parser.add_argument(
+        "--processes", type=int, default=2, metavar="N", help="how many there are, or are to be started (default: 2)"
+    )
     parser.add_argument("--address", help="of a Dask scheduler; without it, a local cluster is started")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of which the best counts (default: 3)")
     parser.add_argument("--quick", action="store_true", help="a hundredth of the jobs: to see whether it runs")
@@ -106,14 +108,16 @@ async def _ask(name: str, label: str, engine: Any, options: argparse.Namespace) 
         case = CASES[name]
         for workers in case.workers:
             jobs = case.jobs // (100 if options.quick else 1)
-            await _throughput(label, engine, case.handler, jobs, workers, options.rounds)
+            await _throughput(label, engine, case.handler, jobs, workers, options)
 
 
-async def _throughput(label: str, engine: Any, handler: Any, jobs: int, workers: int, rounds: int) -> None:
+async def _throughput(
+    label: str, engine: Any, handler: Any, jobs: int, workers: int, options: argparse.Namespace
+) -> None:
     rates, firsts, costs = [], [], []
-    for _ in range(rounds):
+    for _ in range(options.rounds):
         async with WorkerPool(handler, workers=workers, engine=engine) as pool:
-            await _until_all_joined(pool, engine)
+            await _until_joined(pool, 0 if engine is None else options.processes)
             await pool.map(range(min(jobs, 2 * workers)))
             first = 0.0
             count = 0
@@ -131,11 +135,9 @@ async def _throughput(label: str, engine: Any, handler: Any, jobs: int, workers:
     )
 
 
-async def _until_all_joined(pool: WorkerPool[Any, Any], engine: Any) -> None:
-    before = 0
-    while engine is not None and (not before or pool.stats.processes > before):
-        before = pool.stats.processes
-        await asyncio.sleep(1.5)
+async def _until_joined(pool: WorkerPool[Any, Any], processes: int) -> None:
+    while pool.stats.processes < processes:  # noqa: ASYNC110 -- a pool has no event for that
+        await asyncio.sleep(0.01)
 
 
 async def _round_trip(label: str, engine: Any) -> None:

@@ -55,14 +55,22 @@ def shared() -> Iterator[Cluster]:
 
 
 async def run_under_fire(cluster: Cluster, folder: Path, *, jobs: int, seconds: float, kills: int) -> None:
-    """Kill random workers at random moments, and check that each job is done, and how many were done again."""
+    """Kill workers at random moments, and check that each job is done, and how many were begun again."""
     rng = random.Random(kills)
     moments = sorted(rng.sample(range(jobs // 10, jobs * 9 // 10), kills))
     workers = 40
+    given = 0
     done: list[int] = []
     killed: set[int] = set()
+
+    def source() -> Iterator[tuple[int, float, Path]]:
+        nonlocal given
+        while given < jobs or moments:  # a killed worker takes some time to come back
+            yield given, seconds, folder
+            given += 1
+
     async with WorkerPool(handlers.noted, workers=workers, engine=Dask(cluster.address), patience=60) as pool:
-        async for outcome in pool.outcomes((number, seconds, folder) for number in range(jobs)):
+        async for outcome in pool.outcomes(source()):
             assert isinstance(outcome, Succeeded), outcome
             done.append(outcome.job[0])
             is_time = moments and len(done) >= moments[0] and pool.stats.processes == 2
@@ -73,11 +81,10 @@ async def run_under_fire(cluster: Cluster, folder: Path, *, jobs: int, seconds: 
                 await until(lambda: pool.stats.processes < 2)
         stats = pool.stats
     runs = Runs(folder)
-    assert sorted(done) == list(range(jobs))
-    assert stats.processes_lost == len(killed)
-    assert len(killed) == kills
-    again = sum(runs.begun.values()) - jobs
-    assert again <= stats.reruns <= workers * stats.processes_lost
+    assert sorted(done) == list(range(given))
+    assert len(killed) == stats.processes_lost == kills
+    again = sum(runs.begun.values()) - given
+    assert again <= stats.reruns <= workers * kills
 
 
 @pytest.mark.timeout(3600 if IS_LONG else 120)
@@ -86,13 +93,13 @@ async def test_kill_9_of_workers_loses_no_job(shared: Cluster, tmp_path: Path) -
     if IS_LONG:  # a worker is back after some seconds, and so these take long too
         await run_under_fire(shared, tmp_path, jobs=20_000, seconds=0.6, kills=100)
     else:
-        await run_under_fire(shared, tmp_path, jobs=1500, seconds=0.02, kills=2)
+        await run_under_fire(shared, tmp_path, jobs=1000, seconds=0.02, kills=2)
 
 
 @real
 async def test_a_job_that_kills_its_worker_fails_alone(shared: Cluster) -> None:
     jobs = 10_000 if IS_LONG else 200
-    async with WorkerPool(handlers.poison, workers=16, engine=Dask(shared.address), patience=60) as pool:
+    async with WorkerPool(handlers.poison, workers=8, engine=Dask(shared.address), patience=60) as pool:
         outcomes = await pool.outcomes(range(jobs))
     (failed,) = [outcome for outcome in outcomes if not isinstance(outcome, Succeeded)]
     assert failed.job == 77
