@@ -14,10 +14,10 @@ import sys
 from examples.command_line import FAILED, Parser, starting, whole
 
 with starting("cluster"):
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from dataclasses import dataclass
 
-    from examples.crunch import DASK, Crunch, Options, Row, Say, finish_crunch
+    from examples.crunch import DASK, Crunch, Options, Pool, Row, finish_crunch
     from examples.dask_cluster import dask_cluster
 
 __all__ = ["Demo", "main", "primes_below"]
@@ -41,9 +41,12 @@ class Demo:
             print(f"Scheduler at {cluster.address}, with {self.workers} workers", flush=True)
             killed = 0
 
-            def kill_in_the_middle(row: Row, say: Say) -> None:
+            def kill_in_the_middle(row: Row, pool: Pool, say: Callable[[str], None]) -> None:
                 nonlocal killed
-                if killed < self.kills and row.done >= options.jobs * (killed + 1) / (self.kills + 1):
+                if killed == self.kills or row.done < options.jobs * (killed + 1) / (self.kills + 1):
+                    return
+                busy = [process for process in pool.processes() if process.running]
+                if len(busy) == self.workers:  # so it is one of these
                     killed += 1
                     say(f"kill -9 of the worker with process id {cluster.kill_worker()}; another one is started")
                     cluster.add_worker()
@@ -61,6 +64,8 @@ class Demo:
                 file=sys.stderr,
             )
             return FAILED
+        if killed < self.kills:
+            print(f"Only {killed} of {self.kills} workers were killed: there were too few jobs.")
         print(f"Nothing was lost: {row.done:,} jobs, {row.done:,} outcomes, and as many primes as a sieve finds.")
         return 0
 

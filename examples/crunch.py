@@ -48,7 +48,6 @@ WORKERS_PER_PROCESS = 8
 """So many jobs are at a process that the next is there when one ends."""
 
 Chunk = tuple[int, int]
-Say = Callable[[str], None]
 
 
 # -- The work --
@@ -138,10 +137,15 @@ class Row:
             self.error = self.error or str(outcome)
 
 
+Pool = WorkerPool[Chunk, int]
+Hook = Callable[[Row, Pool, Callable[[str], None]], object]
+"""What is called with the row, the pool, and a function that prints a line."""
+
+
 class Crunch:
     """The work, one way after the other."""
 
-    def __init__(self, options: Options, on_outcome: Callable[[Row, Say], object] = lambda row, say: None) -> None:
+    def __init__(self, options: Options, on_outcome: Hook = lambda row, pool, say: None) -> None:
         self.options = options
         self.on_outcome = on_outcome
         """Called after each job of a pool."""
@@ -191,7 +195,7 @@ class Crunch:
             done, seconds = row.done + row.earlier, loop.time() - began - row.start
             words = f"{done:,} of {options.jobs:,} jobs, {row.done / max(seconds, 0.1):,.0f} jobs/s"
             if engine is not None:
-                words += f", {pool.stats.processes} processes"
+                words += f", processes: {pool.stats.processes}"
             return [Gauge(name="jobs", value=done, full=options.jobs, words=words)]
 
         began = loop.time()
@@ -204,13 +208,13 @@ class Crunch:
                     try:
                         async for outcome in outcomes:
                             row.count(outcome)
-                            self.on_outcome(row, view.say)
+                            self.on_outcome(row, pool, view.say)
                     finally:
                         row.seconds = loop.time() - began - row.start
                         self.is_interrupted = signals.received > 0
         row.reruns, row.lost = pool.stats.reruns, pool.stats.processes_lost
 
-    def outcomes(self, pool: WorkerPool[Chunk, int]) -> Stream[Outcome[Chunk, int]]:
+    def outcomes(self, pool: Pool) -> Stream[Outcome[Chunk, int]]:
         """The stream of a pool; with a journal without the jobs that are done, but with their values."""
         chunks = self.options.chunks()
         if self.journal is None:

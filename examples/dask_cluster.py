@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -11,10 +12,11 @@ import tempfile
 import time
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-__all__ = ["DaskCluster", "dask_cluster", "is_installed"]
+__all__ = ["DaskCluster", "dask_cluster"]
 
 _START_TIMEOUT = 60.0
 _IDLE_TIMEOUT = "60s"
@@ -35,7 +37,7 @@ class DaskCluster:
         self._scheduler: subprocess.Popen[bytes] | None = None
 
     def start(self, workers: int) -> None:
-        """Start all, and wait for the scheduler. The workers come when they are ready."""
+        """Start all, and wait until they are there."""
         self._scheduler = self._run("dask_scheduler", "--port", "0", "--idle-timeout", _IDLE_TIMEOUT)
         for _ in range(workers):
             self.add_worker()
@@ -48,6 +50,12 @@ class DaskCluster:
                 self.address = json.loads(self._file.read_text())["address"]
             except (FileNotFoundError, ValueError):  # it is not there, or not whole
                 pass
+        asyncio.run(self._wait_for_workers(workers))
+
+    async def _wait_for_workers(self, count: int) -> None:
+        client_of: Any = import_module("distributed").Client  # it has no types
+        async with client_of(self.address, asynchronous=True, set_as_default=False) as client:
+            await client.wait_for_workers(count, timeout=_START_TIMEOUT)
 
     def add_worker(self) -> None:
         """Start a worker with one thread, as each runs one event loop. Without a nanny, so nobody restarts it."""
@@ -103,11 +111,6 @@ def dask_cluster(workers: int) -> Generator[DaskCluster]:
         stack.enter_context(_as_ctrl_c(signal.SIGTERM))
         cluster.start(workers)
         yield cluster
-
-
-def is_installed() -> bool:
-    """Whether Dask is."""
-    return find_spec("distributed") is not None
 
 
 @contextmanager

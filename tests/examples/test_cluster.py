@@ -62,7 +62,7 @@ def assert_nobody_is_at(address: tuple[str, int]) -> None:
         pass
 
 
-@pytest.mark.parametrize("process", [["--upto", "150000"]], indirect=True)
+@pytest.mark.parametrize("process", [["--upto", "300000"]], indirect=True)
 def test_a_worker_is_killed_and_nothing_is_lost(process: subprocess.Popen[str]) -> None:
     assert process.stdout is not None
     address = address_in(process.stdout.readline())
@@ -71,10 +71,10 @@ def test_a_worker_is_killed_and_nothing_is_lost(process: subprocess.Popen[str]) 
     assert process.returncode == 0
     assert re.fullmatch(r"pool 'crunch': lost Dask worker \S+ with \d+ attempts: .*\n", errors)
     assert len(re.findall(r"kill -9 of the worker with process id \d+; another one is started$", printed, re.M)) == 1
-    assert re.search(r"^Dask, 16 workers +150 ", printed, re.M)
+    assert re.search(r"^Dask, 16 workers +300 ", printed, re.M)
     assert re.search(r"^Processes lost: 1\. Attempts that were there, and ran again: [1-8]\.$", printed, re.M)
-    last = "Nothing was lost: 150 jobs, 150 outcomes, and as many primes as a sieve finds.\n"
-    assert printed.endswith(f"{cluster.primes_below(150_000):,} primes\n{last}")
+    last = "Nothing was lost: 300 jobs, 300 outcomes, and as many primes as a sieve finds.\n"
+    assert printed.endswith(f"{cluster.primes_below(300_000):,} primes\n{last}")
     assert_nobody_is_at(address)
 
 
