@@ -117,14 +117,17 @@ class Tasks:
         except BaseException:  # the loop's task factory raised
             child.close()
             raise
-        if not task.done():  # an eager task factory can run it to its end
-            self._children.add(task)
-            # After the group's own callback: when our set is empty, the group's is too. And a method of the set itself,
-            # which no KeyboardInterrupt can leave half done.
-            task.add_done_callback(self._children.discard)
-            task.add_done_callback(self._abandoned.discard)
-            task.add_done_callback(self._child_is_done)
+        if task not in self._children and not task.done():  # an eager task factory runs its first step, or all of it
+            self._register(task)
         return task
+
+    def _register(self, task: asyncio.Task[None]) -> None:
+        self._children.add(task)
+        # After the group's own callback: when our set is empty, the group's is too. And a method of the set itself,
+        # which no KeyboardInterrupt can leave half done.
+        task.add_done_callback(self._children.discard)
+        task.add_done_callback(self._abandoned.discard)
+        task.add_done_callback(self._child_is_done)
 
     @property
     def is_empty(self) -> bool:
@@ -170,16 +173,14 @@ class Tasks:
         # same at the end (test_an_interrupt_at_any_line_leaves_a_pool_that_closes).
         task = asyncio.current_task()
         assert task is not None
-        self._children.add(task)
+        if task not in self._children:
+            self._register(task)
         try:
             await function()
         except (KeyboardInterrupt, SystemExit) as error:
             if self._state.loop.is_closed():
                 raise
             self._state.raise_later(error)
-        finally:
-            if self._children is not None:
-                self._children.discard(task)
 
     def _child_is_done(self, task: asyncio.Task[None]) -> None:
         self._on_done()
