@@ -117,7 +117,9 @@ class Tasks:
         except BaseException:  # the loop's task factory raised
             child.close()
             raise
-        if task not in self._children and not task.done():  # an eager task factory runs its first step, or all of it
+        if task.done():  # an eager task factory has run all of it
+            self._children.discard(task)
+        elif task not in self._children:
             self._register(task)
         return task
 
