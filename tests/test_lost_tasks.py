@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from asyncpool import Cancelled, WorkerPool
+from asyncpool._core import life
 from asyncpool._core.tasks import end_if_lost
 
 
@@ -121,6 +122,63 @@ def test_the_end_of_a_child_that_nobody_was_told_of_does_not_hold_the_supervisor
     asyncio.run(main())
 
 
+def test_a_supervisor_that_was_lost_is_replaced_by_its_callback(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(life, "_WATCH_SECONDS", 0.01)
+
+    is_over = False
+
+    async def ignores(job: int) -> None:
+        while not is_over:
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                pass
+
+    async def main() -> None:
+        nonlocal is_over
+        pool = WorkerPool(ignores, workers=1, name="shop")
+        await pool.start()
+        handle = await pool.submit(1)
+        await asyncio.sleep(0.001)
+        closing = asyncio.ensure_future(pool.close(drain_timeout=0.0, grace=60.0))
+        while pool.state != "stopping":
+            await asyncio.sleep(0)
+        lose(task_named("shop supervisor"))
+        report = await closing
+        assert [entry.job for entry in report.abandoned] == [1]
+        assert handle.done()
+        is_over = True
+
+    asyncio.run(main())
+    assert "pool 'shop': ended its supervisor, which was never resumed after an interrupt" in caplog.messages
+
+
+def test_a_caller_that_was_lost_does_not_hold_the_end_of_asyncio_run(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[str] = []
+
+    async def call(pool: WorkerPool[Any, Any]) -> None:
+        try:
+            await pool.run(1)
+        finally:
+            seen.append("cleaned up")
+
+    async def main() -> None:
+        pool = WorkerPool(asyncio.sleep, workers=1, name="shop")
+        await pool.start()
+        caller = asyncio.create_task(call(pool), name="caller")
+        await asyncio.sleep(0.001)
+        caller.cancel()  # its wait has ended, and its wakeup is due
+        lose(caller)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())
+    assert seen == ["cleaned up"]
+    assert "pool 'shop': ended caller, which was never resumed after an interrupt" in caplog.messages
+
+
 def test_a_task_that_will_be_resumed_is_not_ended() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -144,6 +202,9 @@ def test_a_task_that_will_be_resumed_is_not_ended() -> None:
         current = asyncio.current_task()
         assert current is not None
         assert not end_if_lost(current, loop)
+        asyncio.tasks._leave_task(loop, current)  # type: ignore[attr-defined]
+        assert not end_if_lost(current, loop)  # it runs the loop itself: another task is the current one
+        asyncio.tasks._enter_task(loop, current)  # type: ignore[attr-defined]
         lose(tasks["swallows"])
         assert end_if_lost(tasks["swallows"], loop)
         assert tasks["swallows"].cancelled()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from operator import itemgetter
 from typing import Any
 
@@ -17,7 +17,7 @@ import anyio
 
 from asyncpool._core.parts import Parts
 from asyncpool._core.state import Phase
-from asyncpool._core.tasks import PoolTaskGroup, end_if_lost
+from asyncpool._core.tasks import PoolTaskGroup, end_if_lost, shows_lost_tasks
 from asyncpool._guard import is_error
 from asyncpool._logs import log
 from asyncpool.errors import PoolClosed, PoolReused
@@ -31,6 +31,8 @@ __all__ = ["Life"]
 _LAST_TURNS = 16
 # After this many interrupts of itself the supervisor no longer begins again.
 _MAX_INTERRUPTS = 8
+# While the pool ends, the supervisor is checked after each of these intervals: an interrupt can have lost it.
+_WATCH_SECONDS = 1.0
 
 
 def _in_order(numbered: list[tuple[int, Unfinished[Any]]]) -> tuple[Unfinished[Any], ...]:
@@ -51,6 +53,7 @@ class Life:
         self._grace_until = math.inf  # loop time at which step 4 begins, once step 3 has
         self._stop_is_requested = asyncio.Event()
         self._interrupts = 0  # of the supervisor
+        self._watch: asyncio.TimerHandle | None = None  # of the supervisor
 
     # -- The beginning -----------------------------------------------------------------------------------------------
 
@@ -129,6 +132,8 @@ class Life:
         elif state.phase is Phase.STARTING:
             self._drain_until = now  # nothing runs yet that could be drained
         # First: if an interrupt comes from here on, the supervisor does what is left.
+        if self._watch is None:
+            self._watch_supervisor()  # before the supervisor is woken: that can be the wakeup that is lost
         self._stop_is_requested.set()
         if state.phase in (Phase.STARTING, Phase.OPEN):
             self._stop_intake(drains=self._drain_until > now)
@@ -229,12 +234,29 @@ class Life:
         self._close([task for task in leftover if not task.done()])
 
     def _end_lost_tasks(self) -> None:
-        """End the tasks of the pool and of its jobs that are lost after an interrupt: they cannot end by themselves."""
+        """End the tasks of the pool and of its jobs that are lost after an interrupt: they cannot end by themselves.
+
+        When somebody cancels every task, as asyncio.run does at its end, also the others that were cancelled: a caller
+        that was lost while it waited for the pool would hang the program as well.
+        """
         parts, state = self._parts, self._state
-        jobs = [job.task for job in parts.cancellation.running_jobs() if job.task is not None]
-        for task in jobs + parts.tasks.all:
+        tasks: list[asyncio.Task[Any]] = [job.task for job in parts.cancellation.running_jobs() if job.task is not None]
+        tasks += parts.tasks.all
+        if state.is_loop_shutting_down():
+            tasks += [task for task in asyncio.all_tasks(state.loop) if task.cancelling()]
+        for task in tasks:
             if end_if_lost(task, state.loop):
                 log.error("pool %r: ended %s, which was never resumed after an interrupt", state.name, task.get_name())
+
+    def _watch_supervisor(self) -> None:
+        """End the supervisor if it is lost: its callback closes the pool then."""
+        supervisor, loop = self._state.supervisor, self._state.loop
+        if supervisor is None or supervisor.done():
+            return
+        if end_if_lost(supervisor, loop):
+            log.error("pool %r: ended its supervisor, which was never resumed after an interrupt", self._state.name)
+        elif shows_lost_tasks(loop):
+            self._watch = loop.call_later(_WATCH_SECONDS, self._watch_supervisor, context=Context())
 
     def _finish_stopping_intake(self) -> None:
         """Repeat what a KeyboardInterrupt in the middle of a request may have left out; otherwise nothing is left to do
@@ -302,6 +324,8 @@ class Life:
         """Close what a supervisor leaves open that was cancelled before its first step, and log what it raised."""
         parts, state = self._parts, self._state
         parts.tasks.give_up_opening()
+        if self._watch is not None:
+            self._watch.cancel()
         if state.phase is not Phase.CLOSED:
             if state.phase in (Phase.STARTING, Phase.OPEN):
                 self._stop_intake(drains=False)

@@ -248,7 +248,7 @@ def _compared(key: Any) -> Iterable[Any]:
         return cast("Iterable[Any]", key)
     if is_dataclass(key):
         return [getattr(key, field.name) for field in fields(key) if field.compare]
-    attributes = getattr(type(key), "__attrs_attrs__", ())
+    attributes: Any = getattr(cast("object", key), "__attrs_attrs__", ())
     return [getattr(key, attribute.name) for attribute in attributes if attribute.order]
 
 

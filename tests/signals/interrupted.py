@@ -56,7 +56,6 @@ def dump(number: int, frame: object) -> None:
         print("LOST" if is_lost else "waits", task.get_name(), where, "waits for", state, flush=True)
 
 
-VERBOSE = bool(os.environ.get("VERBOSE"))
 LOOP: list[asyncio.AbstractEventLoop] = []
 
 
@@ -201,8 +200,6 @@ def run_many(program: str, signals: int, runs: int, seed: int) -> tuple[int, Cou
             names = [line.split(" [")[0] for line in found if line.startswith("LOST ")]
             lost.update(names or ["nothing lost"])
             print(f"run {number} hung:", *found, sep="\n    ", flush=True)
-            if VERBOSE:
-                print(ended.output)
     return hung, lost
 
 
