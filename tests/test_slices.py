@@ -160,7 +160,8 @@ async def test_each_iteration_finds_every_job_in_one_place_and_none_of_them_star
     handler = Handler()
     async with pool_of(handler, options) as pool:
         group = await filled(pool, handler, options)
-        others = [await pool.submit(-1) for _ in range(2)]  # behind all of them
+        others = [await pool.submit(-1) for _ in range(2)]  # behind all of them, or once there is room
+        await settle()
         started = len(handler.started)
         closing = asyncio.ensure_future(group.aclose())
         slices = 0
