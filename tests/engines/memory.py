@@ -102,6 +102,7 @@ class InMemory:
     """Simulated processes. One that dies is replaced after a while."""
 
     shares_main = True
+    kind = Simulated
 
     def __init__(self, count: int = 2, random: Random | None = None, *, replaced_after: float | None = 0.01) -> None:
         self.count = count
@@ -130,7 +131,7 @@ class InMemory:
         await host.workers_above(number)
         while True:
             self.ever += 1
-            process = Simulated(host.spec, f"process {self.ever}", self.random)
+            process = self.kind(host.spec, f"process {self.ever}", self.random)
             processes.append(process)
             self.processes.append(process)
             host.join(process)

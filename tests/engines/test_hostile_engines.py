@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from asyncpool import Failed, Permanent, ProcessLost, Succeeded, WorkerPool
+from asyncpool.engines.wire import BATCH_BYTES
 from asyncpool.testing import VirtualTimeLoop
 from tests.engines.memory import InMemory, Portable, Simulated
 from tests.helpers import echo, fuzzed, now, sleeper, virtual
@@ -94,6 +95,28 @@ async def test_what_cannot_be_taken_along_fails_its_job_alone() -> None:
             NONSENSE.clear()
         assert await pool.run(3) == b"context"
         assert pool.stats.processes_lost == 0
+
+
+@virtual
+async def test_large_inputs_travel_in_batches_of_some_megabytes() -> None:
+    sizes: list[int] = []
+
+    class Measured(Simulated):
+        async def put(self, batch: bytes) -> None:
+            sizes.append(len(batch))
+            await super().put(batch)
+
+    engine = InMemory(1)
+    engine.kind = Measured
+    async with WorkerPool(Portable(length), workers=60, engine=engine) as pool:
+        large = bytes(1 << 20)
+        assert [value async for value in pool.map([large] * 60)] == [1 << 20] * 60
+    assert max(sizes) < BATCH_BYTES + (2 << 20)
+    assert len([size for size in sizes if size > 1 << 20]) >= 60 // 9
+
+
+async def length(data: bytes) -> int:
+    return len(data)
 
 
 class Resources:
