@@ -87,21 +87,32 @@ class Dask:
 
     async def run(self, host: EngineHost, /) -> None:
         """Provide the workers of the cluster to one pool: see `Engine.run`."""
-        first = True
-        while True:
-            try:
-                client = await self._connect()
-            except OSError as error:
-                if first:
-                    raise
-                log.debug("%r: %s", self, describe(error))
-                await anyio.sleep(_CONNECT_AGAIN_AFTER)
-                continue
-            first = False
+        client = await self._connect()
+        while client is not None:
             async with _closing(client):
                 if await Session(client, host, is_adaptive=self._is_adaptive).run():
                     return
             log.warning("pool %r: lost the scheduler of %r, connecting again", host.pool, self)
+            client = await self._connect_again(host)
+
+    async def _connect_again(self, host: EngineHost) -> Any:
+        """Return a new client as soon as the scheduler is back. None: the pool is closing."""
+        client = None
+        async with anyio.create_task_group() as tasks:
+
+            async def stop() -> None:
+                await host.closing()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(stop)
+            while client is None:
+                try:
+                    client = await self._connect()
+                except OSError as error:
+                    log.debug("%r: %s", self, describe(error))
+                    await anyio.sleep(_CONNECT_AGAIN_AFTER)
+            tasks.cancel_scope.cancel()
+        return client
 
     async def _connect(self) -> Any:
         """Return a client of our own: that of the user may belong to another loop or thread."""
@@ -114,7 +125,12 @@ class Dask:
             if security is not None:
                 options.setdefault("security", security)
             address = cluster.scheduler.address if isinstance(cluster, _dask.Client) else cluster.scheduler_address
-        return await _dask.Client(address, asynchronous=True, set_as_default=False, **options)
+        client = _dask.Client(address, asynchronous=True, set_as_default=False, **options)
+        try:
+            return await client
+        except BaseException:
+            async with _closing(client):
+                raise
 
     def _is_adaptive(self) -> bool:
         if self._adaptive is not None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,13 @@ from benchmarks.scale_out.work import cpu, io, noop, uneven
 __all__ = ["main"]
 
 _ROUND_TRIPS = 300
+_CLUSTER = """
+import sys
+from distributed import LocalCluster
+with LocalCluster(n_workers=int(sys.argv[1]), threads_per_worker=1, dashboard_address=None) as cluster:
+    print(cluster.scheduler_address, flush=True)
+    sys.stdin.read()
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +96,22 @@ def _engine(options: argparse.Namespace) -> Iterator[Any]:
     if options.engine == "processes":
         yield Processes(options.processes)
         return
-    from distributed import LocalCluster
-
     from asyncpool.dask import Dask
 
     if options.address:
         yield Dask(options.address)
         return
-    with LocalCluster(n_workers=options.processes, threads_per_worker=1, dashboard_address=None) as cluster:
-        yield Dask(cluster)
+    # In a process of its own: what the scheduler costs is not what the program costs.
+    with subprocess.Popen(
+        [sys.executable, "-c", _CLUSTER, str(options.processes)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as cluster:
+        assert cluster.stdin is not None
+        assert cluster.stdout is not None
+        with cluster.stdin:  # it ends when this is closed, and so when this process is dead
+            yield Dask(cluster.stdout.readline().strip())
 
 
 async def _ask(name: str, label: str, engine: Any, options: argparse.Namespace) -> None:

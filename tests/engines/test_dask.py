@@ -220,6 +220,19 @@ async def test_a_runner_ends_if_nobody_takes(monkeypatch: pytest.MonkeyPatch) ->
         await until(lambda: not tenants._tenants)
 
 
+@real
+async def test_a_pool_can_be_closed_while_its_scheduler_is_away(caplog: pytest.LogCaptureFixture) -> None:
+    async with in_process(1) as cluster:
+        engine = Dask(cluster.scheduler_address, timeout=0.2)
+        async with WorkerPool(handlers.short, workers=2, engine=engine, patience=60) as pool:
+            await pool.run(1)
+            await cluster.close()
+            await until(lambda: "connecting again" in caplog.text)
+            async with asyncio.timeout(30):
+                await pool.close(grace=60)
+        await until(lambda: not tenants._tenants)  # the worker is closed, and its runner with it
+
+
 # -- Ways to a worker --------------------------------------------------------------------------------------------------
 
 
