@@ -37,7 +37,8 @@ class Demo:
 
         del Dask
         with dask_cluster(self.workers) as cluster:
-            options = Options(upto=self.upto, ways=(DASK,), processes=self.workers, dask=cluster.address)
+            count = self.workers
+            options = Options(upto=self.upto, ways=(DASK,), processes=count, wait_for=count, dask=cluster.address)
             print(f"Scheduler at {cluster.address}, with {self.workers} workers", flush=True)
             killed = 0
 

@@ -47,6 +47,8 @@ SEQUENTIAL, NONE, PROCESSES, DASK = "sequential", "none", "processes", "dask"
 WORKERS_PER_PROCESS = 8
 """So many jobs are at a process that the next is there when one ends."""
 
+_LONGEST_START = 30.0  # seconds
+
 Chunk = tuple[int, int]
 
 
@@ -83,6 +85,8 @@ class Options:
     chunk: int = 1_000
     ways: Sequence[str] = (PROCESSES,)
     processes: int = 1
+    wait_for: int = 1
+    """How many processes must be ready before the first job."""
     workers: int | None = None
     dask: str | None = None
     journal: Path | None = None
@@ -103,7 +107,7 @@ class Row:
 
     name: str
     start: float = 0.0
-    """Seconds until the first process was ready."""
+    """Seconds until its processes were ready."""
     seconds: float = 0.0
     """From then on to the last outcome."""
     done: int = 0
@@ -156,18 +160,18 @@ class Crunch:
     def run(self) -> int:
         """Run all ways, print the figures, and return the exit status."""
         options = self.options
-        print(f"Counting the primes below {options.upto:,}, in {options.jobs:,} jobs", flush=True)
-        for way in options.ways:
-            try:
+        try:
+            print(f"Counting the primes below {options.upto:,}, in {options.jobs:,} jobs", flush=True)
+            for way in options.ways:
+                if self.is_interrupted:
+                    break
                 if way == SEQUENTIAL:
                     self.run_sequential()
                 else:
                     with engine_for(way, options) as engine:
                         asyncio.run(self.run_pool(way, engine))
-            except KeyboardInterrupt:  # where no pool drains for it
-                self.is_interrupted = True
-            if self.is_interrupted:
-                break
+        except KeyboardInterrupt:  # where no pool drains for it
+            self.is_interrupted = True
         for line in self.table() if self.rows else ():
             print(line)
         return self.sum_up()
@@ -201,6 +205,8 @@ class Crunch:
         began = loop.time()
         async with pool:
             self.rows.append(row)
+            if engine is not None:
+                await self.wait_for_processes(pool, min(options.wait_for, workers))
             row.start = loop.time() - began
             with drain_on_signal(pool) as signals, suppress(PoolClosed):
                 async with live_view(gauges) as view, self.outcomes(pool) as outcomes:
@@ -213,6 +219,13 @@ class Crunch:
                         row.seconds = loop.time() - began - row.start
                         self.is_interrupted = signals.received > 0
         row.reruns, row.lost = pool.stats.reruns, pool.stats.processes_lost
+
+    async def wait_for_processes(self, pool: Pool, count: int) -> None:
+        """Let all take part from the first job on, for the figures: a pool itself waits for the first only."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LONGEST_START):
+                while pool.stats.processes < count and pool.state == "open":  # noqa: ASYNC110 -- no observer, which would be called for each job too
+                    await asyncio.sleep(0.01)
 
     def outcomes(self, pool: Pool) -> Stream[Outcome[Chunk, int]]:
         """The stream of a pool; with a journal without the jobs that are done, but with their values."""
@@ -355,6 +368,7 @@ def _parse(arguments: Sequence[str] | None) -> Options:
         chunk=found.chunk,
         ways=ways_asked,
         processes=found.processes,
+        wait_for=found.processes if found.dask in (None, "local") else 1,
         workers=found.workers,
         dask=found.dask,
         journal=found.journal,
