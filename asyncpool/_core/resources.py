@@ -229,6 +229,7 @@ class ResourceTask:
         lost: BaseException | None = None
         error: BaseException | None = None
         late: ResourceTimeout | None = None
+        interrupt: KeyboardInterrupt | None = None
         self._begin(_Step.OPENING)
         try:
             manager = self._resource.open()
@@ -257,6 +258,9 @@ class ResourceTask:
                         raise
                     finally:
                         seconds = self._state.time() - opened_at
+                except KeyboardInterrupt as raised:
+                    interrupt = raised
+                    raise
                 finally:
                     self._begin(_Step.CLOSING)
         except BaseException as raised:
@@ -267,6 +271,11 @@ class ResourceTask:
             late = self._end() or late
             if not self._is_abandoned:
                 worker.resource = None
+        if interrupt is not None:  # leaving the resource has replaced it, by the error of its own or of its timeout
+            try:
+                raise interrupt
+            finally:
+                del interrupt, error, late  # their tracebacks refer to this frame
         if late is not None and late is not error:
             set_cause(late, None if is_error(error, asyncio.CancelledError) else error)
             error = late
