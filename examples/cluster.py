@@ -14,6 +14,7 @@ import sys
 from examples.command_line import FAILED, Parser, starting, whole
 
 with starting("cluster"):
+    import asyncio
     from collections.abc import Callable, Sequence
     from dataclasses import dataclass
 
@@ -44,13 +45,15 @@ class Demo:
 
             def kill_in_the_middle(row: Row, pool: Pool, say: Callable[[str], None]) -> None:
                 nonlocal killed
-                if killed == self.kills or row.done < options.jobs * (killed + 1) / (self.kills + 1):
-                    return
-                busy = [process for process in pool.processes() if process.running]
-                if len(busy) == self.workers:  # so it is one of these
+                is_time = row.done >= options.jobs * (killed + 1) / (self.kills + 1)
+                if killed < self.kills and is_time and pool.stats.processes == self.workers:
                     killed += 1
-                    say(f"kill -9 of the worker with process id {cluster.kill_worker()}; another one is started")
-                    cluster.add_worker()
+                    # Not now: a worker whose jobs have just ended has no others yet.
+                    asyncio.get_running_loop().call_later(0.003, kill, say)
+
+            def kill(say: Callable[[str], None]) -> None:
+                say(f"kill -9 of the worker with process id {cluster.kill_worker()}; another one is started")
+                cluster.add_worker()
 
             crunch = Crunch(options, kill_in_the_middle)
             status = crunch.run()

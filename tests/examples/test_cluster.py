@@ -72,7 +72,7 @@ def test_a_worker_is_killed_and_nothing_is_lost(process: subprocess.Popen[str]) 
     assert re.fullmatch(r"pool 'crunch': lost Dask worker \S+ with \d+ attempts: .*\n", errors)
     assert len(re.findall(r"kill -9 of the worker with process id \d+; another one is started$", printed, re.M)) == 1
     assert re.search(r"^Dask, 16 workers +300 ", printed, re.M)
-    assert re.search(r"^Processes lost: 1\. Attempts that were there, and ran again: [1-8]\.$", printed, re.M)
+    assert re.search(r"^Processes lost: 1\. Attempts that were there, and ran again: \d\.$", printed, re.M)
     last = "Nothing was lost: 300 jobs, 300 outcomes, and as many primes as a sieve finds.\n"
     assert printed.endswith(f"{cluster.primes_below(300_000):,} primes\n{last}")
     assert_nobody_is_at(address)
