@@ -80,6 +80,7 @@ def _reader(path: str) -> Generator[sqlite3.Connection | None]:
     # As a URI, which must not take a "?" or "%" of the name for its own.
     base = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
     with closing(base):
+        base.execute("begin")  # one snapshot: a run may be creating the file just now
         yield base if _is_journal(path, base) else None
 
 

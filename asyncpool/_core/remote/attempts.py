@@ -12,7 +12,7 @@ from asyncpool._core.job import Job
 from asyncpool._core.remote.fleet import LOST, Fleet
 from asyncpool._core.remote.members import Errand
 from asyncpool._core.state import State
-from asyncpool._guard import describe, name_of, safe_text
+from asyncpool._guard import describe, name_of, safe_text, set_cause
 from asyncpool.engines.contract import ContextCarrier
 from asyncpool.engines.remote_errors import load_error
 from asyncpool.engines.wire import CANCELLED, VALUE, dumps, load_value
@@ -68,7 +68,7 @@ class RemoteHandler:
             job.started_at = None
             text = f"{name_of(type(error))}: {safe_text(str, error, 500)}"
             failure = pickle.PicklingError(f"the job cannot be sent to another process: pickling it raised {text}")
-            failure.__cause__ = error
+            set_cause(failure, error)
             raise Permanent from failure
         carried = None if self._carrier is None else self._carrier.carry()
         if carried is not None and type(carried) is not bytes:  # it would spoil the batch that it travels in

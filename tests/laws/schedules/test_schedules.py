@@ -82,7 +82,7 @@ def test_the_default_budget_is_ten_thousand_schedules() -> None:
 def test_every_file_of_scenarios_is_imported() -> None:
     files = {path.stem for path in Path(__file__).parent.glob("*.py")}
     imported = {module.__name__.rpartition(".")[2] for module in SUBJECTS}
-    assert imported == files - {"conftest", "test_schedules", "tools"}
+    assert imported == files - {"test_schedules", "tools"}
 
 
 def test_a_random_schedule_is_not_the_plain_order() -> None:
