@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
-# Before they are imported, so that pytest explains failed assertions in the scenarios too, which are not in test modules.
+# Before they are imported: so pytest explains failed assertions in the scenarios too, which are not in test modules.
 _SCENARIOS = {path.stem for path in (Path(__file__).parent / "laws" / "schedules").glob("*.py")} - {"test_schedules"}
 pytest.register_assert_rewrite(*(f"tests.laws.schedules.{name}" for name in sorted(_SCENARIOS)))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import types
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextvars import Context, copy_context
 from enum import Enum
 from functools import partial
@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 from asyncpool._core.cancellation import Cancellation
 from asyncpool._core.failures import outcome_of, returned_error
-from asyncpool._core.invoke import Invoke, call_job
+from asyncpool._core.invoke import call_job
 from asyncpool._core.job import CURRENT_JOB, Job, Puller, Sink, Worker, new_job
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.pauses import Pauses
@@ -99,7 +99,7 @@ class Dispatcher:
     def __init__(
         self,
         handler: Callable[..., Any],
-        invoke: Invoke | None,
+        invoke: Callable[[Job, Worker], Awaitable[Any]] | None,
         *,
         state: State,
         ledger: Ledger,

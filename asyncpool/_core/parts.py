@@ -214,7 +214,6 @@ class Parts:
         # A rate limit is asked before a job starts, so nothing of it surrounds the call.
         is_plain = (
             timeout is None
-            and remote is None
             and resource is None
             and manager is None
             and (self.lanes is None or type(limiter) is KeyedRateLimit)
@@ -223,7 +222,7 @@ class Parts:
         is_gated = rate_limit is not None or self.lanes is not None or self.retries.has_deadline
         self.dispatcher = (GatedDispatcher if is_gated else Dispatcher)(
             call,
-            None if is_plain else invoke,
+            (None if remote is None else call) if is_plain else invoke,
             state=self.state,
             ledger=self.ledger,
             queue=self.queue,

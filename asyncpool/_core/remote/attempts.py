@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 
-from asyncpool._core.job import Job
+from asyncpool._core.job import Job, Worker
 from asyncpool._core.remote.fleet import LOST, Fleet
 from asyncpool._core.remote.members import Errand
 from asyncpool._core.state import State
@@ -34,8 +34,9 @@ class RemoteHandler:
         self._state = state
         self._carrier = handler if isinstance(handler, ContextCarrier) else None
 
-    async def __call__(self, job: Job) -> Any:
-        """Run one attempt."""
+    async def __call__(self, job: Job, _: Worker | None = None) -> Any:
+        """Run one attempt. Nothing may surround this call: then the dispatcher makes it, with the worker."""
+        job.started_at = self._state.time()
         errand = self._post(job)
         try:
             await errand.ended
@@ -46,7 +47,6 @@ class RemoteHandler:
         kind, content, seconds = errand.end
         del errand
         # The way there and back, and the wait in the process, count as the job's wait: `seconds_queued`.
-        assert job.started_at is not None
         job.started_at = max(job.started_at, self._state.time() - seconds)
         if kind == VALUE:
             return load_value(content, "the value that the handler returned")
