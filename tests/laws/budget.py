@@ -1,6 +1,6 @@
 """How much the random tests of the laws may try: one place, read once.
 
-The default is for each commit. `ASYNCPOOL_TEST_BUDGET=long` multiplies it, for a night; `short` is a quarter of it, for
+The default is for each commit. `ASYNCPOOL_TEST_BUDGET=long` multiplies it, for a night; `short` is a part of it, for
 a Python between two others that are tested with the default.
 """
 
@@ -13,7 +13,7 @@ IS_LONG = _BUDGET == "long"
 IS_SHORT = _BUDGET == "short"
 
 # How many random schedules each scenario runs under, by the way in which the loop makes tasks (test_schedules.py).
-SCHEDULES = {"default": 120, "factory": 26, "wrapping": 26, "eager": 26}
+SCHEDULES = {"default": 112, "factory": 26, "wrapping": 26, "eager": 12}
 # And how many in which the log, the reprs of jobs and the errors are hostile: these cost more, because all is logged.
 HOSTILE_SCHEDULES = {"default": 8, "factory": 2, "wrapping": 2, "eager": 2}
 # How many random programs the state machine runs, and how many steps each has (test_machine.py).
@@ -24,7 +24,7 @@ BATCHES = 40
 
 if IS_SHORT:
     BATCHES //= 4
-    SCHEDULES = {mode: seeds // 4 for mode, seeds in SCHEDULES.items()}
+    SCHEDULES = {mode: seeds // 6 for mode, seeds in SCHEDULES.items()}
     HOSTILE_SCHEDULES = {mode: max(1, seeds // 4) for mode, seeds in HOSTILE_SCHEDULES.items()}
     MACHINE_EXAMPLES //= 4
 if IS_LONG:

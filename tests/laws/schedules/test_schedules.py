@@ -74,7 +74,7 @@ def test_hostile_code_is_at_large_in_the_scenarios() -> None:
     assert hostile.raised
 
 
-@pytest.mark.skipif(IS_SHORT, reason="this budget is a quarter of the default")
+@pytest.mark.skipif(IS_SHORT, reason="this budget is a part of the default")
 def test_the_default_budget_is_ten_thousand_schedules() -> None:
     assert len(SCENARIOS) * sum(SCHEDULES[mode] for mode in FACTORIES) >= 10_000
 
