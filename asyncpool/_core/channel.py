@@ -183,7 +183,8 @@ class Channel(Generic[ItemT_co]):
             raise StreamClosed(f"{self.name} is read by one reader, and another waits already")
         self._reader = reader = self.parts.state.loop.create_future()
         try:
-            await self.parts.deadlock.wait(reader)
+            # What is held comes by itself: a wait for that is no part of a deadlock.
+            await (reader if self.held else self.parts.deadlock.wait(reader))
         finally:
             if self._reader is reader:
                 self._reader = None

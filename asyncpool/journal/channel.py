@@ -323,6 +323,8 @@ class JournalChannel(FedChannel[Any]):
             self._run.release(key)
             self._deliver(job, outcome)
         else:
+            if not self._held:
+                self._wake_reader()  # its wait began as one for a job, and is one for the journal from now on
             self._held.add(job)
             self._run.record(self._entry_of(key, outcome), partial(self._recorded, job, outcome))
 
@@ -341,6 +343,7 @@ class JournalChannel(FedChannel[Any]):
         else:
             self._fail(job, outcome, error)
         if not self._held:
+            self._wake_reader()  # the other way round
             self.parts.wakeups.notify()
 
     def _deliver(self, job: Job, outcome: Outcome[Any, Any]) -> None:

@@ -28,8 +28,9 @@ from asyncpool import (
 )
 from asyncpool.journal.entries import Entry, Key
 from asyncpool.journal.file import Found, JournalFile
+from tests.engines.memory import InMemory, Portable
 from tests.helpers import fuzzed, virtual
-from tests.journal.tools import Runs, counts, echo, echo_pool, full_disk, make_journal, recorded_in
+from tests.journal.tools import FAST_FOLDER, Runs, counts, echo, echo_pool, full_disk, make_journal, recorded_in
 
 
 def fails_on(*jobs: Any) -> Callable[[Any], Any]:
@@ -718,3 +719,44 @@ def test_arguments_are_checked(make: Callable[[], object], message: str) -> None
     with pytest.raises(TypeError) as caught:
         make()
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@fuzzed
+async def test_a_wait_for_the_journal_is_no_part_of_a_deadlock(ordered: bool) -> None:
+    """All workers run jobs that read streams of their pool, and one of them waits only for its record."""
+    journal = make_journal(Path(mkdtemp(dir=FAST_FOLDER)))
+    others = []
+
+    async def handler(job: str) -> Any:
+        match job:
+            case "reads the journal's stream":
+                return await journal.outcomes(pool, ["brings another"], ordered=ordered)
+            case "brings another":
+                others.append(pool.submit_nowait("reads a stream"))
+            case "reads a stream":
+                return await pool.map(["plain"])
+        return job
+
+    pool: WorkerPool[str, Any]
+    async with WorkerPool(handler, workers=2) as pool:
+        assert [outcome.unwrap() for outcome in await pool.run("reads the journal's stream")] == ["brings another"]
+        assert await others[0] == ["plain"]
+
+
+@virtual
+async def test_with_an_engine_what_is_done_is_recorded_and_skipped() -> None:
+    path = Path(mkdtemp(dir=FAST_FOLDER))
+    handler = Runs()
+    for jobs in (range(20), range(30)):
+        engine = InMemory(2)
+        async with WorkerPool(Portable(handler), workers=4, engine=engine) as pool:
+            stream = make_journal(path).outcomes(pool, jobs)
+            killing = asyncio.get_running_loop().call_later(0.003, engine.kill_one)
+            done = await stream
+            killing.cancel()
+            assert all(isinstance(outcome, Succeeded) for outcome in done)
+        await engine.ended()
+    assert set(handler.jobs) == set(range(30))
+    assert len(handler.jobs) <= 30 + 2 * 4  # what was in a process that died ran again
+    assert recorded_in(path / "batch.db") == set(range(30))
