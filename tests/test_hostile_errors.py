@@ -63,6 +63,8 @@ def sly() -> type[Any]:
 
     class SlyMeta(type):
         def __getattribute__(cls, name: str) -> Any:
+            if name == "__subclasses__":  # Dask asks all classes of errors when it is imported, in another test
+                return super().__getattribute__(name)
             raise RuntimeError("no")
 
     class SlyError(Exception, metaclass=SlyMeta):
