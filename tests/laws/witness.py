@@ -618,6 +618,8 @@ class Witness:
         idle = stats.workers - stats.running
         if is_paused or now < self.pause_ends or (self.is_limited_as_one and self.meters[0].is_closed()):
             idle = 0  # they take nothing
+        if self.engine is not None and self.pool.is_paused:
+            idle = 0  # a pause that a handler asked for begins when that has arrived
         assert not (idle and stats.queued), f"a worker idles beside a queued job: {stats}"
         if is_open:
             # Whatever a policy says, work that is there gets a worker at once.
