@@ -77,6 +77,7 @@ class Simulated:
             died.cancel()
             if not news.done():
                 news.cancel()
+                await asyncio.wait([news])
 
     async def _travel(self) -> None:
         """Let a message take some turns of the loop, or some time. One that a process has sent is lost with it."""
