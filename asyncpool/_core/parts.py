@@ -295,6 +295,8 @@ class Parts:
         self.load.forget()
         self.deadlock.close()
         self.retries.close()
+        if self.fleet is not None:
+            self.fleet.end()
         if self.deadlines is not None:
             self.deadlines.close()
         self.cancellation.close()

@@ -116,19 +116,22 @@ class Fleet:
         except Exception as error:
             cause = error
         except BaseException as error:  # somebody else has cancelled its task, or it wants to end the program
-            self._end()
+            self.end()
             if not self._state.is_loop_shutting_down():
                 self._lose_engine(f"{describe(self._engine)} was ended by {name_of(type(error))}", None)
             raise
-        self._end()
+        self.end()
         if not self._closing.is_set() and not self._is_leaving:
             what = "has ended" if cause is None else "has failed"
             self._lose_engine(f"{describe(self._engine)} {what} while the pool was open", cause)
         elif cause is not None:
             log.error("pool %r: the engine raised an exception while it was closed", self.pool, exc_info=cause)
 
-    def _end(self) -> None:
-        """Let go of all processes: the engine has ended. What has not ended by now waits for its cancellation."""
+    def end(self) -> None:
+        """Let go of all processes: the engine has ended, or was cancelled before it began. Safe to repeat.
+
+        What has not ended by now waits for its cancellation.
+        """
         self._is_over = True
         for timer in (self._patience_timer, self._silence_timer, self._reserve_timer):
             if timer is not None:
