@@ -268,7 +268,7 @@ class Runner:
         return dumps(batch, shares_main=True) if batch else b""
 
     def tick(self) -> bool:
-        """Return whether the program has probably gone: to be called every `TICK` seconds where nothing else says so.
+        """Return whether the program has probably gone. Call it every `TICK` seconds if nothing else shows that.
 
         Counted in calls and not by the clock: a handler may block the loop for minutes, and `take` with it.
         """

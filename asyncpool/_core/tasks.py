@@ -1,4 +1,4 @@
-"""The pool's own tasks, which live longer than a job: resource tasks and feeders; and the end of tasks that are lost.
+"""The pool's own tasks, which live longer than a job: of resources, feeders and engines; and the end of lost tasks.
 
 The tasks of jobs are not here: see docs/architecture.md for the reason.
 """
@@ -37,9 +37,7 @@ def end_if_lost(task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) -> boo
     if (
         not shows_lost_tasks(loop)
         or task.done()
-        or getattr(
-            coroutine, "cr_running", True
-        )  # a handler can run the loop itself, and then it is not the current task
+        or getattr(coroutine, "cr_running", True)  # a handler that runs the loop itself is not the current task
         or (waits_for is not None and not waits_for.done())
         or any(getattr(getattr(handle, "_callback", None), "__self__", None) is task for handle in _callbacks(loop))
     ):

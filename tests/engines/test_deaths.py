@@ -29,6 +29,7 @@ from asyncpool import (
     WorkerPool,
 )
 from asyncpool._core.job import CURRENT_JOB
+from asyncpool._core.remote.members import Errand, Member
 from asyncpool.engines import EngineHost
 from asyncpool.events import ProcessGone, ProcessJoined
 from asyncpool.testing import run
@@ -461,3 +462,33 @@ async def test_a_pool_that_drains_without_any_process_ends_all_the_same() -> Non
     report = await pool.close()
     assert len(report.unfinished) == 20
     assert {type(await handle.outcome()) for handle in handles} == {Cancelled}
+
+
+def test_a_job_is_not_guilty_of_a_death_before_it_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = InMemory(1)
+    handler = Calls(engine)
+    hand = Member.hand
+    lost = []
+
+    async def main() -> None:
+        async with _pool(engine, handler, workers=1) as pool:
+            fleet = pool._parts.fleet
+            assert fleet is not None
+
+            def hand_and_lose(member: Member, errand: Errand, seconds_left: float | None) -> None:
+                hand(member, errand, seconds_left)
+                if errand.died_alone and not lost:  # the batch that has it is still to be sent
+                    lost.append(member)
+                    fleet._lose(member, ProcessLost("in this moment"))
+
+            monkeypatch.setattr(Member, "hand", hand_and_lose)
+            handle = await pool.submit(6)
+            while not handler.begun[6]:
+                await asyncio.sleep(0.001)
+            engine.kill_one()  # with the job alone in it
+            assert await handle == 6
+        await engine.ended()
+
+    run(main)
+    assert lost
+    assert handler.begun[6] == 2

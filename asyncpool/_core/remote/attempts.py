@@ -35,7 +35,7 @@ class RemoteHandler:
         self._carrier = handler if isinstance(handler, ContextCarrier) else None
 
     async def __call__(self, job: Job, _: Worker | None = None) -> Any:
-        """Run one attempt. Nothing may surround this call: then the dispatcher makes it, with the worker."""
+        """Run one attempt. Called by `Invoke`, or with the worker by the dispatcher, if nothing surrounds the call."""
         job.started_at = self._state.time()
         errand = self._post(job)
         try:

@@ -84,7 +84,7 @@ class Fleet:
         self._most = 1
         self._failed_starts = 0
         self._is_pump_scheduled = False
-        self._opened: asyncio.Future[None] | None = None  # what `open` waits for; None once it is open
+        self._opened: asyncio.Future[None] | None = None  # what `open` waits for; None before it is called
         self._lost: EngineLost | None = None
         self._is_over = False
         self._closing = asyncio.Event()
@@ -415,12 +415,12 @@ class Fleet:
             log.warning("pool %r: %s cannot be used: %s", self.pool, member.name, describe(error))
         else:
             log.error("pool %r: %s cannot be used", self.pool, member.name, exc_info=error)
-        sent = [errand for errand in errands if errand.was_sent and not errand.is_cancelled]
+        sent = [errand for errand in errands if errand.is_sent and not errand.is_cancelled]
         member.counts.lost += len(sent)
         for errand in reversed(errands):
             if errand.is_cancelled:
                 self._settle(errand, CANCELLED, errand.was_sent)
-            elif not errand.was_sent:
+            elif not errand.is_sent:  # it is not to blame for this death
                 self._outbox.appendleft(errand)
         if sent and not self._options.reruns:
             for errand in sent:

@@ -35,7 +35,19 @@ class Errand:
     It waits here while `member` is None. It has ended once `end` is set.
     """
 
-    __slots__ = ("carried", "data", "died_alone", "end", "ended", "id", "is_cancelled", "job", "member", "was_sent")
+    __slots__ = (
+        "carried",
+        "data",
+        "died_alone",
+        "end",
+        "ended",
+        "id",
+        "is_cancelled",
+        "is_sent",
+        "job",
+        "member",
+        "was_sent",
+    )
 
     def __init__(self, id: int, job: Job, data: bytes, carried: bytes | None, ended: asyncio.Future[None]) -> None:
         self.id = id
@@ -46,7 +58,8 @@ class Errand:
         self.end: tuple[int, Any, float] | None = None  # what kind of news, its content, the seconds that it ran
         self.member: Member | None = None
         self.is_cancelled = False
-        self.was_sent = False  # whether it may have begun somewhere
+        self.is_sent = False  # whether it may have begun in `member`, or still waits for the next batch to that
+        self.was_sent = False  # whether it may have begun anywhere
         self.died_alone = False  # whether its process died while it ran nothing else
 
     def settle(self, kind: int, content: Any, seconds: float) -> None:
@@ -139,7 +152,7 @@ class Member:
 
     def hand(self, errand: Errand, seconds_left: float | None) -> None:
         """Send an attempt with the next batch."""
-        errand.member = self
+        errand.member, errand.is_sent = self, False
         self.errands[errand.id] = errand
         self.bytes += len(errand.data)
         job = errand.job
@@ -151,7 +164,7 @@ class Member:
         orders, self.orders, self.bytes = self.orders, [], 0
         for order in orders:
             if order[0] == START and (errand := self.errands.get(order[1])) is not None:
-                errand.was_sent = True
+                errand.is_sent = errand.was_sent = True
         return orders
 
     def cancel(self, errand: Errand) -> None:
