@@ -1,4 +1,4 @@
-"""The package and docs/architecture.md are written in plain technical English: no word of a list of unidiomatic ones.
+"""All text of the project is plain technical English: no phrase of a list of unidiomatic ones.
 
 The list has what can be found without understanding the sentence. What it finds is in docstrings, comments and string
 literals; names are not checked.
@@ -18,7 +18,26 @@ import pytest
 
 from tests.markdown import ROOT
 
-CHECKED = [*sorted((ROOT / "asyncpool").rglob("*.py")), ROOT / "docs" / "architecture.md"]
+SUFFIXES = {".md", ".py", ".rst"}
+NOT_YET = ("README.md", "docs/", "examples/", "benchmarks/", "tests/")
+"""What was written before the rules, by the beginning of its path."""
+
+
+def checked() -> list[Path]:
+    """Return the files that are checked: all with prose, except this one, which quotes what it forbids."""
+    folders = [ROOT / name for name in ("asyncpool", "benchmarks", "docs", "examples", "tests")]
+    files = [*ROOT.glob("*.md"), *(file for folder in folders for file in folder.rglob("*"))]
+    return [
+        file
+        for file in sorted(files)
+        if file.suffix in SUFFIXES
+        and "_build" not in file.parts
+        and file != Path(__file__)
+        and not str(file.relative_to(ROOT)).startswith(NOT_YET)
+    ]
+
+
+CHECKED = [*checked(), ROOT / "docs" / "architecture.md"]
 
 
 @dataclass(frozen=True)
@@ -258,7 +277,7 @@ def test_the_check_reads_markdown(tmp_path: Path) -> None:
     assert complaints(path) == ['sample.md:4: "which is no": write "which is not a ..."']
 
 
-def test_the_check_covers_the_package() -> None:
+def test_the_check_covers_the_package_and_its_documents() -> None:
     names = {str(path.relative_to(ROOT)) for path in CHECKED}
     assert {"asyncpool/pool.py", "asyncpool/_core/dispatch.py", "asyncpool/testing/runner.py"} <= names
-    assert "docs/architecture.md" in names
+    assert {"docs/architecture.md", "CHANGELOG.md", "CONTRIBUTING.md"} <= names
