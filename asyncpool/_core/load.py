@@ -114,7 +114,7 @@ class Load:
             elapsed=now - window.asked_at,
             workers=self._workers.target,
             starting=self._workers.starting,
-            idle=self._workers.free,
+            idle=self._workers.usable,
             running=ledger.running,
             peak_running=ledger.peak_running,
             blocked=self._blocked(),

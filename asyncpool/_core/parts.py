@@ -318,7 +318,7 @@ class Parts:
             succeeded=ledger.succeeded,
             failed=ledger.failed,
             cancelled=ledger.cancelled,
-            workers=self.workers.free + ledger.running,
+            workers=self.workers.usable + ledger.running,
             target_workers=self.workers.target,
             max_workers=self.workers.max_workers,
             resources_opening=self.workers.opening,

@@ -280,7 +280,7 @@ class Stall:
         if self._workers.idle and self._since is None:
             return  # the usual case
         is_open = self._state.phase in (Phase.OPEN, Phase.DRAINING)
-        is_unusable = is_open and self._workers.free + self._ledger.running <= self._cancellation.stuck
+        is_unusable = is_open and self._workers.usable + self._ledger.running <= self._cancellation.stuck
         has_work = is_unusable and self._queue.backlog > 0 and not self._pauses.is_paused
         now = self._state.time()
         if not has_work:

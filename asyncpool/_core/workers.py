@@ -29,14 +29,16 @@ from asyncpool.scaling.policy import Decision, PoolLoad
 
 __all__ = ["Workers"]
 
-# This many workers are made at once, the others when they are first needed: a million cost nothing until then.
+# This many workers are made when the pool opens, the others when they are first needed: a million cost nothing until
+# then, and a backend gets no connections that nobody uses.
 _FIRST_WORKERS = 64
 
 
 class Workers:
     """The workers of a pool.
 
-    Invariant: some worker is idle while there are `queue.unmade` ones, except in a pause (tests/core/test_workers.py).
+    Invariant: while there are `queue.unmade` workers, some worker is idle, or for each queued job one waits for its
+    resource, except in a pause (tests/core/test_workers.py).
 
     Invariant: a worker is in `idle`, or holds a job, or waits for its resource, or is about to go. It holds at most one
     job. `surplus` busy workers retire after their job, whoever ends first (tests/laws:
@@ -47,6 +49,7 @@ class Workers:
         "_cancellation",
         "_context",
         "_free_numbers",
+        "_leaving",
         "_ledger",
         "_limit",
         "_observers",
@@ -97,6 +100,7 @@ class Workers:
         """How many workers there should be."""
         self._limit: int | None = None
         self._free_numbers: list[int] = []
+        self._leaving: set[Worker] = set()  # those without a job that close their resource
         self.on_usable: Callable[[], None] = _nothing
         """Called when a worker has become usable, or has stopped to be."""
         self.on_resized: Callable[[], None] = _nothing
@@ -125,8 +129,13 @@ class Workers:
 
     @property
     def free(self) -> int:
-        """How many workers can take a job now."""
+        """How many workers are idle, or are not made yet."""
         return len(self.idle) + self._queue.unmade
+
+    @property
+    def usable(self) -> int:
+        """How many workers can take a job now, without waiting for a resource."""
+        return self.free if self._resource is None else len(self.idle)
 
     @property
     def opening(self) -> int:
@@ -194,14 +203,10 @@ class Workers:
         self._queue.set_bounds(target, self.max_workers)
         staying = [worker for worker in self.by_number.values() if not worker.retiring]
         missing = target - len(staying)
-        if self._resource is None:
-            self._queue.unmade = max(0, missing)
-            self._make(_FIRST_WORKERS - len(self.by_number))
-            if not self.idle:
-                self.make_more()
-        else:
-            for _ in range(missing):
-                self.add()
+        self._queue.unmade = max(0, missing)
+        self._make(_FIRST_WORKERS - len(self.by_number))
+        if not self.idle:
+            self.make_more()
         excess = max(0, -missing)
         # Of those without a job first those without a resource, the youngest first; then those that were idle longest.
         idle = {worker: place for place, worker in enumerate(self.idle)}
@@ -218,9 +223,20 @@ class Workers:
         self.on_resized()
 
     def make_more(self) -> bool:
-        """Make workers that are needed for the first time, because no other is idle; return whether there are any."""
-        self._make(max(_FIRST_WORKERS, len(self.by_number)))
+        """Make workers that are needed for the first time, because no other is idle; return whether one is idle now."""
+        if self._resource is None:
+            self._make(max(_FIRST_WORKERS, len(self.by_number)))
+        else:
+            # How many wait for their resources: none is idle.
+            waiting = len(self.by_number) - self._ledger.running - len(self._leaving)
+            self._make(self._queue.backlog - waiting)
+            if self._queue.unmade:  # the hot path wakes nobody for the next job, because no worker is idle
+                self._queue.notify_next(self._job_arrived, owner=self)
         return bool(self.idle)
+
+    def _job_arrived(self) -> None:
+        if not self.idle:
+            self.make_more()
 
     def _make(self, number: int) -> None:
         """Make up to this many of the workers that there should be."""
@@ -278,6 +294,7 @@ class Workers:
         """Let go of a worker that has no job and is not idle: its resource task, if it has one, does the rest."""
         if worker.resource_task is not None:
             if worker.retiring:
+                self._leaving.add(worker)
                 worker.resource_task.leave()
             else:
                 worker.resource_task.notify()
@@ -288,6 +305,7 @@ class Workers:
     def remove(self, worker: Worker) -> None:
         """Forget a worker that has left."""
         self._outage.left(worker)
+        self._leaving.discard(worker)
         if self.by_number.get(worker.number) is worker:  # otherwise its number belongs to another worker by now
             del self.by_number[worker.number]
             heapq.heappush(self._free_numbers, worker.number)
@@ -331,7 +349,9 @@ class Workers:
             self._wakeups.worker_ready()
 
     def worker_slow(self, worker: Worker) -> None:
-        """A worker has waited some seconds for its resource: the policy must not count on it."""
+        """A worker has waited some seconds for its resource: neither the policy nor a queued job must count on it."""
+        if self._queue.backlog:
+            self._make(1)
         self._wakeups.worker_slow()
 
     def resource_lost(self, worker: Worker) -> BaseException | None:
