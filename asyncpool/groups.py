@@ -221,7 +221,8 @@ class Group(Readable[Outcome[JobT, ValueT_co], GroupChannel], Generic[JobT, Valu
         await self._channel.submit(job)
 
     def producer(self) -> Producer[JobT, ValueT_co]:
-        """Return a context manager for one of several producers. The last one that is left closes the intake.
+        """Return a context manager for one of several producers. The last one that is left closes the intake, in the
+        next iteration of the loop.
 
         It counts from this call on, and not only from entering it: make it before its task starts, as in the example
         above. One that is collected without having been entered no longer counts, for example that of a task that was

@@ -135,12 +135,17 @@ class Failed(_Ended[JobT_co]):
     def error(self) -> BaseException:
         """What the handler raised, or the pool's own error, such as `JobTimeout`.
 
-        Its traceback has the line numbers, but not the values of local variables.
+        Its traceback has the line numbers, but not the values of local variables. Before Python 3.13, only the frames
+        of plain functions and of the handler itself are cleared: clearing the frame of another coroutine there would
+        close it, although it may still be running.
         """
         return self._error
 
     def unwrap(self) -> NoReturn:
-        """Raise the job's own error, or a `JobCrashed` if that is not safe to re-raise in the caller."""
+        """Raise the job's own error, or a `JobCrashed` if that is not safe to re-raise in the caller.
+
+        Each call raises the same error object, with the traceback of the job.
+        """
         # The traceback is reset before each raise, or every reader would add its frames to the one object (bpo-45924).
         error = self._error
         BaseException.with_traceback(error, self._traceback)
@@ -240,7 +245,8 @@ class ShutdownReport(Generic[JobT_co]):
     """Jobs whose tasks ignored their cancellation, so they might still be running. They are also in `unfinished`,
     except those that their owner had cancelled."""
     errors: Sequence[BaseException] = ()
-    """What resources raised when they were left, and a `TimeoutError` for each that could not be left in time."""
+    """What resources raised while the pool closed, and a `TimeoutError` for each resource or source that ignored its
+    cancellation and still runs."""
 
     def __repr__(self) -> str:
         return fields_text(self)

@@ -66,21 +66,29 @@ class WorkerPool(Intake[JobT, ValueT]):
             idle. None: 10 times the number of workers, or of the most workers that the policy allows.
         max_delayed: While this many jobs are delayed (they wait for their next attempt, or for a rate limit that not
             all jobs share), no others are accepted. Jobs accepted before can exceed the number.
-        timeout: Seconds that one attempt at a job can take. The handler can read the deadline
-            (`anyio.current_effective_deadline()`), and is cancelled once when it passes.
+        timeout: Seconds that the handler can take for one attempt, without the wait in the queue or for the limiter. It
+            can read its deadline (`anyio.current_effective_deadline()`), and is cancelled once when that passes. If it
+            then ends with the `CancelledError`, the attempt fails with `JobTimeout`; if it raises another error, with
+            that; if it returns a value, the job has succeeded. A deadline around the submitter does not apply: that is
+            another task.
         retry: Which failed jobs are retried, how often and when. Between two attempts a job holds no worker.
         limiter: Limits how often attempts start: a `RateLimit` for all jobs; or `RateLimit.per_key`, or any function of
-            the job that returns its `RateLimit`. A job that must wait for its limit holds no worker, and jobs with
-            other limits overtake it. Or an async context manager that several jobs can be in at the same time (a
-            semaphore, an aiolimiter), or a function that returns one: each attempt enters it, and holds its worker
-            while it waits there.
+            the job that returns its `RateLimit`, or None for no limit. Or an async context manager that several jobs
+            can be in at the same time (a semaphore, an aiolimiter), or a function that returns one: each attempt enters
+            it in its own task, and holds its worker while it waits there. If the function raises, the job fails, and is
+            not retried.
         resource: Creates an async context manager for each worker (a connection, a session). It is entered and left in
             one task, and replaced after a cancelled or timed-out job, and after an error that matches `recycle_on`. Or
             a `Resource`, which also has the bounds for entering (30 seconds) and leaving (10).
-        recycle_on: Which errors of a job replace its worker's resource: a type, a tuple of types, or a predicate.
+        recycle_on: Which errors of a job replace its worker's resource: a type, a tuple of types, or a predicate. A
+            `TimeoutError` is an `OSError`.
         priority: Returns a job's sort key. Jobs with smaller keys run first; equal keys run in the order of acceptance.
-            Strict: a steady flow of jobs with smaller keys starves the others. Keys must compare, so NaN is refused.
-        dead_letters: Records each job that failed permanently: `DeadLetters`, `DeadLetterFile`, or your own.
+            It orders the queue, and not the callers that wait for room. Strict: a steady flow of jobs with smaller keys
+            starves the others. A key that does not compare with the others, or has NaN in it at any depth (of tuples,
+            lists, deques, dataclasses, attrs classes), is rejected with a `TypeError`: `submit` raises it, and a job of
+            a stream fails with it.
+        dead_letters: Records each `Failed` outcome once, before it is delivered, and no other: `DeadLetters`,
+            `DeadLetterFile`, or any object with a method `record(letter)`.
         observers: Called with each event (see `asyncpool.events`), on the loop, between two steps of the pool. They
             must not block. An observer that raises is removed, which is logged.
         name: Used in logs, statistics and task names.
@@ -300,8 +308,9 @@ class WorkerPool(Intake[JobT, ValueT]):
     def resize(self, workers: Workers) -> None:
         """Change the number of workers, or the policy that decides it, without waiting.
 
-        New workers start at once; surplus workers retire, busy ones when their job ends. A new policy starts from the
-        current number of workers.
+        New workers start at once. Surplus workers close their resource and retire: idle ones first (those that are
+        still opening their resource, then the longest idle), busy ones when their job ends. No job is lost. A new
+        policy starts from the current number of workers.
 
         Raises:
             TypeError, ValueError: `workers` is neither an int >= 1 nor a policy.

@@ -93,12 +93,21 @@ class RateLimit(StartSchedule):
     The generic cell rate algorithm (GCRA; ITU-T I.371), a leaky bucket that needs one float: the time at which the
     bucket will be empty. It is exact; a bucket that is refilled periodically lets more through.
 
-    A limit can be shared by several pools on one loop: it then limits all of them together.
+    The pool asks the limit when a worker is about to start an attempt. While a limit for all jobs is closed, jobs wait
+    in the queue, in its order and within its bound, and count as queued; with `queue_size=0`, up to one job per worker
+    can wait like this. With a limit per job (`per_key`, or a function), a job that must wait is delayed: it holds
+    neither worker nor resource, jobs with other limits overtake it, and jobs with the same limit start in their order.
+    A function must return the same `RateLimit` for all jobs that share it: `lambda job: RateLimit(1)` limits nothing,
+    which is logged once.
+
+    A limit can be shared by several pools on one loop: they take turns, and it limits all of them together. It keeps
+    times of that loop, so another loop needs another limit.
 
     Event-loop timers fire late: by up to a millisecond because of the selector, and by as long as other callbacks take.
     With `burst=1` that time is lost, because the next start must keep its distance: the rate is never exceeded, but not
-    reached either (docs/semantics.md has figures). With a larger burst, late starts are made up for:
-    `burst=1 + math.ceil(rate * 0.002)` is enough to reach the rate on an idle loop.
+    reached either (docs/benchmarks.md has figures). With a larger burst, late starts are made up for:
+    `burst=1 + math.ceil(rate * 0.002)` is enough to reach the rate on an idle loop of asyncio. The timers of uvloop
+    count whole milliseconds, so there it can be less.
 
     Args:
         rate: Starts in `per` seconds, on average; above 0.

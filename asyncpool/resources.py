@@ -21,10 +21,25 @@ ResourceT_co = TypeVar("ResourceT_co", covariant=True)
 class Resource(Generic[ResourceT_co]):
     """How each worker opens and closes its resource; `resource=connect` is short for `resource=Resource(connect)`.
 
-    Opening that takes too long is cancelled, and is a failure like any other: it is logged, reported as a
-    `ResourceFailed` with a `ResourceTimeout`, and tried again after a backoff. Closing that takes too long is cancelled
-    and reported too, and the worker opens its next resource. If the resource ignores the cancellation for five seconds
-    more, it is abandoned: the log names it, its task is left to itself, and the worker opens another one.
+    A worker takes jobs only while its resource is open. `start()` opens the first one, if the pool starts with workers,
+    and raises its error; the others are opened in the background. A resource that leaves its context by itself while a
+    job runs fails that job with `ResourceDied`, and is replaced when the job has ended.
+
+    **Failures.** A resource that cannot be opened is tried again after 0.1 s. The backoff doubles up to 5 s, with half
+    of it random, and begins with 0.1 s again after a resource that was held for 30 s. Meanwhile jobs stay queued, also
+    while the pool drains. Observers get a `ResourceFailed` for each failure. The log has the 1st, 2nd, 4th, 8th ...
+    failure of all workers of the pool together, and one line when all are open again. After a minute without a failure
+    it counts from 1 again.
+
+    **Timeouts.** Opening that takes too long is cancelled, and is a failure with a `ResourceTimeout`. If it returns a
+    resource in spite of the cancellation, that is closed and replaced. Closing that takes too long is cancelled and
+    reported too, and the worker opens its next resource. If the resource ignores the cancellation for five seconds
+    more, it is abandoned: the log names its task, and the worker opens another one. `close()` does not wait for it, and
+    lists it in `report.errors`.
+
+    **Bounds.** At most `max_workers` resources are opening, open or closing, so a new worker can have to wait until the
+    resource of a retired worker is closed. The first `max_workers` abandoned resources do not count. Each further one
+    takes the place of a worker's resource until it ends, so there are never more than twice as many.
 
     Frozen, so it can be shared between pools.
 

@@ -36,6 +36,9 @@ class RetryBudget:
     Both are counted in tenths of the window, so a window can be up to a tenth longer. Each pool counts separately.
     After Finagle's RetryBudget and tower's Budget.
 
+    A job whose retry is denied fails at once, with a note on its error. These are counted in `stats.retries_rejected`,
+    and the 1st, 2nd, 4th, 8th ... is logged.
+
     Args:
         ratio: Retries per accepted job, on average.
         min_per_second: Retries per second that are always allowed, for pools with few jobs.
@@ -112,6 +115,11 @@ class Retry:
     are the minimum of the next backoff, and jitter is added to them. They are capped at `max_retry_after`, so that a
     server that answers nonsense cannot stop the jobs, or the pool, for a year.
 
+    A failed attempt frees its worker, and the job is delayed. After its backoff it returns to the queue, before the
+    jobs of equal priority that have had no attempt, and even if the queue is full. All attempts run in the context of
+    the job, so each sees the context variables that an earlier one has set. `current_job().attempt` is the number of
+    the attempt.
+
     Frozen, so it can be shared between pools: each pool keeps its own counts.
 
     Args:
@@ -120,15 +128,17 @@ class Retry:
         factor: By how much each backoff is longer than the previous one; at least 1.
         max_backoff: The longest backoff, in seconds; at least `backoff`.
         jitter: Whether backoffs are random.
-        on: Which errors are retried: a type, a tuple of types, or a predicate. Errors that are not safe to re-raise in
-            a caller (see `JobCrashed`), `PoolDeadlock`, `Permanent` and cancelled jobs are never retried.
+        on: Which errors are retried: a type, a tuple of types, or a predicate. A `JobTimeout` is a `TimeoutError`, and
+            so an `OSError`: `OSError` selects it, `ConnectionError` does not. Errors that are not safe to re-raise in a
+            caller (see `JobCrashed`), `PoolDeadlock`, `Permanent` and jobs with a requested cancellation are never
+            retried. If a predicate raises, that is logged, and the job fails with its own error.
         max_elapsed: Seconds from a job's acceptance within which it must complete. An attempt that is running then is
-            cancelled, and a job that a worker takes later, or that waits for a paused pool, is not run: they fail with
-            `JobExpired`. If a backoff would end later, the job fails at once with its last error. None: no limit.
+            cancelled, and a job that a worker takes later is not run: both fail with `JobExpired`. A job that waits
+            while the pool is paused, or while the rate limit of all jobs is closed for a second or more, fails in time.
+            If a backoff would end later, the job fails at once with its last error. None: no limit.
         max_retry_after: The most seconds of a `RetryAfter` that count, for the backoff of its job and for the pause of
-            the pool; at least 0.
-        budget: Limits retries to a share of the accepted jobs. A job whose retry it denies fails at once, with a note
-            on its error. None: no limit.
+            the pool, which begins even if this was the last attempt; at least 0.
+        budget: Limits retries to a share of the accepted jobs. None: no limit.
 
     Raises:
         TypeError, ValueError: An argument is not of its type or range.

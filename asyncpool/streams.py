@@ -22,6 +22,14 @@ class Stream(Readable[ItemT_co, FedChannel[Any]]):
 
     Iterate it (`async for`), await it for a list, or use `async with` where you may leave the loop early and want
     nothing left running behind you. It is read once, by one reader. Nothing is pulled before the first step.
+
+    Its window is the number of jobs that can be accepted but not yet delivered: `queue_size` + workers (of a policy,
+    `max_workers`). Delayed jobs do not count, or a few long backoffs would leave all workers idle. So when they return,
+    up to `max_delayed` more outcomes can be unread: pass a smaller `max_delayed` if values are large. An ordered stream
+    cannot deliver what comes after its first delayed job.
+
+    Leaving the loop cancels the stream, even if a variable still refers to it. A stream that ends early closes its
+    source, in the task that pulled from it, if that is a generator, an async generator or another stream.
     """
 
     __slots__ = ()

@@ -69,7 +69,7 @@ class DeadLetterSink(Protocol[JobT_contra]):
         """Record a letter.
 
         The pool calls this on its loop, before the job's outcome is delivered, so it must not block. If it raises, the
-        pool logs the exception, and delivers the outcome as usual.
+        pool logs the exception and the error of the job, and delivers the outcome as usual.
         """
         ...
 

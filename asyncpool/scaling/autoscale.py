@@ -45,7 +45,8 @@ class AutoScale:
 
     Args:
         min_workers: The minimum number of workers; at least 0. With 0 an idle pool has no workers, and the first job
-            starts one at once.
+            starts one at once, also with `queue_size=0`. Such a pool opens no resource when it starts, so an error such
+            as a wrong password surfaces only with the first job.
         max_workers: The maximum number of workers; at least 1.
         backlog_per_worker: How many jobs per worker can wait before workers are added; above 0. The backlog is what is
             queued, not what is delayed.

@@ -26,7 +26,8 @@ class PoolLoad:
     workers: int = 0
     """The target number of workers: the previous decision."""
     starting: int = 0
-    """How many of these have no resource yet, and so take no jobs."""
+    """How many of these have no resource yet, and so take no jobs. A worker whose resource has been opening for more
+    than five seconds no longer counts, so that a policy can grow past it."""
     idle: int = 0
     """Workers that could take a job now."""
     running: int = 0
@@ -97,6 +98,11 @@ Decide: TypeAlias = Callable[[PoolLoad], Decision]
 class ScalingPolicy(Protocol):
     """Decides how many workers a pool has. Only configuration: `start()` returns the mutable part, so that pools can
     share a policy.
+
+    Whatever a policy returns, the pool has at most `max_workers`, and at least one worker while a job waits. While
+    running jobs wait for this same pool, it has one worker more than there are such jobs, up to `max_workers`. If a
+    policy raises or returns something else than a decision, the number of workers stays as it is, and the 1st, 2nd,
+    4th, 8th ... time is logged.
     """
 
     @property
@@ -114,7 +120,7 @@ class ScalingPolicy(Protocol):
         """Seconds between two calls, while the pool is active.
 
         If the load did not change from one call to the next (while jobs wait: in 50 calls), the next call is only when
-        it changes, or after the decision's `ask_again_in`.
+        it changes, or after the decision's `ask_again_in`. So an idle pool has no timer.
         """
         ...
 
