@@ -184,7 +184,7 @@ class WorkerPool(Intake[JobT, ValueT]):
     async def start(self) -> None:
         """Open the pool; `async with pool:` does this, and closes the pool at the end.
 
-        Waits until the first worker has entered its resource, if the pool has one; the others follow in the background.
+        Waits until the first worker has entered its resource, if the pool has one (see `Resource` for the others).
         With an engine, waits for the first process that can run the handler, and has done that. If the wait is
         cancelled, the pool is closed.
 
@@ -308,9 +308,10 @@ class WorkerPool(Intake[JobT, ValueT]):
     def resize(self, workers: Workers) -> None:
         """Change the number of workers, or the policy that decides it, without waiting.
 
-        New workers start at once. Surplus workers close their resource and retire: idle ones first (those that are
-        still opening their resource, then the longest idle), busy ones when their job ends. No job is lost. A new
-        policy starts from the current number of workers.
+        New workers are available at once; beyond 64, they and their resources are only made when a job needs them.
+        Surplus workers close their resource and retire: idle ones first (those that are still opening their resource,
+        then the longest idle), busy ones when their job ends. No job is lost. A new policy starts from the current
+        number of workers.
 
         Raises:
             TypeError, ValueError: `workers` is neither an int >= 1 nor a policy.

@@ -22,8 +22,9 @@ class Resource(Generic[ResourceT_co]):
     """How each worker opens and closes its resource; `resource=connect` is short for `resource=Resource(connect)`.
 
     A worker takes jobs only while its resource is open. `start()` opens the first one, if the pool starts with workers,
-    and raises its error; the others are opened in the background. A resource that leaves its context by itself while a
-    job runs fails that job with `ResourceDied`, and is replaced when the job has ended.
+    and raises its error. Up to 64 are opened in the background at once, and the others when a job needs a worker and
+    none is about to be ready. A resource that leaves its context by itself while a job runs fails that job with
+    `ResourceDied`, and is replaced when the job has ended.
 
     **Failures.** A resource that cannot be opened is tried again after 0.1 s. The backoff doubles up to 5 s, with half
     of it random, and begins with 0.1 s again after a resource that was held for 30 s. Meanwhile jobs stay queued, also
@@ -40,6 +41,10 @@ class Resource(Generic[ResourceT_co]):
     **Bounds.** At most `max_workers` resources are opening, open or closing, so a new worker can have to wait until the
     resource of a retired worker is closed. The first `max_workers` abandoned resources do not count. Each further one
     takes the place of a worker's resource until it ends, so there are never more than twice as many.
+
+    **Stalls.** If jobs have waited for five seconds and no worker could take them, because none has its resource or all
+    run jobs that ignore their cancellation, the pool is stalled. This is logged once, observers get a `PoolStalled`,
+    and later a `PoolRecovered`, and `stats.stalled_seconds` counts. A paused pool is not stalled.
 
     Frozen, so it can be shared between pools.
 

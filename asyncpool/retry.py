@@ -134,8 +134,9 @@ class Retry:
             retried. If a predicate raises, that is logged, and the job fails with its own error.
         max_elapsed: Seconds from a job's acceptance within which it must complete. An attempt that is running then is
             cancelled, and a job that a worker takes later is not run: both fail with `JobExpired`. A job that waits
-            while the pool is paused, or while the rate limit of all jobs is closed for a second or more, fails in time.
-            If a backoff would end later, the job fails at once with its last error. None: no limit.
+            while the pool is paused, or while the rate limit of all jobs is closed for a second or more, fails with it
+            as soon as the seconds are over. If a backoff would end later, the job fails at once with its last error.
+            None: no limit.
         max_retry_after: The most seconds of a `RetryAfter` that count, for the backoff of its job and for the pause of
             the pool, which begins even if this was the last attempt; at least 0.
         budget: Limits retries to a share of the accepted jobs. None: no limit.
