@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from contextvars import copy_context
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from asyncpool._core.invoke import call_handler, within_deadline
 from asyncpool._core.job import CURRENT_JOB, Job
@@ -72,6 +72,8 @@ class Runner:
         spec: `EngineHost.spec`, as bytes.
         place: What this process is called in errors.
     """
+
+    waiters: ClassVar[None] = None  # nobody waits for one of its jobs alone
 
     def __init__(self, spec: bytes, place: str) -> None:
         self._spec_data = spec

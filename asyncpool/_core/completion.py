@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from asyncpool._core.attempt_tasks import HAS_CALL_GRAPH, link, unlink
 from asyncpool._core.job import CURRENT_JOB, NULL_SINK, Job
 from asyncpool._core.parts import Parts
 from asyncpool._core.wakeups import wake
@@ -23,14 +24,15 @@ class Completion:
     A failure that nobody has read when this is dropped is counted and logged.
     """
 
-    __slots__ = ("_is_read", "_parts", "_waiters", "job")
+    __slots__ = ("_is_read", "_parts", "job", "waiters")
 
     def __init__(self, job: Job, parts: Parts) -> None:
         self.job = job
         self._parts = parts
         self._is_read = False
-        # A dict, because thousands may be cancelled at once. Whether one waits only for the end of a cancelled job.
-        self._waiters: dict[asyncio.Future[None], bool] | None = None
+        # A dict, because thousands may be cancelled at once. For each, whether it waits only for the end of a cancelled
+        # job; and its task, where asyncio has links between tasks.
+        self.waiters: dict[asyncio.Future[None], tuple[bool, asyncio.Task[Any] | None]] | None = None
         if job.outcome is None:  # otherwise an observer has closed the pool just now
             job.sink = self  # in time: accepting runs no job
 
@@ -78,20 +80,25 @@ class Completion:
         if CURRENT_JOB.get(None) is job:
             raise PoolDeadlock(f"job {job.number} of pool {parts.state.name!r} waits for itself")
         future: asyncio.Future[None] = parts.state.loop.create_future()
-        waiters = self._waiters
+        waiters = self.waiters
         if waiters is None:
-            waiters = self._waiters = {}
-        waiters[future] = is_cancelled
+            waiters = self.waiters = {}
+        waiter = asyncio.current_task() if HAS_CALL_GRAPH else None
+        waiters[future] = is_cancelled, waiter
+        if waiter is not None and job.task is not None:
+            link(job.task, waiter)
         try:
             await (future if is_cancelled else parts.deadlock.wait(future))
         finally:
             waiters.pop(future, None)
+            if waiter is not None and job.task is not None:
+                unlink(job.task, waiter)
             del future  # a PoolDeadlock is in it, and knows this frame
 
     def deliver(self, job: Job, outcome: Outcome[Any, Any], /) -> None:
         """Wake all waiters."""
         job.sink = NULL_SINK  # we refer to the job: kept, it would be a cycle
-        waiters, self._waiters = self._waiters, None
+        waiters, self.waiters = self.waiters, None
         if waiters is not None:
             for future in waiters:
                 wake(future)
@@ -101,7 +108,7 @@ class Completion:
 
     def on_stuck(self, job: Job, /) -> None:
         """Wake those that wait only for the end of the cancelled job."""
-        for future, is_cancelled in (self._waiters or {}).items():
+        for future, (is_cancelled, _) in (self.waiters or {}).items():
             if is_cancelled:
                 wake(future)
 

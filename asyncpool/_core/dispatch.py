@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import types
-from collections.abc import Awaitable, Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextvars import Context, copy_context
-from enum import Enum
 from functools import partial
 from typing import Any, ClassVar
 
+from asyncpool._core.attempt_tasks import HAS_CALL_GRAPH, TaskStart, inside_try, link_waiters
 from asyncpool._core.cancellation import Cancellation
 from asyncpool._core.failures import outcome_of, returned_error
 from asyncpool._core.invoke import call_job
@@ -34,7 +33,7 @@ from asyncpool._core.workers import Workers
 from asyncpool.events import Observers
 from asyncpool.outcomes import CancelReason, Failed, Outcome, Succeeded
 
-__all__ = ["Dispatcher", "TaskStart"]
+__all__ = ["Dispatcher"]
 
 _IS_PART_OF_ATTEMPT = True  # so `failures.py` releases the frames of this module
 
@@ -47,23 +46,7 @@ _set_current_job = CURRENT_JOB.set
 _new: Any = object.__new__
 _NOTHING_YET: Any = object()
 _Task: Any = asyncio.Task  # Any: the type checkers know of `eager_start` from 3.12 only
-
-
-class TaskStart(Enum):
-    """How the task of an attempt comes to its first step."""
-
-    AT_ONCE = 1  # making a task never runs it (3.11): so it is made by the step that frees a worker, or brings a job
-    EAGER = 2  # making a task runs its first step (3.12+): so only from the pump, never inside `submit` or another job
-    BY_LOOP = 3  # the loop has a task factory, which can be an eager one or wrap the coroutine: from the pump, too
-
-
 _AT_ONCE, _EAGER = TaskStart.AT_ONCE, TaskStart.EAGER
-
-
-@types.coroutine
-def _inside_try() -> Generator[None, None, None]:
-    """Suspend once, so that a coroutine can be driven to this point before its task is made."""
-    yield
 
 
 class Dispatcher:
@@ -236,6 +219,8 @@ class Dispatcher:
                     task = _Task(attempt, loop=loop, name=name, context=context, eager_start=True)
                     if worker.job is job:
                         job.task = task
+                        if HAS_CALL_GRAPH and job.sink.waiters:
+                            link_waiters(job, task)
                         if job.cancel_reason is not None:
                             task.cancel()
                     del attempt, context, task
@@ -282,6 +267,8 @@ class Dispatcher:
             task.add_done_callback(partial(self._task_is_done, job, worker, attempt, context))
         if worker.job is job:  # otherwise it has ended already, and may even wait for its next attempt
             job.task = task
+            if HAS_CALL_GRAPH and job.sink.waiters:
+                link_waiters(job, task)
             if job.cancel_reason is not None:  # by an observer, or in an eager first step by what that called
                 task.cancel()
         # The traceback of an eager job that failed in its first step leads here (f_back): the job would be in a cycle.
@@ -307,7 +294,7 @@ class Dispatcher:
         started: Any  # a number, once the handler has returned
         try:
             if self._task_start is _AT_ONCE:
-                await _inside_try()
+                await inside_try()
             _set_current_job(job)
             if self._invoke is None:
                 job.started_at = started = self._time()

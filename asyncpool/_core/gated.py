@@ -9,8 +9,9 @@ import asyncio
 from contextvars import Context
 from typing import Any
 
+from asyncpool._core.attempt_tasks import TaskStart
 from asyncpool._core.cancellation import Cancellation
-from asyncpool._core.dispatch import MAX_PUMP_JOBS, PUMP_JOBS, PUMP_SECONDS, Dispatcher, TaskStart
+from asyncpool._core.dispatch import MAX_PUMP_JOBS, PUMP_JOBS, PUMP_SECONDS, Dispatcher
 from asyncpool._core.failures import release_frames
 from asyncpool._core.job import Job, Worker
 from asyncpool._core.lanes import RateLanes

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Mapping
 from contextvars import Context, ContextVar
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from asyncpool._core.state import State
 from asyncpool._guard import describe
@@ -20,6 +21,11 @@ __all__ = ["CURRENT_JOB", "NULL_SINK", "Job", "PriorAttempts", "Puller", "Resour
 
 class Sink(Protocol):
     """The receiver of a job's outcome. It is called on the loop, exactly once per job, and must not raise."""
+
+    @property
+    def waiters(self) -> Mapping[asyncio.Future[None], tuple[bool, asyncio.Task[Any] | None]] | None:
+        """Who waits for this very job, and for no other: see `Completion`."""
+        ...
 
     def deliver(self, job: Job, outcome: Outcome[Any, Any], /) -> None: ...
     def on_delayed(self, change: int, /) -> None:
@@ -50,6 +56,8 @@ class Puller(Sink, Protocol):
 
 class _NullSink:
     """The sink of a job whose outcome nobody waits for."""
+
+    waiters: ClassVar[None] = None
 
     def deliver(self, job: Job, outcome: Outcome[Any, Any], /) -> None: ...
     def on_delayed(self, change: int, /) -> None: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextvars import copy_context
-from typing import Any
+from typing import Any, ClassVar
 
 from asyncpool._core.job import NULL_SINK, Job, Sink, Worker, new_job
 from asyncpool._core.ledger import Ledger
@@ -15,6 +15,8 @@ from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, Succeed
 
 class RecordingSink:
     """A sink that keeps what it is given."""
+
+    waiters: ClassVar[None] = None  # nobody waits for one of its jobs alone
 
     def __init__(self) -> None:
         self.delivered: list[tuple[Job, Outcome[Any, Any]]] = []
