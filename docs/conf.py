@@ -23,8 +23,10 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_static_path = ["static"]
-html_css_files = ["wide-tables.css"]
+html_css_files = ["site.css"]
 html_title = f"asyncpool {release}"
+html_show_sourcelink = False
+pygments_dark_style = "github-dark"  # the default of the theme underlines names
 
 # Links to headings, as viewers of Markdown make them. A link to a file that is no page, such as a test, gives the file.
 myst_heading_anchors = 4
