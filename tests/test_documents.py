@@ -33,6 +33,25 @@ COMMANDS = [command for document in DOCUMENTS for command in commands(document)]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 NOT_OURS = {"curl", "dask", "docker", "git", "go", "prometheus", "promtool"}
 """Commands of other projects: whoever shows them has tried them."""
+CODE_WIDTH = 92
+"""The site shows this many characters of code in a window of 1280 px (docs/static/site.css)."""
+WIDER_THAN_THE_SITE = {
+    "CONTRIBUTING.md",
+    "README.md",
+    "architecture.md",
+    "benchmarks.md",
+    "dask.md",
+    "from-go.md",
+    "gauntlet.md",
+    "journal.md",
+    "metrics.md",
+    "recipes.md",
+    "scale-out.md",
+    "scaling.md",
+    "testing.md",
+    "tutorial.md",
+}
+"""Documents whose code is not held to this width yet."""
 
 
 def is_run(command: Command) -> bool:
@@ -151,6 +170,22 @@ def test_links_between_documents_lead_somewhere(document: Path) -> None:
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", document.read_text(encoding="utf-8"))
     missing = [link for link in links if not (document.parent / link).exists()]
     assert missing == []
+
+
+@pytest.mark.parametrize(
+    "document",
+    [document for document in DOCUMENTS if document.name not in WIDER_THAN_THE_SITE],
+    ids=lambda document: document.name,
+)
+def test_code_fits_into_the_site(document: Path) -> None:
+    too_long = [
+        f"{document.name}:{number}: {len(line)} characters"
+        for block in BLOCKS
+        if block.document == document
+        for number, line in enumerate(block.text.expandtabs(8).splitlines(), block.line + 1)
+        if len(line) > CODE_WIDTH
+    ]
+    assert too_long == []
 
 
 def printed_by(example: str, programs: Programs, folder: Path) -> list[str]:
