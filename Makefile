@@ -10,7 +10,7 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
-# A warning is an error: of a docstring, of a link that leads nowhere, of a public name that no page documents.
+# A warning is an error: an invalid docstring, a dead link, a public name that no page documents.
 SPHINX := $(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet --builder html docs docs/_build
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
@@ -58,9 +58,9 @@ check: $(STAMPS)/check ## ruff, mypy, pyright, the floors of the house, and whet
 	$(BIN)/lint-imports
 	$(SPHINX)
 
-docs: $(STAMPS)/docs ## the site of the documentation, in docs/_build
+docs: $(STAMPS)/docs ## the documentation site, in docs/_build
 	@$(SPHINX)
-	@echo "Open docs/_build/index.html"
+	@echo "Open docs/_build/index.html. The site and its search need no server and no network."
 
 format: $(STAMPS)/check ## let ruff repair and format what it can
 	$(BIN)/ruff check --fix .
