@@ -22,7 +22,7 @@ from asyncpool import AutoScale, RetryAfter
 from asyncpool.testing import run
 from benchmarks.harness import ROOT
 from benchmarks.scaling import __main__ as scaling
-from benchmarks.scaling import day, loads, oracle, real
+from benchmarks.scaling import day, loads, oracle, page, real
 from benchmarks.scaling.backends import Changing, Drifting, RateLimited, Servers, Thrashing, TooManyRequests
 from benchmarks.scaling.compare import compare
 from benchmarks.scaling.contenders import Contender
@@ -178,7 +178,7 @@ def test_a_rate_limited_backend_lets_no_more_through_than_its_rate_and_burst() -
             calls.append(asyncio.create_task(call(number)))
             await asyncio.sleep(random.expovariate(300.0))
         await asyncio.gather(*calls)
-        assert len(passed) == api.let_through == 3000 - len(refused)
+        assert len(passed) == api.accepted == 3000 - len(refused)
         assert all(isinstance(error.__cause__, TooManyRequests) for _, error in refused)
         assert max(seconds for seconds, _ in refused) == pytest.approx(0.02)
         passed.sort()
@@ -369,14 +369,14 @@ FIGURES = Figures(
 )
 
 
-def test_a_goal_is_held_or_missed_on_its_side_of_the_limit() -> None:
-    assert Goal(what="", value=95.0, limit=95.0, at_least=True).is_held
-    assert not Goal(what="", value=94.9, limit=95.0, at_least=True).is_held
-    assert Goal(what="", value=1.1000000000000003, limit=1.1).is_held  # what adding floats costs
-    assert not Goal(what="", value=1.11, limit=1.1).is_held
-    assert not Goal(what="", value=math.inf, limit=200.0).is_held
-    assert not Goal(what="", value=math.nan, limit=1.0).is_held
-    assert not Goal(what="", value=math.nan, limit=1.0, at_least=True).is_held
+def test_a_goal_is_met_or_missed_on_its_side_of_the_limit() -> None:
+    assert Goal(what="", value=95.0, limit=95.0, at_least=True).is_met
+    assert not Goal(what="", value=94.9, limit=95.0, at_least=True).is_met
+    assert Goal(what="", value=1.1000000000000003, limit=1.1).is_met  # what adding floats costs
+    assert not Goal(what="", value=1.11, limit=1.1).is_met
+    assert not Goal(what="", value=math.inf, limit=200.0).is_met
+    assert not Goal(what="", value=math.nan, limit=1.0).is_met
+    assert not Goal(what="", value=math.nan, limit=1.0, at_least=True).is_met
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_a_goal_is_held_or_missed_on_its_side_of_the_limit() -> None:
 )
 def test_each_goal_of_a_policy_can_be_missed(change: dict[str, Any], missed: list[str]) -> None:
     goals = goals_of("x", replace(FIGURES, **change), most_overload=0.02)
-    assert [goal.what for goal in goals if not goal.is_held] == [f"x, {what}" for what in missed]
+    assert [goal.what for goal in goals if not goal.is_met] == [f"x, {what}" for what in missed]
 
 
 def test_of_several_seeds_the_worst_counts() -> None:
@@ -400,13 +400,21 @@ def test_of_several_seeds_the_worst_counts() -> None:
     assert (one.share, one.running_ratio, one.start, one.recovery) == (0.9, 1.2, 3.0, math.inf)
 
 
+def test_the_tables_of_the_page_are_those_of_the_saved_results() -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    results = json.loads(page.RESULTS.read_text(encoding="utf-8"))
+    assert text == page.with_tables(text, results)
+    results["answers"]["real"]["data"]["fixed 10"]["throughput"] += 1.0
+    assert text != page.with_tables(text, results)
+
+
 def test_a_missed_goal_is_shown_as_missed() -> None:
     goals = [
         Goal(what="speed", value=80.0, limit=95.0, at_least=True, unit="%"),
         Goal(what="cost", value=1.0, limit=2.0, unit="x"),
     ]
-    assert summary(goals) == "Goals: 1 held, 1 missed\n  speed: 80%, to be >= 95%: MISSED"
-    answer = Answer(title="T", head=("a", "b"), rows=[("1x", "2.0"), ("y", "")], goals=goals)
+    assert summary(goals) == "Goals: 1 met, 1 missed\n  speed: 80%, goal >= 95%: MISSED"
+    answer = Answer(title="T", header=("a", "b"), rows=[("1x", "2.0"), ("y", "")], goals=goals)
     assert as_text(answer) == "T\n  a     b\n  1x  2.0\n  y"
     assert as_markdown(answer) == "### T\n\n| a | b |\n| --- | ---: |\n| 1x | 2.0 |\n| y |  |\n"
 
@@ -419,7 +427,7 @@ def test_a_policy_that_is_too_small_misses_its_goals_in_the_table() -> None:
     assert fixed[1] == "fixed 4"
     assert two[-1] == "MISSED: throughput"
     assert four[-1] == ""  # nothing was promised
-    assert [goal.is_held for goal in answer.goals] == [False, True, True]
+    assert [goal.is_met for goal in answer.goals] == [False, True, True]
     assert [kept["contender"] for kept in answer.data] == ["fixed 4", "two", "four"]
     json.dumps(answer.data)
 
@@ -494,26 +502,26 @@ def test_what_never_came_can_be_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     goals = [Goal(what="recovery", value=math.inf, limit=200.0)]
-    answer = Answer(title="T", head=("a",), rows=[("b",)], goals=goals, data={"p99": math.nan})
+    answer = Answer(title="T", header=("a",), rows=[("b",)], goals=goals, data={"p99": math.nan})
     monkeypatch.setitem(scaling.OTHERS, "autoscale", lambda: answer)
     monkeypatch.setattr(scaling, "RESULTS", tmp_path)
     assert scaling.main(["autoscale", "--save"]) == 0
     saved = json.loads((tmp_path / "scaling.json").read_text(), parse_constant=pytest.fail)
     assert saved["goals"][0]["value"] == "never"
-    assert saved["goals"][0]["is_held"] is False
+    assert saved["goals"][0]["is_met"] is False
     assert saved["answers"]["autoscale"]["data"] == {"p99": None}
-    assert "- recovery: inf, to be <= 200: MISSED" in (tmp_path / "scaling.md").read_text()
+    assert "- recovery: inf, goal <= 200: MISSED" in (tmp_path / "scaling.md").read_text()
 
 
 def test_check_fails_if_a_goal_is_missed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def ask(value: float) -> int:
         goal = Goal(what="speed", value=value, limit=1.0)
-        answer = Answer(title="T", head=("a",), rows=[("b",)], goals=[goal])
+        answer = Answer(title="T", header=("a",), rows=[("b",)], goals=[goal])
         monkeypatch.setitem(scaling.OTHERS, "autoscale", lambda: answer)
         return scaling.main(["autoscale", "--check"])
 
     assert (ask(1.0), ask(2.0)) == (0, 1)
-    assert "speed: 2, to be <= 1: MISSED" in capsys.readouterr().out
+    assert "speed: 2, goal <= 1: MISSED" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.scaling`: ask the questions, print the tables, say which goals were missed."""
+"""`python -m benchmarks.scaling`: run the simulations, print the tables, and report which goals were missed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OTHERS: dict[str, Callable[[], Answer]] = {"autoscale": autoscale, "day": day, "
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Ask, print, and return the exit status."""
+    """Run the simulations, print the results, and return the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.list:
@@ -44,9 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     about = machine(Settings())
     width = max(map(len, about))
     print("\n".join(f"{key:<{width}}  {value}" for key, value in about.items()), flush=True)
-    asked = list(dict.fromkeys(options.questions or (*SCENARIOS, *OTHERS)))
-    scenarios = [SCENARIOS[name] for name in asked if name in SCENARIOS]
-    questions: dict[str, Callable[[], Answer]] = {name: OTHERS[name] for name in asked if name in OTHERS}
+    selected = list(dict.fromkeys(options.questions or (*SCENARIOS, *OTHERS)))
+    scenarios = [SCENARIOS[name] for name in selected if name in SCENARIOS]
+    questions: dict[str, Callable[[], Answer]] = {name: OTHERS[name] for name in selected if name in OTHERS}
     if scenarios:
         others = rivals() if options.rivals else None
         questions = {"scenarios": lambda: compare(scenarios, seeds=options.seeds, others=others), **questions}
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"\n{summary(goals)}")
     if options.save:
         print(f"\nSaved as {' and '.join(map(str, _save(about, answers)))}")
-    return 1 if options.check and not all(goal.is_held for goal in goals) else 0
+    return 1 if options.check and not all(goal.is_met for goal in goals) else 0
 
 
 def _save(about: dict[str, str], answers: dict[str, Answer]) -> tuple[Path, Path]:
@@ -83,7 +83,7 @@ def _save(about: dict[str, str], answers: dict[str, Answer]) -> tuple[Path, Path
 
 
 def _plain(value: Any) -> Any:
-    """Return it without what JSON does not know: infinity is what never came, nan what was not there."""
+    """Replace what JSON does not have: infinity becomes "never", and nan becomes null."""
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
@@ -103,20 +103,20 @@ def _listing() -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.scaling",
-        description="How well scaling policies do, beside the best fixed number of workers.",
+        description="Compare scaling policies with the best fixed number of workers.",
     )
     parser.add_argument(
         "questions", nargs="*", type=_question, metavar="QUESTION", help="see --list (default: all; takes minutes)"
     )
-    parser.add_argument("--list", action="store_true", help="say what can be asked, and do nothing")
+    parser.add_argument("--list", action="store_true", help="list the questions and exit")
     parser.add_argument(
-        "--seeds", type=_positive, default=1, help="runs of each scenario, the worst counts (default: 1)"
+        "--seeds", type=_positive, default=1, help="runs of each scenario; the worst counts (default: 1)"
     )
     parser.add_argument(
-        "--rivals", action="store_true", help="in the scenarios, compare Adaptive with published algorithms (slow)"
+        "--rivals", action="store_true", help="compare Adaptive with published algorithms in the scenarios (slow)"
     )
-    parser.add_argument("--save", action="store_true", help="write the figures and a table to benchmarks/results/")
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw the traces into DIR, as SVG")
+    parser.add_argument("--save", action="store_true", help="write the figures and the tables to benchmarks/results/")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw the traces as SVG files in DIR")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a goal is missed")
     return parser
 

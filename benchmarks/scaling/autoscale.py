@@ -1,4 +1,4 @@
-"""What AutoScale has to reach: it need not find the capacity, but follow the backlog, and let go."""
+"""The goals of `AutoScale`: it need not find the capacity, but must follow the backlog and remove idle workers."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ MOST_INTERVALS = 2.0
 MOST_TIME = 1.1
 MOST_WORKER_SECONDS = 0.6
 MOST_WAITING = 2.0
-BURST_AT = 30.05  # between two looks
+BURST_AT = 30.05  # between two checks of the load
 
 
 def autoscale() -> Answer:
-    """Ask all that AutoScale has promised."""
+    """Measure how fast AutoScale responds, and how many workers it saves."""
     traces: dict[str, dict[str, Result]] = {}
     goals = [_intervals(traces), _go_burst(traces)]
     for name in ("on-off", "on-off-light"):
         goals += _on_off(SCENARIOS[name])
     return Answer(
-        title="AutoScale: how fast it follows, and what it saves",
-        head=("what", "value", "goal", ""),
+        title="AutoScale: how fast it responds, and what it saves",
+        header=("what", "value", "goal", "result"),
         rows=[
             (goal.what, f"{goal.value:.2f}{goal.unit}", f"<= {goal.limit:g}{goal.unit}", goal.verdict) for goal in goals
         ],
@@ -44,7 +44,7 @@ def autoscale() -> Answer:
 
 
 def _intervals(traces: dict[str, dict[str, Result]]) -> Goal:
-    """How many intervals after a thousand jobs have come there are all workers."""
+    """Measure how many intervals it takes to reach `max_workers` after a thousand jobs arrive."""
 
     def load(random: Random) -> Iterator[float]:
         trickle = takewhile(lambda at: at < BURST_AT, loads.steady(10.0)(random))
@@ -61,12 +61,15 @@ def _intervals(traces: dict[str, dict[str, Result]]) -> Goal:
     traces["jump"] = {"AutoScale(2, 20)": result}
     value = (reached - BURST_AT) / policy.interval
     return Goal(
-        what="a thousand jobs at once: all 20 workers after", value=value, limit=MOST_INTERVALS, unit=" intervals"
+        what="a thousand jobs at once: time until all 20 workers exist",
+        value=value,
+        limit=MOST_INTERVALS,
+        unit=" intervals",
     )
 
 
 def _go_burst(traces: dict[str, dict[str, Result]]) -> Goal:
-    """The program that Go's worker pools are shown with: a hundred jobs of 100 ms, two to ten workers."""
+    """Measure the usual demonstration of Go's worker pools: a hundred jobs of 100 ms, two to ten workers."""
     scenario = Scenario(
         name="hundred jobs",
         about="a hundred jobs of 100 ms at once",
@@ -77,7 +80,12 @@ def _go_burst(traces: dict[str, dict[str, Result]]) -> Goal:
     fixed, scaled = simulate(scenario, 10, every=0.1), simulate(scenario, AutoScale(2, 10), every=0.1)
     traces["hundred jobs"] = {"fixed 10": fixed, "AutoScale(2, 10)": scaled}
     value = scaled.finished / fixed.finished
-    return Goal(what="100 jobs of 100 ms, 2 to 10 workers: time of fixed 10", value=value, limit=MOST_TIME, unit="x")
+    return Goal(
+        what="100 jobs of 100 ms, 2 to 10 workers: total time, relative to fixed 10",
+        value=value,
+        limit=MOST_TIME,
+        unit="x",
+    )
 
 
 def _on_off(scenario: Scenario) -> list[Goal]:
@@ -85,13 +93,13 @@ def _on_off(scenario: Scenario) -> list[Goal]:
     fixed, scaled = simulate(scenario, most), simulate(scenario, AutoScale(2, most))
     return [
         Goal(
-            what=f"{scenario.name}: worker-seconds of fixed {most}",
+            what=f"{scenario.name}: worker-seconds, relative to fixed {most}",
             value=scaled.settled.worker_seconds / fixed.settled.worker_seconds,
             limit=MOST_WORKER_SECONDS,
             unit="x",
         ),
         Goal(
-            what=f"{scenario.name}: p99 waiting of fixed {most} ({fixed.settled.waiting.p99 * 1e3:.0f} ms)",
+            what=f"{scenario.name}: p99 waiting, relative to fixed {most} ({fixed.settled.waiting.p99 * 1e3:.0f} ms)",
             value=scaled.settled.waiting.p99 / fixed.settled.waiting.p99,
             limit=MOST_WAITING,
             unit="x",

@@ -1,7 +1,8 @@
-"""What jobs go to: simulated servers with a known capacity.
+"""Simulated backends with a known capacity.
 
-Each has `call(job)`, what a handler awaits, and `capacity`, a sentence for the report. They go by the clock of the
-running loop, and draw from a random of their own, so that a seed gives every contender the same services.
+Each has a method `call(job)`, which the handler awaits, and a property `capacity`, which describes it in the report.
+Backends use the clock of the running loop, and a random generator of their own, so that all contenders with the same
+seed get the same service times.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ __all__ = ["Backend", "Changing", "Drifting", "RateLimited", "Servers", "Thrashi
 
 
 class Backend(Protocol):
-    """Something that does jobs, more or less of them at a time."""
+    """A backend that runs jobs."""
 
     @property
     def capacity(self) -> str:
-        """What it can do, in words."""
+        """Its capacity, in words."""
         ...
 
     async def call(self, job: Any) -> None:
-        """Do one job. A caller who is cancelled does not stop the work that was begun: the server never hears of it."""
+        """Run one job. Cancelling the caller does not stop the job: the server is not notified."""
         ...
 
 
 class Servers:
-    """`servers` servers behind one queue, first come first served: beyond that many calls there is only waiting."""
+    """`servers` servers behind one first-come, first-served queue: more calls at a time only wait."""
 
     def __init__(self, servers: int, service: Service, *, random: Random) -> None:
         self.servers = servers
@@ -51,7 +52,7 @@ class Servers:
 
     @property
     def most_per_second(self) -> float:
-        """The throughput that no number of callers can exceed."""
+        """The maximum throughput, in jobs per second."""
         return self.servers / self.service.mean
 
     async def call(self, job: Any) -> None:
@@ -63,11 +64,11 @@ class Servers:
         await ready
 
     def seconds(self) -> float:
-        """Return how long the next job takes."""
+        """Return the service time of the next job, in seconds."""
         return self.service.draw(self.random)
 
     def resize(self, servers: int) -> None:
-        """Change how many there are. One too many stops after its job."""
+        """Change the number of servers. A surplus server stops after its current job."""
         self.servers = servers
         self._go_on()
 
@@ -89,7 +90,7 @@ class Servers:
 
 
 class Changing(Servers):
-    """Servers that come and go: `schedule` says from which second on how many there are, the first from 0."""
+    """A number of servers that changes: `schedule` has pairs of a time in seconds and a number; the first time is 0."""
 
     def __init__(self, schedule: Sequence[tuple[float, int]], service: Service, *, random: Random) -> None:
         super().__init__(schedule[0][1], service, random=random)
@@ -105,7 +106,7 @@ class Changing(Servers):
 
 
 class Drifting(Servers):
-    """Servers that become slower: a job takes ever longer, twice as long after each `doubling` seconds."""
+    """Servers that become slower: service times double every `doubling` seconds."""
 
     def __init__(self, servers: int, service: Service, *, doubling: float, random: Random) -> None:
         super().__init__(servers, service, random=random)
@@ -121,12 +122,13 @@ class Drifting(Servers):
 
 
 class Thrashing:
-    """A database that thrashes past its knee: the more jobs it works on at once, the slower each becomes.
+    """A database that thrashes: from some number of concurrent jobs on, the throughput falls.
 
-    Processor sharing: with n jobs inside, together they progress as the Universal Scalability Law says (N. Gunther,
-    Guerrilla Capacity Planning, 2007): X(n) = n / (mean * (1 + contention * (n - 1) + coherence * n * (n - 1))), and
-    all equally fast. So a job that enters is done when a clock that runs at that speed has gone on by its work: one
-    heap of such marks, and one timer for the nearest.
+    Processor sharing by the Universal Scalability Law (N. Gunther, Guerrilla Capacity Planning, 2007): the throughput
+    of n concurrent jobs is X(n) = n / (mean * (1 + contention * (n - 1) + coherence * n * (n - 1))), and all of them
+    progress at the same speed. A virtual clock that runs at that speed gives the completion times: a job is complete
+    when the clock has advanced by its work since it started. A heap has the completion times, and one timer waits for
+    the next.
     """
 
     def __init__(self, service: Service, *, contention: float, coherence: float, random: Random) -> None:
@@ -137,13 +139,13 @@ class Thrashing:
         self._loop = asyncio.get_running_loop()
         self._marks: list[tuple[float, int, asyncio.Future[None]]] = []
         self._numbers = count()
-        self._worked = 0.0  # seconds of work that a job present all along would have got
+        self._worked = 0.0  # the virtual clock, in seconds of work
         self._at = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def knee(self) -> float:
-        """The number of jobs inside at which it does most."""
+        """The number of concurrent jobs with the maximum throughput."""
         return math.sqrt((1 - self.contention) / self.coherence)
 
     @property
@@ -153,7 +155,7 @@ class Thrashing:
         return f"at most {most:.0f} jobs/s, with {knee} at a time; {self.per_second(5 * knee):.0f} with {5 * knee}"
 
     def per_second(self, inside: int) -> float:
-        """Return the throughput with so many jobs inside."""
+        """Return the throughput with this many concurrent jobs."""
         return inside * self._speed(inside) / self.service.mean
 
     async def call(self, job: Any) -> None:
@@ -182,7 +184,7 @@ class Thrashing:
 
     def _finish(self) -> None:
         self._go_on()
-        mark, _, ready = heapq.heappop(self._marks)  # it was armed for this one: whatever changes that arms it anew
+        mark, _, ready = heapq.heappop(self._marks)  # the timer always waits for the first one
         self._worked = mark
         if not ready.done():
             ready.set_result(None)
@@ -190,14 +192,14 @@ class Thrashing:
 
 
 class TooManyRequests(Exception):
-    """The API's answer above its rate: 429."""
+    """The response 429 of an API above its rate."""
 
 
 class RateLimited:
-    """An API with a rate: a bucket of `burst` tokens that fills at `rate` a second; without one, a quick 429.
+    """An API with a rate limit: a bucket of `burst` tokens that is refilled at `rate` per second. Without a token: 429.
 
-    That it takes `refusal` seconds is the way there and back. It says when to come again, as such APIs do: after
-    `retry_after` seconds or so.
+    A rejected request takes `refusal` seconds, for the round trip. The response has a Retry-After of about
+    `retry_after` seconds.
     """
 
     def __init__(
@@ -214,7 +216,7 @@ class RateLimited:
         self.burst = burst
         self.service = service
         self.random = random
-        self.let_through = 0
+        self.accepted = 0
         self._refusal = refusal
         self._retry_after = retry_after
         self._loop = asyncio.get_running_loop()
@@ -227,19 +229,19 @@ class RateLimited:
         return f"{self.rate:.0f} jobs/s (429 above), {self.service.mean * 1e3:.0f} ms a job: {calls:.0f} at a time"
 
     async def call(self, job: Any) -> None:
-        """Do one job.
+        """Run one job.
 
         Raises:
-            RetryAfter: from `TooManyRequests`.
+            RetryAfter: The API rejected the request. Its cause is a `TooManyRequests`.
         """
         now = self._loop.time()
         self._tokens = min(self.burst, self._tokens + (now - self._at) * self.rate)
         self._at = now
         if self._tokens >= 1:
             self._tokens -= 1
-            self.let_through += 1
+            self.accepted += 1
             await asyncio.sleep(self.service.draw(self.random))
         else:
             await asyncio.sleep(self._refusal)
             seconds = self._retry_after * self.random.uniform(0.5, 1.5)
-            raise RetryAfter(seconds) from TooManyRequests(f"429: more than {self.rate:g} requests a second")
+            raise RetryAfter(seconds) from TooManyRequests(f"429: more than {self.rate:g} requests per second")

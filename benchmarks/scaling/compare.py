@@ -1,4 +1,4 @@
-"""How much of what is possible a policy gets: scenario by scenario, beside the best fixed size."""
+"""The comparison of each policy with the best fixed size, scenario by scenario."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.scaling.tables import Answer
 
 __all__ = ["compare"]
 
-_HEAD = (
+_HEADER = (
     "scenario",
     "workers",
     "mean",
@@ -36,12 +36,12 @@ _HEAD = (
 
 
 def compare(scenarios: Sequence[Scenario], *, seeds: int = 1, others: Sequence[Contender] | None = None) -> Answer:
-    """Run each scenario with the best fixed size and with each contender, once for each seed.
+    """Run each scenario with the best fixed size and with each contender, once per seed.
 
     Args:
-        scenarios: What to run.
-        seeds: How many runs; of each figure the worst is shown, and judged.
-        others: Who runs beside the best fixed size; None: those of the report.
+        scenarios: The scenarios to run.
+        seeds: The number of runs. The worst value of each figure is shown and compared with the goals.
+        others: The contenders besides the best fixed size; None: those of the report.
     """
     rows: list[tuple[str, ...]] = []
     goals: list[Goal] = []
@@ -54,7 +54,7 @@ def compare(scenarios: Sequence[Scenario], *, seeds: int = 1, others: Sequence[C
         traces[scenario.name] = {fixed: best[1].result}
         one = worst([figures(best[seed].result, best[seed]) for seed in runs])
         rows.append(_row(scenario, fixed, one, []))
-        data.append(_kept(scenario, fixed, one, [], best[1]))
+        data.append(_saved(scenario, fixed, one, [], best[1]))
         for contender in contenders(scenario) if others is None else others:
             results = {seed: simulate(scenario, contender.policy, seed=seed) for seed in runs}
             traces[scenario.name][contender.name] = results[1]
@@ -64,15 +64,15 @@ def compare(scenarios: Sequence[Scenario], *, seeds: int = 1, others: Sequence[C
                 judged = goals_of(f"{scenario.name}, {contender.name}", one, scenario.max_overload)
             goals += judged
             rows.append(_row(scenario, contender.name, one, judged))
-            data.append(_kept(scenario, contender.name, one, judged, best[1]))
+            data.append(_saved(scenario, contender.name, one, judged, best[1]))
     return Answer(
-        title="Beside the best fixed size" + (f", the worst of {seeds} runs" if seeds > 1 else ""),
-        head=_HEAD,
+        title="Compared with the best fixed size" + (f": the worst of {seeds} runs" if seeds > 1 else ""),
+        header=_HEADER,
         rows=rows,
         notes=[
-            "jobs/s: good ones. start, recovery: median running times until a window as long as the best size takes "
-            "for 2000 jobs has 95% of the best throughput, after the start and after the worst change of the backend; "
-            "unsteady: the share of all windows of ten seconds after that which are below 95% again.",
+            "jobs/s: successful jobs. start, recovery: how long it took, after the start and after a change of the "
+            "backend (the longest), until the throughput over 2000 jobs was 95% of the best, in median running times. "
+            "unsteady: the share of all later windows of ten seconds in which it was below 95%.",
         ],
         goals=goals,
         data=data,
@@ -81,8 +81,8 @@ def compare(scenarios: Sequence[Scenario], *, seeds: int = 1, others: Sequence[C
 
 
 def _row(scenario: Scenario, name: str, one: Figures, goals: Sequence[Goal]) -> tuple[str, ...]:
-    is_endless = scenario.load is backlogged  # then waiting says nothing
-    missed = [goal.what.rpartition(", ")[2] for goal in goals if not goal.is_held]
+    is_endless = scenario.load is backlogged  # then the waiting time has no meaning
+    missed = [goal.what.rpartition(", ")[2] for goal in goals if not goal.is_met]
     return (
         scenario.name,
         name,
@@ -98,7 +98,7 @@ def _row(scenario: Scenario, name: str, one: Figures, goals: Sequence[Goal]) -> 
         _medians(one.start),
         _medians(one.recovery),
         f"{one.unsteady:.1%}",
-        f"MISSED: {', '.join(missed)}" if missed else "held" if goals else "",
+        f"MISSED: {', '.join(missed)}" if missed else "met" if goals else "",
     )
 
 
@@ -106,7 +106,7 @@ def _medians(value: float | None) -> str:
     return "" if value is None else f"{value:.0f}" if value < math.inf else "never"
 
 
-def _kept(scenario: Scenario, name: str, one: Figures, goals: Sequence[Goal], best: Best) -> dict[str, Any]:
+def _saved(scenario: Scenario, name: str, one: Figures, goals: Sequence[Goal], best: Best) -> dict[str, Any]:
     return {
         "scenario": scenario.name,
         "about": scenario.about,

@@ -1,4 +1,4 @@
-"""Whom the report is about."""
+"""The policies that are compared."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ADAPTIVE", "Contender", "contenders", "rivals"]
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A policy, by the name it has in the tables; and whether it is to find the capacity, so that goals hold for it."""
+    """A policy, its name in the tables, and whether it must find the capacity, so that the goals apply to it."""
 
     name: str
     policy: Policy
@@ -24,7 +24,7 @@ ADAPTIVE = Contender("Adaptive(1, 200)", Adaptive(1, 200), finds_capacity=True)
 
 
 def contenders(scenario: Scenario) -> tuple[Contender, ...]:
-    """Return who takes part. AutoScale is told a maximum, and knows of the capacity only what that says."""
+    """Return the policies of the report. AutoScale knows of the capacity only the maximum that it is given."""
     most = scenario.max_workers
     return Contender(f"AutoScale(2, {most})", AutoScale(2, most)), ADAPTIVE
 

@@ -1,6 +1,7 @@
-"""Two days on virtual time: whether a policy drifts from one to the next, and whether anything grows.
+"""Two days in virtual time: whether a policy drifts from one day to the next, and whether memory grows.
 
-Each runs in a process of its own, as `benchmarks/memory.py` does: memory that was freed hides what comes after.
+Each policy runs in its own process, as in `benchmarks/memory.py`: memory that an earlier run has freed would hide
+growth.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _CENTRES = (1 / 24, 1 / 2, 23 / 24, 47 / 24)  # in days
 
 
 def two_days(hours: float = 24.0) -> Scenario:
-    """Two days of so many hours. Jobs take seconds, so that there are hundred thousands of them and not millions."""
+    """Return two days of `hours` hours each. Jobs take seconds, so there are hundreds of thousands and not millions."""
     return Scenario(
         name="day",
         about="from 0.25 jobs/s at midnight to 2.5 at noon",
@@ -49,41 +50,41 @@ def two_days(hours: float = 24.0) -> Scenario:
 
 
 def day(hours: float = 24.0) -> Answer:
-    """Let each policy through two days."""
+    """Run each policy for two days."""
     rows: list[tuple[str, ...]] = []
     goals: list[Goal] = []
     data: list[dict[str, Any]] = []
     for number, contender in enumerate(contenders(two_days(hours))):
         command = [sys.executable, "-m", "benchmarks.scaling.day", str(number), str(hours)]
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-        seen = json.loads(done.stdout)
+        measured = json.loads(done.stdout)
         judged = [
-            Goal(what=f"day, {contender.name}, drift", value=abs(seen["drift"]), limit=MOST_DRIFT, unit=" workers"),
-            Goal(what=f"day, {contender.name}, growth", value=seen["growth"], limit=MOST_GROWTH, unit=" MiB"),
-            Goal(what=f"day, {contender.name}, leaked tasks", value=seen["leaked"], limit=0),
+            Goal(what=f"day, {contender.name}, drift", value=abs(measured["drift"]), limit=MOST_DRIFT, unit=" workers"),
+            Goal(what=f"day, {contender.name}, growth", value=measured["growth"], limit=MOST_GROWTH, unit=" MiB"),
+            Goal(what=f"day, {contender.name}, leaked tasks", value=measured["leaked"], limit=0),
         ]
-        missed = [goal.what.rpartition(", ")[2] for goal in judged if not goal.is_held]
+        missed = [goal.what.rpartition(", ")[2] for goal in judged if not goal.is_met]
         rows.append(
             (
                 contender.name,
-                f"{seen['good']:,}",
-                *(f"{workers:.1f}" for workers in seen["workers"]),
-                f"{seen['waiting_p99']:.2f} s",
-                f"{seen['worker_seconds'] / HOUR:.0f}",
-                f"{seen['growth']:.1f} MiB",
-                f"{seen['leaked']}",
-                f"MISSED: {', '.join(missed)}" if missed else "held",
+                f"{measured['good']:,}",
+                *(f"{workers:.1f}" for workers in measured["workers"]),
+                f"{measured['waiting_p99']:.2f} s",
+                f"{measured['worker_seconds'] / HOUR:.0f}",
+                f"{measured['growth']:.1f} MiB",
+                f"{measured['leaked']}",
+                f"MISSED: {', '.join(missed)}" if missed else "met",
             )
         )
         goals += judged
-        data.append({"contender": contender.name, **seen, "goals": [goal.as_json() for goal in judged]})
+        data.append({"contender": contender.name, **measured, "goals": [goal.as_json() for goal in judged]})
     return Answer(
         title=f"Two days of {hours:g} hours, {two_days().about}",
-        head=("workers", "jobs", *WHEN, "waiting p99", "worker-h", "growth", "leaked tasks", "goals"),
+        header=("workers", "jobs", *WHEN, "waiting p99", "worker-h", "growth", "leaked tasks", "goals"),
         rows=rows,
         notes=[
-            "Mean workers in an hour of the first morning, noon and night, and of the second night: drift is the "
-            "difference of the nights. Growth and leaks are from the fourth hour on.",
+            "Mean number of workers in an hour of the first morning, noon and night, and of the second night. Drift is "
+            "the difference between the nights. Growth and leaked tasks are counted from the fourth hour on.",
         ],
         goals=goals,
         data=data,
@@ -94,20 +95,20 @@ def day(hours: float = 24.0) -> Answer:
 
 
 def live(number: int, hours: float) -> dict[str, Any]:
-    """Let one contender through the days, and return what was seen."""
+    """Run one contender for two days, and return the measurements."""
     scenario = two_days(hours)
     memory: list[int] = []
     tasks: list[int] = []
 
-    def look(pool: WorkerPool[Job, None], loop: asyncio.AbstractEventLoop) -> None:
+    def measure(pool: WorkerPool[Job, None], loop: asyncio.AbstractEventLoop) -> None:
         gc.collect()
         memory.append(resident())
-        # Running jobs have a task each; what is left is the simulator's and the pool's own.
+        # Each running job has a task; the others belong to the simulator and the pool.
         tasks.append(len(asyncio.all_tasks(loop)) - pool.stats.running)
 
     def steer(pool: WorkerPool[Job, None], loop: asyncio.AbstractEventLoop) -> None:
-        loop.call_at(scenario.settle, look, pool, loop)
-        loop.call_at(scenario.seconds - 1.0, look, pool, loop)
+        loop.call_at(scenario.settle, measure, pool, loop)
+        loop.call_at(scenario.seconds - 1.0, measure, pool, loop)
 
     policy = contenders(scenario)[number].policy
     result = simulate(scenario, policy, every=EVERY, keep_decisions=False, steer=steer)

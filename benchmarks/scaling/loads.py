@@ -1,4 +1,4 @@
-"""When jobs come: iterators of arrival times, in seconds from the start, drawn lazily from a seeded random."""
+"""Loads: iterators of arrival times, in seconds from the start, drawn lazily from a seeded random generator."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import TypeAlias
 __all__ = ["Load", "Rate", "at_once", "backlogged", "burst", "day", "on_off", "poisson", "ramp", "steady"]
 
 Load: TypeAlias = Callable[[Random], Iterable[float]]
-"""Gives arrival times, each no less than the one before."""
+"""Returns arrival times in ascending order."""
 Rate: TypeAlias = Callable[[float], float]
-"""Jobs a second, at a second from the start."""
+"""Returns the jobs per second at a time, in seconds from the start."""
 
 
 def backlogged(random: Random) -> Iterator[float]:
-    """There is always a next job: all have come before the start, more than can ever be done."""
+    """An endless backlog: at the start, more jobs have arrived than the pool can ever run."""
     return repeat(0.0)
 
 
 def at_once(jobs: int) -> Load:
-    """So many jobs at the start, and no more."""
+    """This many jobs at the start, and no more."""
     return lambda random: repeat(0.0, jobs)
 
 
 def poisson(rate: Rate, most: float) -> Load:
-    """Independent arrivals at a rate that changes, and never exceeds `most`: by thinning (Lewis, Shedler 1979)."""
+    """Independent arrivals at a variable rate that never exceeds `most`, by thinning (Lewis, Shedler 1979)."""
 
     def arrivals(random: Random) -> Iterator[float]:
         at = 0.0
@@ -40,17 +40,17 @@ def poisson(rate: Rate, most: float) -> Load:
 
 
 def steady(rate: float) -> Load:
-    """The same rate all the time."""
+    """A constant rate."""
     return poisson(lambda at: rate, rate)
 
 
 def burst(low: float, high: float, *, begin: float, end: float) -> Load:
-    """`low`, but `high` between two times."""
+    """The rate `low`, and `high` between two times."""
     return poisson(lambda at: high if begin <= at < end else low, max(low, high))
 
 
 def ramp(low: float, high: float, *, begin: float, end: float) -> Load:
-    """From `low` to `high` in a straight line between two times."""
+    """A rate that rises linearly from `low` to `high` between two times."""
 
     def rate(at: float) -> float:
         return low + (high - low) * min(1.0, max(0.0, (at - begin) / (end - begin)))
@@ -64,6 +64,6 @@ def on_off(rate: float, *, on: float, off: float) -> Load:
 
 
 def day(low: float, high: float, *, period: float = 86_400.0) -> Load:
-    """A sinusoid with the least at midnight and the most at noon."""
+    """A sinusoid with its minimum at midnight and its maximum at noon."""
     middle, swing = (low + high) / 2, (high - low) / 2
     return poisson(lambda at: middle - swing * math.cos(2 * math.pi * at / period), high)

@@ -1,4 +1,4 @@
-"""How a result compares with the best fixed size, and what it has to reach."""
+"""The comparison of a result with the best fixed size, and the goals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST_RECOVERY = 200.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """A promise: a value is at most its limit, or at least."""
+    """A value that must be at most, or at least, its limit."""
 
     what: str
     value: float
@@ -27,50 +27,50 @@ class Goal:
     unit: str = ""
 
     @property
-    def is_held(self) -> bool:
-        """Whether the value is on the right side; a value that there is not (nan) never is."""
-        slack = 1e-9 * abs(self.limit)  # so much is lost in adding floats
+    def is_met(self) -> bool:
+        """Whether the value is on the right side of the limit. A missing value (nan) never is."""
+        slack = 1e-9 * abs(self.limit)  # the rounding error of a sum of floats
         return self.value >= self.limit - slack if self.at_least else self.value <= self.limit + slack
 
     @property
     def verdict(self) -> str:
-        """In a word."""
-        return "held" if self.is_held else "MISSED"
+        """The result in a word."""
+        return "met" if self.is_met else "MISSED"
 
     def __str__(self) -> str:
         sign = ">=" if self.at_least else "<="
-        return f"{self.what}: {self.value:.4g}{self.unit}, to be {sign} {self.limit:g}{self.unit}: {self.verdict}"
+        return f"{self.what}: {self.value:.4g}{self.unit}, goal {sign} {self.limit:g}{self.unit}: {self.verdict}"
 
     def as_json(self) -> dict[str, Any]:
-        """Return all of it."""
-        return asdict(self) | {"is_held": self.is_held}
+        """Return the goal as plain values, to save it."""
+        return asdict(self) | {"is_met": self.is_met}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What is compared. Times are in seconds, and all but `start` is without the time to settle."""
+    """The figures that are compared. Times are in seconds. All but `start` exclude the time to settle."""
 
     throughput: float
-    """Good jobs a second."""
+    """Successful jobs per second."""
     share: float
-    """Of the throughput of the best fixed size."""
+    """The throughput as a share of that of the best fixed size."""
     running_p50: float
     running_p99: float
     running_ratio: float
-    """Its p99 to that of the best fixed size."""
+    """The p99 as a multiple of that of the best fixed size."""
     waiting_p50: float
     waiting_p99: float
     worker_seconds: float
     mean_workers: float
     overload: float
-    """The share of the attempts that were turned away."""
+    """The share of the attempts that the backend rejected."""
     start: float | None
-    """Median running times until it had caught up first, see `oracle.recovery`; None if chance, or the load, keeps the
-    best fixed size itself from that."""
+    """How long it took to reach the best throughput after the start, in median running times (see `oracle.recovery`);
+    None if chance, or the load, keeps even the best fixed size from reaching it at once."""
     recovery: float | None
-    """The same after the backend's capacity jumped, the worst of them; None if it never does."""
+    """The same after a change of the backend's capacity: the longest; None if the capacity never changes."""
     unsteady: float
-    """The share of all windows of ten seconds after that which were below 95% again. Not judged."""
+    """The share of all later windows of ten seconds that were below 95% again. Not a goal."""
 
 
 def figures(result: Result, best: Best) -> Figures:
@@ -95,7 +95,7 @@ def figures(result: Result, best: Best) -> Figures:
 
 
 def worst(several: Sequence[Figures]) -> Figures:
-    """Return, of each figure by itself, the worst of several seeds."""
+    """Return the worst value of each figure over several seeds."""
     first, *_ = several
     values: dict[str, Any] = {}
     for name in asdict(first):
@@ -105,7 +105,7 @@ def worst(several: Sequence[Figures]) -> Figures:
 
 
 def goals_of(name: str, one: Figures, most_overload: float) -> list[Goal]:
-    """Return what a policy that finds the capacity by itself has to reach."""
+    """Return the goals of a policy that must find the capacity of the backend."""
     goals = [
         Goal(what=f"{name}, throughput", value=one.share * 100, limit=LEAST_THROUGHPUT * 100, at_least=True, unit="%"),
         Goal(what=f"{name}, p99 running", value=one.running_ratio, limit=MOST_RUNNING, unit="x"),

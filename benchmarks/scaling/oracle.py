@@ -1,4 +1,4 @@
-"""What a fixed number of workers could have done: all sizes tried, and the best one taken."""
+"""The best fixed number of workers, found by trying sizes; and how fast a policy reaches its throughput."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ ENOUGH = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Best:
-    """The best fixed size, or the best one of each phase of the backend."""
+    """The best fixed size, or the best one for each phase of the backend."""
 
     sizes: tuple[int, ...]
     throughput: tuple[float, ...]
-    """Good jobs a second with these, each phase by itself."""
+    """Successful jobs per second with these sizes, in each phase alone."""
     sweep: dict[int, float]
-    """Good jobs a second by size, where it was tried; of the first phase."""
+    """Successful jobs per second by size, for all sizes tried in the first phase."""
     result: Result
-    """The whole scenario with these sizes, each taken at the moment its phase begins."""
+    """The whole scenario with these sizes: the pool is resized at the moment when a phase begins."""
 
 
 def smallest_best(measure: Callable[[int], float | None], most: int) -> tuple[int, dict[int, float | None]]:
-    """Return the smallest size within 1% of the highest throughput, and what was measured on the way.
+    """Return the smallest size within 1% of the highest throughput, and all measurements.
 
-    Assumes that throughput has one hump. Tries sizes a quarter apart, then what lies about a peak, then halves the way
-    up to it.
+    Assumes that the throughput has one maximum. Tries sizes a quarter apart, then all sizes near a peak, then bisects
+    the interval below it.
 
     Args:
-        measure: The throughput of a size; None: it is not allowed, and nor are larger ones.
-        most: The largest size tried.
+        measure: Returns the throughput of a size; None if it and all larger ones are not allowed.
+        most: The largest size to try.
     """
     tried: dict[int, float | None] = {}
 
@@ -63,7 +63,7 @@ def smallest_best(measure: Callable[[int], float | None], most: int) -> tuple[in
     enough = (1 - WITHIN) * value(top)
     below = max((size for size in tried if size < top), default=top)
     above = min((size for size in tried if size > top), default=top)
-    if value(above) < enough or value((top + above) // 2) > value(top):  # a peak, which may be anywhere near
+    if value(above) < enough or value((top + above) // 2) > value(top):  # a peak, whose exact place is not known yet
         for size in range(below + 1, above):
             value(size)
         enough = (1 - WITHIN) * max(map(value, tried))
@@ -91,7 +91,7 @@ def _sweep(scenario: Scenario) -> tuple[int, dict[int, float | None]]:
 
 @lru_cache
 def best_fixed(scenario: Scenario, *, seconds: float | None = None, seed: int = 1) -> Best:
-    """Find the best fixed size of each phase, and run the scenario with them."""
+    """Find the best fixed size for each phase, and run the scenario with these sizes."""
     phases = scenario.phases or ((0.0, scenario),)
     sweeps = [_sweep(phase) for _, phase in phases]
     sizes = tuple(size for size, _ in sweeps)
@@ -110,12 +110,12 @@ def best_fixed(scenario: Scenario, *, seconds: float | None = None, seed: int = 
 
 
 def recovery(result: Result, best: Best) -> list[float]:
-    """Return how many seconds after each phase of the backend began the pool was back; inf: not within the phase.
+    """Return, for each phase of the backend, after how many seconds the pool has recovered; inf: not in that phase.
 
-    It is back when a window begins that has 95% of the throughput of the phase's best fixed size. Windows begin at the
-    samples of the trace, and are as long as the best size takes for 2000 jobs: short, but long enough that chance alone
-    keeps none of the best size's own windows below (with a coefficient of variation of 0.5, 5% are over four standard
-    deviations). What comes after is `unsteady`.
+    It has recovered when a window begins that has 95% of the throughput of the phase's best fixed size. Windows begin
+    at the samples of the trace, and are as long as the best size takes for 2000 jobs. That is long enough that chance
+    alone keeps none of the best size's own windows below 95% (with a coefficient of variation of 0.5, 5% are more than
+    four standard deviations). `unsteady` measures what happens after that.
     """
     every = result.trace[0].at
     return [
@@ -125,7 +125,7 @@ def recovery(result: Result, best: Best) -> list[float]:
 
 
 def unsteady(result: Result, best: Best) -> float:
-    """Return the share of all windows of ten seconds, begun after the pool was back, that were below 95%."""
+    """Return the share of all windows of ten seconds, after the pool has recovered, that were below 95%."""
     every = result.trace[0].at
     after = [
         share
@@ -137,7 +137,7 @@ def unsteady(result: Result, best: Best) -> float:
 
 
 def _windows(result: Result, best: Best, seconds: Callable[[float], float]) -> list[list[float]]:
-    """The throughput of each window of each phase, as a share of the best."""
+    """Return the throughput of each window of each phase, as a share of the best."""
     every = result.trace[0].at
     done = [sample.throughput for sample in result.trace]
     starts = [since for since, _ in result.scenario.phases] or [0.0]

@@ -1,4 +1,4 @@
-"""The traces of a scenario, as one picture: workers, queue, throughput and running time over the same time."""
+"""A plot of the traces of a scenario: workers, queue, throughput and running time on the same time axis."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _COLOURS = ("#999999", "#d95f02", "#1b6ca8", "#2a9d4e", "#7b3fa0")
 _PANELS: tuple[tuple[str, Callable[[Sample], float]], ...] = (
     ("workers", lambda sample: sample.wanted),
     ("jobs waiting", lambda sample: sample.queued),
-    ("jobs a second", lambda sample: sample.throughput),
+    ("jobs per second", lambda sample: sample.throughput),
     ("median running, ms", lambda sample: sample.median_running * 1e3),
 )
 
 
 def plot(name: str, results: Mapping[str, Result], folder: Path) -> Path:
-    """Draw the traces of one scenario, by contender, into `folder/name.svg`. The same figures give the same file.
+    """Draw the traces of one scenario into `folder/name.svg`, one line per contender. The output is deterministic.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -33,7 +33,7 @@ def plot(name: str, results: Mapping[str, Result], folder: Path) -> Path:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    # Text as text is small, and a salt makes the ids in the file repeat.
+    # Text as text keeps the file small, and the salt makes the ids in it deterministic.
     settings: Any = {"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9, "path.simplify_threshold": 0.5}
     with mpl.rc_context(settings):
         figure, panels = pyplot.subplots(len(_PANELS), 1, sharex=True, figsize=(8, 8), layout="constrained")
@@ -58,7 +58,7 @@ def plot(name: str, results: Mapping[str, Result], folder: Path) -> Path:
 
 
 def _thin(trace: Sequence[Sample], value: Callable[[Sample], float]) -> tuple[list[float], list[float]]:
-    """Return times and values: means of as many neighbours as it takes to get few points."""
+    """Return times and values, averaged over neighbours to get at most `_MOST_POINTS` points."""
     step = -(-len(trace) // _MOST_POINTS)
     groups = [trace[at : at + step] for at in range(0, len(trace), step)]
     return [round(group[-1].at, 3) for group in groups], [round(fmean(map(value, group)), 3) for group in groups]

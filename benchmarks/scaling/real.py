@@ -1,7 +1,7 @@
-"""The same policy and a real HTTP server on the loopback, in real time: does what holds on virtual time hold there?
+"""`Adaptive` against a real HTTP server on the loopback interface, in real time.
 
-The server is a process of its own, which does so many requests at a time, first come first served. It ends when its
-standard input does, so also when whoever started it is killed.
+The server runs in its own process. It serves a fixed number of requests at a time, in the order of their arrival. It
+ends when its standard input is closed, and therefore also when the benchmark is killed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ADAPTIVE_SECONDS, ADAPTIVE_SETTLE = 60.0, 30.0
 
 
 def real() -> Answer:
-    """Try fixed sizes, then let Adaptive find one."""
+    """Try fixed sizes, then let Adaptive find a size."""
     try:
         import aiohttp  # noqa: F401
     except ModuleNotFoundError:
@@ -51,7 +51,7 @@ def real() -> Answer:
     shown |= {f"fixed {best}, again": again, ADAPTIVE.name: found}
     return Answer(
         title=f"A real HTTP server: {again.capacity}",
-        head=("workers", "mean", "jobs/s", "of best", "running p50", "p99", "of best"),
+        header=("workers", "mean", "jobs/s", "of best", "running p50", "p99", "of best"),
         rows=[
             (
                 label,
@@ -80,12 +80,12 @@ def real() -> Answer:
 
 
 async def _measure(url: str) -> tuple[dict[int, Result], int, Result, Result]:
-    """Return the fixed sizes, the best of them, and with that and with Adaptive a run that is as long."""
+    """Return the runs of the fixed sizes, the best size, a longer run with it, and a run with Adaptive."""
     fixed = {size: await _drive(url, size, SECONDS, SETTLE) for size in SIZES}
     found = await _drive(url, ADAPTIVE.policy, ADAPTIVE_SECONDS, ADAPTIVE_SETTLE)
     most = max(result.settled.throughput for result in fixed.values())
     best = min(size for size, result in fixed.items() if result.settled.throughput >= (1 - WITHIN) * most)
-    # Once more: a machine that others use is not the same a minute later.
+    # Again: the load of a shared machine can be different a minute later.
     again = await _drive(url, best, ADAPTIVE_SECONDS - ADAPTIVE_SETTLE + SETTLE, SETTLE)
     return fixed, best, again, found
 
@@ -96,7 +96,7 @@ async def _drive(url: str, policy: Policy, seconds: float, settle: float) -> Res
     scenario = Scenario(
         name="real", about="a real HTTP server", backend=lambda random: _Client(None, url), load=backlogged
     )
-    # No limit but the pool's.
+    # The pool is the only limit.
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         return await drive(scenario, policy, _Client(session, url), seconds=seconds, settle=settle)
 
@@ -120,7 +120,7 @@ class _Client:
 
 @contextmanager
 def serving() -> Iterator[str]:
-    """Start the server, and end it, whatever happens. In a session of its own, so that Ctrl+C is only ours."""
+    """Run the server while the context is open. Its process has its own session, so it does not receive Ctrl+C."""
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.scaling.real"],
         cwd=ROOT,
@@ -133,7 +133,7 @@ def serving() -> Iterator[str]:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
-            raise RuntimeError("the server did not start: see what it has printed")
+            raise RuntimeError("the server did not start: see its output on stderr")
         yield line.strip()
     finally:
         process.kill()
@@ -143,14 +143,14 @@ def serving() -> Iterator[str]:
                 pipe.close()
 
 
-# -- In the server's process -----------------------------------------------------------------------------------------
+# -- In the process of the server --------------------------------------------------------------------------------------
 
 
 async def serve() -> None:
-    """Serve until standard input ends. The first line printed is the address."""
+    """Serve until standard input is closed. The first line of the output is the address."""
     from aiohttp import web
 
-    random, places = Random(1), asyncio.Semaphore(SERVERS)  # a semaphore is fair: first come, first served
+    random, places = Random(1), asyncio.Semaphore(SERVERS)  # a semaphore is first come, first served
 
     async def work(request: web.Request) -> web.Response:
         async with places:

@@ -1,8 +1,8 @@
-"""Published algorithms that find a limit by themselves, as scaling policies: what `Adaptive` is compared with.
+"""Published algorithms that find a concurrency limit, as scaling policies to compare `Adaptive` with.
 
-Each has the constants of the implementation that it names, and sees only what a `PoolLoad` says: attempts that fail
-have no running time here. Jitter is left out: it keeps many clients apart, and here is one. All start at `min_workers`,
-like `Adaptive`.
+Each has the constants of the implementation named in its docstring, and uses only what `PoolLoad` has: failed attempts
+have no running time. Jitter is left out, because there is only one client. Like `Adaptive`, all of them start at
+`min_workers`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["AIMD", "RIVALS", "EnvoyGradient", "Gradient2", "HillClimbing", "Riva
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """What they have in common: the range, and how often they look."""
+    """The base of all policies: the range, and the interval between two decisions."""
 
     min_workers: int
     max_workers: int
@@ -31,15 +31,15 @@ class Rival:
 
     @property
     def initial_workers(self) -> int:
-        """How many workers a pool starts with."""
+        """The number of workers that a pool starts with."""
         return self.min_workers
 
     def within(self, limit: float) -> float:
-        """The nearest limit that is allowed."""
+        """Return the nearest limit in the range."""
         return max(float(self.initial_workers), min(float(self.max_workers), limit))
 
     def start(self) -> Decide:
-        """Return what decides for one pool."""
+        """Return a function that decides for one pool."""
         raise NotImplementedError
 
 
@@ -48,7 +48,7 @@ class Rival:
 
 @dataclass(slots=True)
 class _Window:
-    """What ended within an interval, or in as many as it takes for ten attempts."""
+    """The attempts that ended in an interval, or in several until there are ten."""
 
     attempts: int = 0
     drops: int = 0
@@ -67,11 +67,11 @@ class _Window:
 
 
 _Update: TypeAlias = Callable[[float, _Window], float]
-"""From a limit and what happened under it to the next limit."""
+"""Returns the next limit, from the limit and the attempts that ended under it."""
 
 
 class _Windowed:
-    """Updates a limit after each window, as the library's WindowedLimit does: 1 s and 10 samples, averaged."""
+    """Updates a limit after each window, like WindowedLimit of that library: at least 1 s and 10 samples, averaged."""
 
     _SAMPLES = 10
 
@@ -91,12 +91,12 @@ class _Windowed:
 
 @dataclass(frozen=True, slots=True)
 class AIMD(Rival):
-    """One more while nothing is turned away, a tenth fewer when something is.
+    """Adds one worker per window, and removes a tenth when jobs are rejected.
 
     Additive increase, multiplicative decrease: D. Chiu, R. Jain, Analysis of the Increase and Decrease Algorithms for
-    Congestion Avoidance in Computer Networks (1989). As in Netflix's AIMDLimit: an average running time of more than
-    5 s counts as a drop, and there is no growth unless half of the limit is in use. That library takes a step for each
-    response or, as here, for each window; the paper for each round trip.
+    Congestion Avoidance in Computer Networks (1989). As in Netflix's AIMDLimit, an average running time of more than
+    5 s counts as a drop, and the limit grows only while at least half of it is in use. That library updates the limit
+    with each response or, as here, with each window; the paper with each round trip.
     """
 
     ratio: float = field(default=0.9, kw_only=True)
@@ -113,11 +113,11 @@ class AIMD(Rival):
 
 @dataclass(frozen=True, slots=True)
 class Vegas(Rival):
-    """Keeps a few jobs queued in the backend: so many as the running time exceeds its shortest by.
+    """Keeps a few jobs queued in the backend, estimated from how far the running time exceeds the shortest one.
 
     TCP Vegas: L. Brakmo, L. Peterson, TCP Vegas: End to End Congestion Avoidance on a Global Internet (1995). As in
-    Netflix's VegasLimit: 3 to 6 jobs queued for each power of ten of the limit (at least one), and the shortest running
-    time is forgotten again and again, after 30 * limit windows less a jitter of which the mean is taken.
+    Netflix's VegasLimit, 3 to 6 jobs are queued for each power of ten of the limit (at least one). The shortest running
+    time is discarded every 30 * limit windows, less a jitter, which is replaced by its mean here.
     """
 
     probe: float = field(default=30 * 0.75, kw_only=True)
@@ -149,11 +149,12 @@ class Vegas(Rival):
 
 @dataclass(frozen=True, slots=True)
 class Gradient2(Rival):
-    """Shrinks while jobs take more than 1.5 times as long as in the long run, and grows a little all the time.
+    """Shrinks while jobs take more than 1.5 times their long-term average, and otherwise grows slowly.
 
-    As in Netflix's Gradient2Limit: limit * gradient + 4, of which a fifth is taken over; the gradient is
-    1.5 * long / short, within 0.5 and 1, where short is the last window, and long the exponential average over 600 (the
-    plain one of the first ten), lowered by a twentieth while it is more than twice the short one. Drops do not count.
+    As in Netflix's Gradient2Limit, the new limit is limit * gradient + 4, smoothed by a factor of 0.2. The gradient is
+    1.5 * long / short, between 0.5 and 1. `short` is the mean of the last window. `long` is the exponential average
+    over 600 windows (the arithmetic mean of the first ten); it is reduced by 5% while it is more than twice `short`.
+    Drops have no effect.
     """
 
     tolerance: float = field(default=1.5, kw_only=True)
@@ -187,12 +188,12 @@ class Gradient2(Rival):
 
 @dataclass(frozen=True, slots=True)
 class EnvoyGradient(Rival):
-    """Compares running times with those of three jobs at a time, which it goes back to each minute to measure them.
+    """Compares running times with a baseline: the running times with three workers, measured once a minute.
 
-    As Envoy's adaptive concurrency filter (gradient_controller.cc) with the settings of its documented example: each
-    0.1 s, limit * gradient + the square root of that, where the gradient is the p90 of 50 jobs at the lowest
-    concurrency and 25% more, over the p90 now, within 0.5 and 2. Five looks in a row at the lowest limit start the
-    measurement too. (By default it compares medians.)
+    As in Envoy's adaptive concurrency filter (gradient_controller.cc) with the settings of its documented example.
+    Every 0.1 s the new limit is limit * gradient plus the square root of that. The gradient is the p90 of the baseline
+    (50 jobs) plus 25%, divided by the current p90, between 0.5 and 2. Five updates in a row at the lowest limit start a
+    measurement of the baseline, too. (By default the filter compares medians.)
     """
 
     interval: float = field(default=0.1, kw_only=True)
@@ -204,7 +205,7 @@ class EnvoyGradient(Rival):
 
     @property
     def initial_workers(self) -> int:
-        """How many workers a pool starts with, and how few it may ever have."""
+        """The number of workers that a pool starts with, which is also the lowest limit."""
         return min(self.max_workers, max(self.min_workers, self.lowest))
 
     def start(self) -> Decide:
@@ -214,11 +215,11 @@ class EnvoyGradient(Rival):
 class _Gradient:
     def __init__(self, policy: EnvoyGradient) -> None:
         self._policy = policy
-        self._limit = policy.initial_workers  # while it measures the baseline: what to go back to
+        self._limit = policy.initial_workers  # while the baseline is measured: the limit to return to
         self._baseline = 0.0
         self._next_at = 0.0
         self._is_measuring = True
-        self._old = 0  # how many of the jobs that end next began before the measurement
+        self._old = 0  # how many of the next jobs to end started before the measurement
         self._at_lowest = 0
         self._seconds: list[float] = []
 
@@ -245,7 +246,7 @@ class _Gradient:
         return Decision(self._limit, f"EnvoyGradient: {self._limit}", {"baseline": self._baseline})
 
     def _take(self) -> float:
-        """The percentile of what was collected, which is then forgotten."""
+        """Return the percentile of the collected running times, and discard them."""
         rank = math.ceil(len(self._seconds) * self._policy.percentile / 100)
         found = sorted(self._seconds)[rank - 1]
         self._seconds.clear()
@@ -257,16 +258,16 @@ class _Gradient:
 
 @dataclass(frozen=True, slots=True)
 class HillClimbing(Rival):
-    """Swings the number of workers up and down, and follows if the throughput swings along.
+    """Varies the number of workers periodically, and moves in the direction in which the throughput follows.
 
     J. Hellerstein, V. Morrison, E. Eilebrecht, Optimizing Concurrency Levels in the .NET ThreadPool (2008), and
-    Applying Control Theory in the Real World (2009). As .NET's PortableThreadPool.HillClimbing: a square wave of four
-    samples, with an amplitude by the noise; both swings at that frequency, from 32 samples; a move by the square of how
-    much of the one is found in the other beyond 15%, the less the nearer it is to the noise, of at most 4 workers a
-    second.
+    Applying Control Theory in the Real World (2009). As in .NET's PortableThreadPool.HillClimbing, the number of
+    workers follows a square wave with a period of four samples, and an amplitude that depends on the noise. The wave of
+    the throughput at that frequency, over 32 samples, is divided by the wave of the workers. The move is the square of
+    that ratio minus 15%, scaled down if the wave is close to the noise, and at most 4 workers per second.
 
-    Simpler in that the samples are equally long, and that it does not look at the CPU; kinder in that it sees the
-    throughput of good jobs, not of all.
+    Simplified: all samples have the same length, and the CPU load is ignored. It is given an advantage: it sees the
+    throughput of successful jobs, not of all.
     """
 
     interval: float = field(default=0.1, kw_only=True)
@@ -298,9 +299,9 @@ class _Wave:
         policy = self._policy
         self._done += load.succeeded
         self._elapsed += load.elapsed
-        # Too few have ended in this sample: which worker ends just within it, and which after it, would decide.
+        # With too few jobs in a sample, the result depends on which jobs end just before or after its end.
         if not self._done or (self._count and (load.workers - 1) / self._done >= policy.inaccuracy):
-            return Decision(load.workers, "goes on sampling")
+            return Decision(load.workers, "still sampling")
         self._speeds.append(self._done / self._elapsed)
         self._workers.append(float(load.workers))
         self._count += 1
@@ -316,7 +317,7 @@ class _Wave:
         return Decision(int(policy.within(self._setting + wave * is_up)), f"setting {self._setting:.1f}", figures)
 
     def _compare(self) -> tuple[float, float]:
-        """How much of the swing of the workers the throughput has, less the bias; and how sure that is."""
+        """Return the wave of the throughput relative to that of the workers, minus the bias, and the confidence."""
         size = min(self._count - 1, self._HISTORY) // self._PERIOD * self._PERIOD
         if size <= self._PERIOD:
             return 0.0, 0.0
@@ -334,7 +335,7 @@ class _Wave:
 
 
 def _swing(values: Sequence[float], waves: int) -> complex:
-    """The Fourier coefficient for so many waves, relative to the mean."""
+    """Return the Fourier coefficient for this many waves, relative to the mean."""
     turn = -2j * math.pi * waves / len(values)
     return sum((value * cmath.exp(turn * at) for at, value in enumerate(values)), 0j) / sum(values)
 

@@ -1,4 +1,4 @@
-"""What policies have to cope with."""
+"""The scenarios: backends and loads that a policy must handle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PHASE = 120.0
 
 
 def servers(count: int) -> Scenario:
-    """So many servers, and a backlog."""
+    """Return a scenario with this many servers and an endless backlog."""
     return Scenario(
         name="servers" if count == 20 else f"servers ({count})",
         about="twenty servers behind a queue",
@@ -41,11 +41,11 @@ BACKLOGGED = (
         about="an API that answers 429 above its rate",
         backend=lambda random: RateLimited(200.0, 20, Lognormal(0.100), random=random),
         load=loads.backlogged,
-        retry=Retry(attempts=1_000_000, backoff=0.0, jitter=False),  # the API says when; it alone draws the jitter
+        retry=Retry(attempts=1_000_000, backoff=0.0, jitter=False),  # the API chooses the delay, with jitter
     ),
     Scenario(
         name="changing",
-        about="servers that are halved, and doubled",
+        about="servers whose number is halved and doubled",
         backend=lambda random: Changing(SCHEDULE, SERVICE, random=random),
         load=loads.backlogged,
         seconds=5 * PHASE,
@@ -71,7 +71,7 @@ BACKLOGGED = (
         seconds=600.0,
     ),
 )
-"""With a backlog that never ends: only the number of workers says how much is done."""
+"""Scenarios with an endless backlog: the throughput depends only on the number of workers."""
 
 
 def _open(name: str, about: str, load: loads.Load, *, seconds: float = 300.0, settle: float = 60.0) -> Scenario:
@@ -106,6 +106,7 @@ OPEN = (
         settle=0.0,
     ),
 )
-"""Jobs come when they come: what counts is how long they wait. Twenty servers, 400 jobs/s; compared with 20 workers."""
+"""Scenarios with arrivals: the figure that matters is the waiting time. The backend is twenty servers, 400 jobs/s; the
+fixed size is 20 workers."""
 
 SCENARIOS = {scenario.name: scenario for scenario in (*BACKLOGGED, *OPEN)}

@@ -1,4 +1,4 @@
-"""How long a backend works on one job: distributions of a known mean, drawn from a seeded random."""
+"""Service times of a backend: distributions with a known mean, drawn from a seeded random generator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Constant", "Lognormal", "Mix", "Pareto", "Service"]
 
 
 class Service(Protocol):
-    """A distribution of seconds."""
+    """A distribution of service times, in seconds."""
 
     @property
     def mean(self) -> float:
@@ -20,13 +20,13 @@ class Service(Protocol):
         ...
 
     def draw(self, random: Random) -> float:
-        """Return the seconds of one job."""
+        """Return the service time of one job, in seconds."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """Always the same."""
+    """A constant service time."""
 
     mean: float
 
@@ -36,7 +36,7 @@ class Constant:
 
 @dataclass(frozen=True, slots=True)
 class Lognormal:
-    """What most services look like: a hump with a tail. `cv` is the standard deviation in means."""
+    """A peak with a tail, like most services. `cv` is the coefficient of variation."""
 
     mean: float
     cv: float = 0.5
@@ -69,7 +69,7 @@ class Pareto:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Small jobs and large ones: pairs of how often (all together 1) and how many seconds."""
+    """A mix of small and large jobs: pairs of a probability (their sum is 1) and a service time in seconds."""
 
     parts: Sequence[tuple[float, float]]
 

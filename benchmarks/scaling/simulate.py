@@ -1,4 +1,4 @@
-"""One pool, one load, one backend, on virtual time: what happened, half second by half second and in all."""
+"""A simulation: one pool, one load and one backend in virtual time, with samples every half second and totals."""
 
 from __future__ import annotations
 
@@ -22,53 +22,53 @@ from benchmarks.scaling.totals import Sample, Totals
 __all__ = ["Job", "Policy", "Result", "Scenario", "Steer", "drive", "simulate"]
 
 Policy: TypeAlias = Any
-"""What a pool takes as `workers`: a number, a policy, a function of the load."""
+"""What a pool accepts as `workers`: a number, a policy, or a function of the load."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """What a policy has to cope with."""
+    """A backend and a load that a policy must handle."""
 
     name: str
     about: str
     backend: Callable[[Random], Backend]
     load: Load
     seconds: float = 300.0
-    settle: float = 60.0  # what comes before is not judged
-    most: int = 80  # of the fixed sizes that are tried, the largest
-    max_overload: float = 0.02  # the share of attempts that may be turned away
+    settle: float = 60.0  # the time before this is not judged
+    most: int = 80  # the largest fixed size to try
+    max_overload: float = 0.02  # the share of the attempts that the backend may reject
     retry: Retry | None = None
-    max_workers: int = 40  # what a user sets who does not know the capacity
-    best: int | None = None  # the size to compare with, where it is known; None: look for it
-    phases: Sequence[tuple[float, Scenario]] = ()  # where capacity jumps: since when it is as in which other scenario
+    max_workers: int = 40  # the setting of a user who does not know the capacity
+    best: int | None = None  # the best fixed size, if it is known; None: search for it
+    phases: Sequence[tuple[float, Scenario]] = ()  # when the capacity changes, and a scenario that has the new one
 
 
 @dataclass(slots=True)
 class Job:
-    """Something to do, and when it came: that may be long before the pool accepts it."""
+    """A job, with the time of its arrival, which can be long before the pool accepts it."""
 
     arrived: float
 
 
 Steer: TypeAlias = Callable[[WorkerPool[Job, None], asyncio.AbstractEventLoop], object]
-"""What an oracle does with a pool."""
+"""Called with the pool and its loop at the start, to schedule changes."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Result:
-    """What a pool made of a scenario."""
+    """The result of running a pool in a scenario."""
 
     scenario: Scenario
     policy: Policy
     capacity: str
     trace: list[Sample]
     decisions: list[tuple[float, PoolResized]]
-    """When the number of workers changed, and what the pool said about it."""
+    """When the target number of workers changed, and the event with the reason."""
     overall: Totals
     settled: Totals
-    """The same, without the time that the scenario gives to settle."""
+    """The same, without the time to settle."""
     finished: float
-    """When the last job was done, or the time was over."""
+    """When the last job completed, or the time was over."""
 
     def __str__(self) -> str:
         one = self.settled
@@ -93,17 +93,17 @@ def simulate(
     keep_decisions: bool = True,
     steer: Steer | None = None,
 ) -> Result:
-    """Run a pool with this policy through a scenario. The same seed gives the same jobs and services to each policy.
+    """Run a pool with this policy in a scenario. All policies get the same jobs and service times for the same seed.
 
     Args:
         scenario: The backend, the load and the time.
-        policy: What the pool gets as `workers`.
-        seconds: How long, if not as the scenario says. Jobs that are not done by then are left.
-        settle: How long the policy may look around before it is judged, if not as the scenario says.
-        seed: For arrivals and services.
-        every: Seconds from one sample of the trace to the next.
-        keep_decisions: Whether the result is to have them. They hold what they were decided on, which adds up in a day.
-        steer: Called with the pool and its loop at the start, for what an oracle knows.
+        policy: Passed to the pool as `workers`.
+        seconds: The duration, if it differs from that of the scenario. Jobs that are not complete then are dropped.
+        settle: The time before the policy is judged, if it differs from that of the scenario.
+        seed: The seed for arrivals and service times.
+        every: Seconds between two samples of the trace.
+        keep_decisions: Whether to keep the decisions. Each one has its load, which needs much memory in a long run.
+        steer: Called with the pool and its loop at the start; used to resize the pool as the best fixed size changes.
     """
 
     async def main() -> Result:
@@ -134,7 +134,7 @@ async def drive(
     keep_decisions: bool = True,
     steer: Steer | None = None,
 ) -> Result:
-    """Do what `simulate` does, by the time of the running loop, and to a backend that is there."""
+    """Do what `simulate` does, on the running loop and with an existing backend."""
     loop = asyncio.get_running_loop()
     recorder = _Recorder(loop, min(settle, seconds), keep_decisions)
     arrivals = _Arrivals(scenario.load(Random(f"{seed} load")), loop.time())
@@ -145,22 +145,22 @@ async def drive(
         if steer is not None:
             steer(pool, loop)
         sampler = loop.create_task(recorder.sample(pool, arrivals, every), name="sampler")
-        bringer = loop.create_task(arrivals.bring(pool), name="bringer")
+        submitter = loop.create_task(arrivals.submit_all(pool), name="submitter")
         try:
             async with asyncio.timeout(seconds):
-                await bringer
+                await submitter
                 await pool.join()
         except TimeoutError:
             pass
         finally:
             sampler.cancel()
-            bringer.cancel()
-            await asyncio.wait([sampler, bringer])
+            submitter.cancel()
+            await asyncio.wait([sampler, submitter])
         finished = recorder.close()
         await pool.close(drain_timeout=0.0)
-    for task in (sampler, bringer):
+    for task in (sampler, submitter):
         if not task.cancelled():
-            task.result()  # a fault of the simulator must not pass for a result
+            task.result()  # raises if the simulator itself has failed
     return Result(
         scenario=scenario,
         policy=policy,
@@ -174,39 +174,39 @@ async def drive(
 
 
 class _Arrivals:
-    """Brings jobs to the pool in the order they came. Those that come while the pool is full wait here."""
+    """Submits jobs to the pool in the order of their arrival. Jobs that arrive while the pool is full wait here."""
 
     def __init__(self, times: Iterable[float], start: float) -> None:
         self._times = iter(times)
         self._start = start
-        self._came: deque[float] = deque()  # not brought yet, as far as anybody has looked
+        self._arrived: deque[float] = deque()  # arrived or next to arrive, and not submitted
 
-    async def bring(self, pool: WorkerPool[Job, None]) -> None:
-        """Submit each job when it has come and there is room."""
+    async def submit_all(self, pool: WorkerPool[Job, None]) -> None:
+        """Submit each job when it has arrived and the pool has room."""
         loop = asyncio.get_running_loop()
-        while self._came or self._look():
-            at = self._came[0]
+        while self._arrived or self._fetch():
+            at = self._arrived[0]
             if at > loop.time():
                 await asyncio.sleep(at - loop.time())
             await pool.submit(Job(at))
-            self._came.popleft()
+            self._arrived.popleft()
 
     def count_waiting(self, now: float) -> int:
-        """Return how many have come and were not brought; of those there from the start, only the next."""
-        while not self._came or self._start < self._came[-1] <= now:
-            if not self._look():
-                return len(self._came)
-        return len(self._came) - (self._came[-1] > now)
+        """Return how many jobs have arrived and are not submitted. Of those there at the start, only one counts."""
+        while not self._arrived or self._start < self._arrived[-1] <= now:
+            if not self._fetch():
+                return len(self._arrived)
+        return len(self._arrived) - (self._arrived[-1] > now)
 
-    def _look(self) -> bool:
+    def _fetch(self) -> bool:
         for at in self._times:
-            self._came.append(self._start + at)
+            self._arrived.append(self._start + at)
             return True
         return False
 
 
 class _Recorder:
-    """Sees each attempt from inside, and each change of size as an observer."""
+    """Records each attempt in the handler, and each change of the number of workers as an observer."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, settle: float, keep_decisions: bool) -> None:
         self.trace: list[Sample] = []
@@ -220,11 +220,11 @@ class _Recorder:
         self._wanted = 0
         self._wanted_since = self._began
         self._totals = self.settling if settle else self.settled
-        self._fresh: list[float] = []  # what the good attempts took since the last sample
+        self._fresh: list[float] = []  # running times of the successful attempts since the last sample
         self._overloads = 0
 
     def handler(self, backend: Backend) -> Callable[[Job], Coroutine[Any, Any, None]]:
-        """Return what the pool is to run."""
+        """Return the handler of the pool."""
         time, call = self._time, backend.call
 
         async def handle(job: Job) -> None:
@@ -248,7 +248,7 @@ class _Recorder:
         return handle
 
     def observe(self, event: Event) -> None:
-        """Keep what concerns the number of workers."""
+        """Record events that concern the number of workers."""
         if type(event) is PoolResized:
             now = self._time()
             if self._keep_decisions:
@@ -259,7 +259,7 @@ class _Recorder:
             self._wanted = event.workers
 
     async def sample(self, pool: WorkerPool[Job, None], arrivals: _Arrivals, every: float) -> None:
-        """Add to the trace, again and again; and go over from settling to settled."""
+        """Add a sample to the trace periodically, and switch from `settling` to `settled` when that time is over."""
         for number in count(1):
             at = number * every
             if self._totals is self.settling and at >= self._settle:
@@ -284,7 +284,7 @@ class _Recorder:
             self._overloads = 0
 
     def close(self) -> float:
-        """Count nothing more, and return how long it was counted."""
+        """Stop recording, and return for how many seconds it has recorded."""
         now = self._time()
         self._count_workers(now)
         self._totals = Totals()

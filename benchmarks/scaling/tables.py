@@ -1,4 +1,4 @@
-"""How answers are shown: as text, and as markdown."""
+"""The formats of a result: text for a terminal, and Markdown."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["Answer", "as_markdown", "as_text", "summary"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A question's title, its table, what it had to reach, and what to keep."""
+    """The answer to a question: a title, a table, its goals, and the data to save."""
 
     title: str
-    head: Sequence[str]
+    header: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
     goals: Sequence[Goal] = ()
@@ -27,10 +27,10 @@ class Answer:
 
 
 def as_text(answer: Answer) -> str:
-    """Return an answer for a terminal."""
-    rows = [answer.head, *answer.rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(answer.head))]
-    is_text = [_is_text(answer, column) for column in range(len(answer.head))]
+    """Format an answer for a terminal."""
+    rows = [answer.header, *answer.rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(answer.header))]
+    is_text = [_is_text(answer, column) for column in range(len(answer.header))]
     lines = (
         "  ".join(
             cell.ljust(width) if text else cell.rjust(width)
@@ -42,16 +42,16 @@ def as_text(answer: Answer) -> str:
 
 
 def as_markdown(answer: Answer) -> str:
-    """Return an answer for a document."""
-    rule = ["---" if _is_text(answer, column) else "---:" for column in range(len(answer.head))]
-    lines = ("| " + " | ".join(row) + " |" for row in (answer.head, rule, *answer.rows))
+    """Format an answer as Markdown."""
+    rule = ["---" if _is_text(answer, column) else "---:" for column in range(len(answer.header))]
+    lines = ("| " + " | ".join(row) + " |" for row in (answer.header, rule, *answer.rows))
     return "\n\n".join((f"### {answer.title}", "\n".join(lines), *answer.notes)) + "\n"
 
 
 def summary(goals: Sequence[Goal]) -> str:
-    """Return how many goals were held, and each that was missed."""
-    missed = [goal for goal in goals if not goal.is_held]
-    lines = [f"Goals: {len(goals) - len(missed)} held, {len(missed)} missed"]
+    """Return how many goals were met, and list each one that was missed."""
+    missed = [goal for goal in goals if not goal.is_met]
+    lines = [f"Goals: {len(goals) - len(missed)} met, {len(missed)} missed"]
     return "\n".join((*lines, *(f"  {goal}" for goal in missed)))
 
 

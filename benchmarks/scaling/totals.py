@@ -1,4 +1,4 @@
-"""What is counted in a run: a sample now and then, and sums over a time."""
+"""The measurements of a run: periodic samples, and sums over a period."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ __all__ = ["Durations", "Sample", "Totals"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What happened in the time up to `at`, and how things stood then."""
+    """What happened since the previous sample, and the state of the pool at the time `at`."""
 
     at: float
     wanted: int
-    """Workers that there should be."""
+    """The target number of workers."""
     ready: int
-    """Workers that there are."""
+    """Workers that have started."""
     queued: int
-    """Jobs that had come and were not begun: in the pool's queue, before the pool, or between two attempts."""
+    """Jobs that have arrived and are not running: in the pool's queue, before the pool, or between two attempts."""
     running: int
     throughput: float
-    """Good jobs a second."""
+    """Successful jobs per second."""
     median_running: float
-    """Seconds, of the good ones; nan if there were none."""
+    """In seconds, of the successful attempts; nan if there were none."""
     overloads: int
 
 
 class Durations:
-    """How durations are distributed, to 1%, in memory that does not grow with their number."""
+    """A histogram of durations with a precision of 1%; its size does not grow with their number."""
 
     _STEP = math.log(1.01)
 
@@ -38,12 +38,12 @@ class Durations:
         self._buckets: Counter[int] = Counter()
 
     def add(self, seconds: float) -> None:
-        """Count one duration."""
+        """Add a duration."""
         self.count += 1
         self._buckets[math.ceil(math.log(seconds) / self._STEP) if seconds > 1e-9 else -10_000] += 1
 
     def percentile(self, percent: float) -> float:
-        """Return the seconds that so many percent did not exceed; nan if there was none."""
+        """Return a percentile, in seconds; nan if there are no durations."""
         left = self.count * percent / 100
         for bucket in sorted(self._buckets):
             left -= self._buckets[bucket]
@@ -68,38 +68,38 @@ class Durations:
 
 @dataclass(slots=True)
 class Totals:
-    """Sums over a time."""
+    """Sums over a period."""
 
     seconds: float = 0.0
     good: int = 0
     overloads: int = 0
     failures: int = 0
-    """Attempts that failed otherwise."""
+    """Attempts that failed for other reasons."""
     worker_seconds: float = 0.0
-    """The integral of the number of workers that there should be."""
+    """The integral of the target number of workers."""
     waiting: Durations = field(default_factory=Durations)
-    """From a job's arrival until the attempt begins that succeeds."""
+    """From the arrival of a job to the start of the attempt that succeeds."""
     running: Durations = field(default_factory=Durations)
-    """Of the attempts that succeeded."""
+    """How long the successful attempts ran."""
 
     @property
     def throughput(self) -> float:
-        """Good jobs a second."""
+        """Successful jobs per second."""
         return self.good / self.seconds if self.seconds else 0.0
 
     @property
     def attempts(self) -> int:
-        """All that ended."""
+        """The number of attempts that have ended."""
         return self.good + self.overloads + self.failures
 
     @property
     def overload(self) -> float:
-        """The share of the attempts that were turned away."""
+        """The share of the attempts that the backend rejected."""
         return self.overloads / self.attempts if self.attempts else 0.0
 
     @property
     def mean_workers(self) -> float:
-        """Workers that there should be, over time."""
+        """The mean of the target number of workers."""
         return self.worker_seconds / self.seconds if self.seconds else 0.0
 
     def __add__(self, other: Totals) -> Totals:
