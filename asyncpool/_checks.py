@@ -98,7 +98,9 @@ def check_function(name: str, value: object) -> None:
     if is_async_function(value):
         raise TypeError(f"{name} is called and not awaited, so it must not be an async function, got {describe(value)}")
     if any(inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called) for called in _called(value)):
-        raise TypeError(f"{name} must run when it is called, got the generator function {describe(value)}")
+        raise TypeError(
+            f"{name} must not be a generator function, because calling one does not run it, got {describe(value)}"
+        )
 
 
 def is_async_function(value: object) -> bool:

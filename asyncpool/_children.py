@@ -166,7 +166,7 @@ class Child:
         await self._wait_ended(1.0)  # it is dead, and the system may not know yet how
         code = self._exit_code if self._process is None else self._process.exitcode
         if code is None:
-            return f"its connection has ended: {error}"
+            return f"its connection was closed: {error}"
         if code < 0:
             return f"killed by {_name_of_signal(-code)}"
         if code == _HAS_NO_GUARD and not self._has_spoken:

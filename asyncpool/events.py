@@ -270,7 +270,7 @@ class Observers:
                 self._observers = tuple(other for other in self._observers if other is not observer)
                 self.any = bool(self._observers)
                 log.error(
-                    "pool %r: observer %r raised an exception and is removed", event.pool, observer, exc_info=error
+                    "pool %r: observer %r raised an exception and was removed", event.pool, observer, exc_info=error
                 )
 
 

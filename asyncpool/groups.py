@@ -280,7 +280,7 @@ class Producer(Generic[JobT, ValueT_co]):
 
     async def __aenter__(self) -> Group[JobT, ValueT_co]:
         if self._is_entered:
-            raise RuntimeError("a producer of a group can be entered once: call group.producer() for each")
+            raise RuntimeError("a producer of a group can be entered only once: call group.producer() for each task")
         self._is_entered = True
         return self._group
 

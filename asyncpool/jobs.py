@@ -100,5 +100,5 @@ def current_job() -> CurrentJob:
     """
     job = CURRENT_JOB.get(None)
     if job is None or job.worker is None or job.outcome is not None:
-        raise LookupError("current_job() is for handlers: no job is running here")
+        raise LookupError("current_job() must be called by a handler: no job is running here")
     return CurrentJob(pool=job.worker.pool.name, id=job.number, attempt=job.attempt, worker=job.worker.number)

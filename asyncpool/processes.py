@@ -66,7 +66,7 @@ class Processes:
                 self._setup = dumps(setup, shares_main=self.shares_main)
             except Exception as error:
                 raise TypeError(
-                    f"setup must be such that it can be sent to other processes, got {describe(setup)}: "
+                    f"setup must be picklable, because it is sent to other processes, got {describe(setup)}: "
                     f"pickling it raised {name_of(type(error))}: {safe_text(str, error, 500)}"
                 ) from error
 
@@ -111,7 +111,7 @@ class Processes:
                 host.join(child)
                 await child.wait_lost()
             except (OSError, RuntimeError) as error:  # no memory, no descriptors; no thread
-                log.warning("pool %r: %s cannot be started: %s", host.pool, child.name, error)
+                log.warning("pool %r: %s could not be started: %s", host.pool, child.name, error)
             await child.close(0.0)
             children.discard(child)
             pause = 0.0 if loop.time() - began > _HEALTHY_AFTER else min(2 * pause + 0.1, _MAX_PAUSE)

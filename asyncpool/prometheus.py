@@ -141,7 +141,7 @@ class PoolCollector:
         with self._lock:
             if pool.name in self._pools:
                 raise ValueError(
-                    f"a pool named {pool.name!r} is already collected, and the figures of the two would be mixed: give "
+                    f"a pool named {pool.name!r} is already collected, and the metrics of the two would be mixed: give "
                     "each its own WorkerPool(..., name=...), or remove() the first"
                 )
             self._pools[pool.name] = pool

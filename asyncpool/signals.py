@@ -85,7 +85,7 @@ class drain_on_signal:
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("drain_on_signal must be entered in the main thread: Python handles signals only there")
         if self._is_entered:
-            raise RuntimeError("this drain_on_signal is entered already: use another one for each block")
+            raise RuntimeError("this drain_on_signal is already entered: create a new one for each block")
         for pool in self._pools:
             if pool.loop is not None and pool.loop is not loop and pool.state != "closed":
                 raise WrongLoop(
@@ -144,25 +144,37 @@ class drain_on_signal:
             self._first_at = self._time()
             for pool in self._pools:
                 self._schedule(functools.partial(pool.drain, drain_timeout=self._drain_timeout, grace=self._grace))
-            self._schedule(self._warn, number, "draining; a second signal cancels running jobs")
+            self._schedule(self._log_draining, number)
         elif self._time() - self._first_at >= self._second_after:
             self.received = 2
             self._give_back()  # here and not on the loop: if that is blocked, the third signal must have its effect
             for pool in self._pools:
                 self._schedule(pool.cancel)
-            self._schedule(self._warn, number, "cancelling running jobs")
+            self._schedule(self._log_cancelling, number)
         elif not self._is_repetition_logged:
             self._is_repetition_logged = True
-            text = "ignored, less than %g seconds after the first; a later signal cancels running jobs"
-            self._schedule(self._warn, number, text % self._second_after)
+            self._schedule(self._log_ignored, number)
         return True
 
     def _schedule(self, callback: Callable[..., object], *args: object) -> None:
         self._loop.call_soon_threadsafe(callback, *args, context=self._context.copy())
 
-    def _warn(self, number: int, what: str) -> None:
-        names = ", ".join(describe(pool.name) for pool in self._pools)
-        log.warning("pool%s %s: %s: %s", "s" * (len(self._pools) > 1), names, _name(number), what)
+    def _log_draining(self, number: int) -> None:
+        log.warning("%s: %s: draining; a second signal cancels running jobs", self._named_pools(), _name(number))
+
+    def _log_cancelling(self, number: int) -> None:
+        log.warning("%s: %s: cancelling running jobs", self._named_pools(), _name(number))
+
+    def _log_ignored(self, number: int) -> None:
+        log.warning(
+            "%s: %s: ignored, less than %g seconds after the first; a later signal cancels running jobs",
+            self._named_pools(),
+            _name(number),
+            self._second_after,
+        )
+
+    def _named_pools(self) -> str:
+        return f"pool{'s' * (len(self._pools) > 1)} {', '.join(describe(pool.name) for pool in self._pools)}"
 
 
 class _Link:

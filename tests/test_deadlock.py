@@ -93,7 +93,7 @@ async def test_a_job_that_awaits_itself_gets_pool_deadlock() -> None:
 
     async with WorkerPool(itself, workers=5) as pool:
         handles.append(await pool.submit(1))
-        with pytest.raises(PoolDeadlock, match="waits for itself"):
+        with pytest.raises(PoolDeadlock, match="would wait for itself: it awaits its own handle"):
             await handles[0]
 
 

@@ -132,7 +132,7 @@ async def test_a_producer_is_entered_once() -> None:
         producer = group.producer()
         async with producer as entered:
             assert entered is group
-        with pytest.raises(RuntimeError, match="can be entered once"):
+        with pytest.raises(RuntimeError, match="can be entered only once"):
             async with producer:
                 pass
         assert await read(group) == []

@@ -390,7 +390,7 @@ async def test_a_note_is_added_also_to_an_error_that_cannot_be_changed() -> None
     async with WorkerPool(fails_with(FrozenError), workers=1, retry=retry) as pool:
         outcome = await (await pool.submit("bad")).outcome()
     assert isinstance(outcome, Failed)
-    assert outcome.error.__notes__[0].startswith("not tried again: the budget is spent")
+    assert outcome.error.__notes__[0].startswith("not retried: the retry budget is spent")
 
 
 # -- The shape of the package ------------------------------------------------------------------------------------------

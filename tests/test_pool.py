@@ -936,7 +936,7 @@ async def test_an_observer_that_raises_is_dropped_and_hurts_no_job(error: BaseEx
 async def test_a_broken_observer_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     async with WorkerPool(echo, workers=1, observers=[lambda event: 1 / 0]) as pool:
         await pool.map([1, 2, 3])
-    assert caplog.text.count("raised an exception and is removed") == 1
+    assert caplog.text.count("raised an exception and was removed") == 1
 
 
 @fuzzed

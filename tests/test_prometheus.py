@@ -489,7 +489,7 @@ async def test_several_pools_are_told_apart_by_name() -> None:
 
 
 def test_two_pools_of_one_name_are_refused() -> None:
-    with pytest.raises(ValueError, match="a pool named 'pool' is already collected, and the figures of the two would"):
+    with pytest.raises(ValueError, match="a pool named 'pool' is already collected, and the metrics of the two would"):
         PoolCollector(WorkerPool(echo, workers=1), WorkerPool(echo, workers=1))
 
 

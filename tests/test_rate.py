@@ -803,7 +803,7 @@ async def test_a_function_that_makes_a_limit_for_each_job_is_reported_once(caplo
     async with WorkerPool(Starts(), workers=2, limiter=lambda job: RateLimit(1), name="fetch") as pool:
         await pool.map(range(100))
     assert warnings_in(caplog) == [
-        "pool 'fetch': the limiter function has returned 11 rate limits, each of them new, so nothing was limited: "
+        "pool 'fetch': the limiter function has returned 11 rate limits, all of them new, so nothing was limited: "
         "return the same RateLimit for jobs that share it, or use RateLimit.per_key"
     ]
 

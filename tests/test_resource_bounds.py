@@ -454,8 +454,8 @@ async def test_what_is_abandoned_takes_places_once_it_is_too_much(caplog: pytest
         assert server.asked == 5
         assert pool.stats.resources_opening == 0
         assert [error for error in errors_in(caplog) if "take" in error] == [
-            "pool 'db': 3 tasks of resources ignore their cancellation: from now on each takes the place of a worker's "
-            "resource, until it ends"
+            "pool 'db': 3 resources ignore their cancellation: from now on, each of them takes the place of a worker's "
+            "resource until it ends"
         ]
         [stalled] = [event for event in events if isinstance(event, PoolStalled)]
         assert stalled.reason == "no worker has its resource (0 opening, 0 closing, 4 abandoned)"

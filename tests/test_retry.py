@@ -709,7 +709,7 @@ async def test_a_predicate_that_raises_costs_only_the_retry(caplog: pytest.LogCa
         with pytest.raises(OSError):
             await pool.run("x")
     (record,) = caplog.records
-    assert "predicate `on` of the retry" in record.getMessage()
+    assert "Retry.on, or a RetryAdvice of the handler" in record.getMessage()
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], LookupError)
 
@@ -1002,7 +1002,7 @@ async def test_a_pause_that_would_pass_max_elapsed_is_not_made() -> None:
         with pytest.raises(OSError, match="the last") as raised:
             await pool.run("x")  # 0..1, 2..3, and the next would begin at 5
         assert now() == 3.0
-    assert raised.value.__notes__ == ["not tried again: that would be later than max_elapsed=4 s"]
+    assert raised.value.__notes__ == ["not retried: the next attempt would begin after max_elapsed=4 s"]
 
 
 @virtual
@@ -1048,7 +1048,7 @@ async def test_the_budget_bounds_retries_by_fresh_work(caplog: pytest.LogCapture
     assert stats.retries_rejected == 1000
     noted = [outcome for outcome in outcomes if isinstance(outcome, Failed) and hasattr(outcome.error, "__notes__")]
     assert len(noted) == 1000
-    assert noted[0].error.__notes__[0].startswith("not tried again: the budget is spent, RetryBudget(ratio=0.2")
+    assert noted[0].error.__notes__[0].startswith("not retried: the retry budget is spent, RetryBudget(ratio=0.2")
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warned) == 10  # the 1st, 2nd, 4th ... 512th
 

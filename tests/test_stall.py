@@ -75,8 +75,8 @@ async def test_a_pool_whose_workers_all_wait_for_their_resource_says_so_once_and
     assert isinstance(recovered, PoolRecovered)
     assert recovered.seconds >= 15
     first, second = [text for text in warnings_in(caplog) if "open again" not in text]
-    assert first.startswith("pool 'db': 1 waiting, and no usable worker for ")
-    assert "usable again" in second
+    assert first.startswith("pool 'db': stalled: 1 waiting, and no usable worker for ")
+    assert "no longer stalled after" in second
 
 
 @virtual

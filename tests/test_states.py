@@ -295,7 +295,7 @@ async def test_stats_and_repr_work_in_every_state(state: str) -> None:
 
 @in_states("starting", "open", "draining", "stopping", "closed")
 async def test_a_pool_is_started_once(scene: Scene, state: str) -> None:
-    with pytest.raises(PoolReused, match=f"is {state}: a pool is started and used once"):
+    with pytest.raises(PoolReused, match=f"is {state}: a pool can be started only once"):
         await scene.pool.start()
 
 

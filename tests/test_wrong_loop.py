@@ -128,7 +128,7 @@ def test_a_closed_loop_is_named() -> None:
     pool = WorkerPool(echo, workers=1)
     loop.run_until_complete(pool.start())
     loop.close()
-    with pytest.raises(WrongLoop, match=r"an event loop that is closed: a pool lives in one asyncio\.run"):
+    with pytest.raises(WrongLoop, match=r"an event loop that is closed: create a new pool in each asyncio\.run"):
         pool.submit_nowait(1)
 
 

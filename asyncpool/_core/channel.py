@@ -166,7 +166,7 @@ class Channel(Generic[ItemT_co]):
         if self.reading is Reading.CANCELLED:
             raise self.cancelled_error()
         if self.reading is not Reading.NEW:
-            raise StreamClosed(f"{self.name} is read by one reader, once")
+            raise StreamClosed(f"{self.name} already has a reader, or had one: it can be read only once")
         self.reading = Reading.READING
         return Cursor(self)
 
@@ -182,7 +182,7 @@ class Channel(Generic[ItemT_co]):
             await self.finish()
             self.raise_end()
         if self._reader is not None:
-            raise StreamClosed(f"{self.name} is read by one reader, and another waits already")
+            raise StreamClosed(f"{self.name} has one reader, and another task is already waiting for it")
         self._reader = reader = self.parts.state.loop.create_future()
         try:
             # What is held comes by itself: a wait for that is no part of a deadlock.
@@ -197,7 +197,7 @@ class Channel(Generic[ItemT_co]):
         lead to this channel (test_a_failure_that_is_raised_makes_no_reference_cycle).
         """
         if self.reading is Reading.FINISHED:
-            raise StreamClosed(f"{self.name} has been read to its end")
+            raise StreamClosed(f"{self.name} has already been read to its end")
         self.reading = Reading.FINISHED
         failure, self._failure = self._failure, None
         end, self._end = self._end, None
@@ -228,7 +228,7 @@ class Channel(Generic[ItemT_co]):
         self.reading = Reading.CANCELLED
         self.is_cancelled = True
         if self._end is not None and not is_error(self._end, PoolClosed):
-            log.error("%s was closed before its reader saw this error of its source", self.name, exc_info=self._end)
+            log.error("%s was closed before its reader got this error of its source", self.name, exc_info=self._end)
         self.end_intake()
         self.line.close(self.cancelled_error)
         outcomes = self._take_outcomes()

@@ -78,7 +78,9 @@ class Completion:
             return
         parts.state.check_loop()
         if CURRENT_JOB.get(None) is job:
-            raise PoolDeadlock(f"job {job.number} of pool {parts.state.name!r} waits for itself")
+            raise PoolDeadlock(
+                f"job {job.number} of pool {parts.state.name!r} would wait for itself: it awaits its own handle"
+            )
         future: asyncio.Future[None] = parts.state.loop.create_future()
         waiters = self.waiters
         if waiters is None:

@@ -113,7 +113,7 @@ class FedChannel(Channel[ItemT_co]):
         return self._is_abandoned or self._feeder is None or self._feeder.done()
 
     def _report_stuck_feeder(self) -> None:
-        log.warning("%s: its source has not ended %g s after it was asked to", self.name, STUCK_AFTER)
+        log.warning("%s: the source is still running %g s after it was asked to stop", self.name, STUCK_AFTER)
         self.stop_waiting_for_feeder()
 
     def stop_waiting_for_feeder(self) -> None:
@@ -146,7 +146,11 @@ class FedChannel(Channel[ItemT_co]):
         if error is not None:
             has_end = self._end is not None or self.reading is Reading.FINISHED
             if self.is_cancelled or self.failed_at is not None or has_end:
-                log.error("%s: its source raised, and its reader has another end already", self.name, exc_info=error)
+                log.error(
+                    "%s: the source raised this error after the stream had ended, so its reader does not get it",
+                    self.name,
+                    exc_info=error,
+                )
             else:
                 self._end = error if is_safe_to_raise(error) else SourceCrashed(error)
         super().end_intake()

@@ -128,7 +128,9 @@ async def _within_limiter(limiter: AbstractAsyncContextManager[Any], inner: Awai
     """Await `inner` inside the limiter, which is entered and left in the job's own task."""
     async with limiter:
         return await inner
-    raise RuntimeError(f"the limiter {describe(limiter)} swallowed the job's exception")
+    raise RuntimeError(
+        f"the limiter {describe(limiter)} swallowed the job's exception: its __aexit__() must not return a true value"
+    )
 
 
 async def within_deadline(

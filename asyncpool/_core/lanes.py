@@ -76,7 +76,7 @@ class _ReuseCheck:
             is_new_each_time = self._gone >= _MAX_GONE or self._unused >= _MAX_UNUSED
             if is_new_each_time:
                 log.warning(
-                    "pool %r: the limiter function has returned %d rate limits, each of them new, so nothing was "
+                    "pool %r: the limiter function has returned %d rate limits, all of them new, so nothing was "
                     "limited: return the same RateLimit for jobs that share it, or use RateLimit.per_key",
                     self._name,
                     self._unused,
@@ -166,8 +166,7 @@ class RateLanes:
         if limiter is None or isinstance(limiter, RateLimit) or is_manager(limiter):
             return limiter
         raise TypeError(
-            "the function that is the limiter must return a RateLimit, an async context manager or None, "
-            f"got {describe(limiter)}"
+            f"limiter(job) must return a RateLimit, an async context manager or None, got {describe(limiter)}"
         )
 
     def admit_or_park(self, job: Job, limiter: RateLimit | AbstractAsyncContextManager[Any] | None, now: float) -> bool:

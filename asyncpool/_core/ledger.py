@@ -250,7 +250,7 @@ class Ledger:
         """Note for the report that a job was not done."""
         if self._state.phase is Phase.CLOSED:  # its source ignored the end of the pool, and the report is made
             log.warning(
-                "pool %r: a job that came after the pool was closed is not done: %r", self._state.name, job.input
+                "pool %r: a job that arrived after the pool was closed was not run: %r", self._state.name, job.input
             )
         entry = (job.number, Unfinished(job=job.input, started=outcome.started))
         if not isinstance(job.cancel_reason, CancelReason) or job.cancel_reason is CancelReason.SHUTDOWN:

@@ -61,7 +61,9 @@ class Life:
         """Open the pool. Waits for the first resource, if workers have one, or for the first process of an engine."""
         parts, state = self._parts, self._state
         if state.phase is not Phase.NEW:
-            raise PoolReused(f"pool {state.name!r} is {state.phase.value}: a pool is started and used once")
+            raise PoolReused(
+                f"pool {state.name!r} is {state.phase.value}: a pool can be started only once, so create a new one"
+            )
         # Imports anyio's backend here, and not inside the first job with a timeout: that takes tens of milliseconds.
         anyio.get_current_task()
         loop = asyncio.get_running_loop()
@@ -117,13 +119,18 @@ class Life:
             raise
 
     def _engine_is_lost(self, error: EngineLost) -> None:
-        log.error("pool %r: %s; the pool is cancelled", self._state.name, str(error), exc_info=cause_of(error))
+        log.error(
+            "pool %r: the engine is lost, so the pool is cancelled: %s",
+            self._state.name,
+            str(error),
+            exc_info=cause_of(error),
+        )
         self._state.cause = error
         self._parts.ledger.resource_errors.append(error)
         self.cancel()
 
     def _closed_while_starting(self) -> PoolClosed:
-        return PoolClosed(f"pool {self._state.name!r} was closed while it started")
+        return PoolClosed(f"pool {self._state.name!r} was closed while it was starting")
 
     # -- Requests: synchronous, from anybody, any number of times ----------------------------------------------------
 
@@ -319,9 +326,10 @@ class Life:
             log.error("pool %r: abandoned a job that ignores its cancellation: %r", name, entry.job)
         for task in abandoned_tasks:
             log.error("pool %r: abandoned %s, which ignores its cancellation", name, task.get_name())
-        if parts.ledger.unread_failures:
-            count = parts.ledger.unread_failures
-            log.error("pool %r: %d failure%s never retrieved", name, count, " was" if count == 1 else "s were")
+        if parts.ledger.unread_failures == 1:
+            log.error("pool %r: 1 failure was never retrieved", name)
+        elif parts.ledger.unread_failures:
+            log.error("pool %r: %d failures were never retrieved", name, parts.ledger.unread_failures)
         if report.unfinished and not self.is_report_awaited:
             log.warning(
                 "pool %r: closed with %d unfinished jobs, listed in pool.report; the first is %r",
@@ -355,7 +363,7 @@ class Life:
         error = supervisor.exception()
         # The loop has raised an interrupt already (test_an_interrupt_of_the_supervisor_is_not_logged_as_a_failure).
         if error is not None and not is_error(error, (KeyboardInterrupt, SystemExit)):
-            log.error("pool %r: a task of the pool has failed, which ended the pool", state.name, exc_info=error)
+            log.error("pool %r: an internal task failed, so the pool was closed", state.name, exc_info=error)
 
     # -- Waiting -----------------------------------------------------------------------------------------------------
 

@@ -321,7 +321,11 @@ class Stall:
         self._is_stalled = True
         reason, queued = self._reason(), len(self._queue.order) + len(self._queue.line.waiting)
         log.warning(
-            "pool %r: %d waiting, and no usable worker for %.2g s: %s", self._state.name, queued, seconds, reason
+            "pool %r: stalled: %d waiting, and no usable worker for %.2g s: %s",
+            self._state.name,
+            queued,
+            seconds,
+            reason,
         )
         if self._observers.any:
             self._observers.emit(PoolStalled(pool=self._state.name, reason=reason, queued=queued))
@@ -331,7 +335,7 @@ class Stall:
         self._since, self._is_stalled = None, False
         if since is None or not was_stalled:
             return
-        log.warning("pool %r: a worker is usable again, or none is needed, after %.2g s", self._state.name, now - since)
+        log.warning("pool %r: no longer stalled after %.2g s", self._state.name, now - since)
         if self._observers.any:
             self._observers.emit(PoolRecovered(pool=self._state.name, seconds=now - since))
 

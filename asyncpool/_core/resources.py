@@ -40,7 +40,7 @@ _QUIET = 60.0
 def _safe(error: BaseException | None) -> BaseException:
     if error is not None and is_safe_to_raise(error):
         return error
-    died = ResourceDied("the resource could not be entered")
+    died = ResourceDied("the resource could not be opened")
     set_cause(died, error)
     return died
 
@@ -142,7 +142,7 @@ class ResourceTask:
     def _fail_start(self) -> None:
         """Wake whoever waits for the first resource, which will not be opened."""
         if self.opened is not None and not self.opened.done():
-            self.opened.set_exception(PoolClosed(f"pool {self._state.name!r} was closed while it started"))
+            self.opened.set_exception(PoolClosed(f"pool {self._state.name!r} was closed while it was starting"))
 
     def close(self) -> None:
         """Note that the pool is closed: nobody waits for us any more."""

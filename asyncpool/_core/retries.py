@@ -113,7 +113,12 @@ class Retries:
                     self._pauses.pause_for(seconds_advised(advice, self._policy), now)
             return None if self._policy is None else self._backoff(self._policy, job, failed, raised, now)
         except BaseException as error:
-            self._log_hook("the predicate `on` of the retry, or the advice of the handler,", error)
+            log.error(
+                "pool %r: Retry.on, or a RetryAdvice of the handler, raised this error, so the job is not retried",
+                self._state.name,
+                exc_info=error,
+            )
+            self._pass_interrupt(error)
             return None
 
     def _backoff(self, policy: Retry, job: Job, failed: Failed[Any], raised: BaseException, now: float) -> float | None:
@@ -123,10 +128,12 @@ class Retries:
         if backoff is None or isinstance(job.cancel_reason, (CancelReason, JobExpired)):
             return None
         if policy.max_elapsed is not None and now + backoff >= job.accepted_at + policy.max_elapsed:
-            add_note(failed.error, f"not tried again: that would be later than max_elapsed={policy.max_elapsed:g} s")
+            add_note(
+                failed.error, f"not retried: the next attempt would begin after max_elapsed={policy.max_elapsed:g} s"
+            )
             return None
         if self._budget is not None and not self._budget.withdraw(now):
-            add_note(failed.error, f"not tried again: the budget is spent, {describe(policy.budget)}")
+            add_note(failed.error, f"not retried: the retry budget is spent, {describe(policy.budget)}")
             self._report_rejected(job)
             return None
         return backoff
@@ -135,7 +142,12 @@ class Retries:
         try:
             return matches(self._recycle_on, failed.error)
         except BaseException as error:
-            self._log_hook("recycle_on, so that the resource is replaced to be safe,", error)
+            log.error(
+                "pool %r: recycle_on raised this error, so the resource is replaced, to be safe",
+                self._state.name,
+                exc_info=error,
+            )
+            self._pass_interrupt(error)
             return True
 
     def _report_rejected(self, job: Job) -> None:
@@ -148,9 +160,8 @@ class Retries:
                 job.input,
             )
 
-    def _log_hook(self, what: str, error: BaseException) -> None:
-        """Log what the user's code raises at the end of a job. It changes nothing else: the job must be settled."""
-        log.error("pool %r: %s raised", self._state.name, what, exc_info=error)
+    def _pass_interrupt(self, error: BaseException) -> None:
+        """Let an interrupt that came in the user's code reach the program. Not here: the job must be settled."""
         if is_error(error, KeyboardInterrupt):
             self._state.raise_later(error)
 

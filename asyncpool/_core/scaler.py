@@ -257,7 +257,7 @@ class Scaler:
 
     def _checked(self, decision: object) -> Decision:
         if not isinstance(decision, Decision):
-            raise TypeError(f"a scaling policy must answer with a Decision, got {describe(decision)}")
+            raise TypeError(f"a scaling policy must return a Decision, got {describe(decision)}")
         workers = check_count("what a scaling policy answers", decision.workers, least=0)
         if decision.ask_again_in is not None:
             convert_field(decision, "ask_again_in", check_seconds)
@@ -272,7 +272,7 @@ class Scaler:
         self._failures += 1
         if is_logged(self._failures):
             log.error(
-                "pool %r: the scaling policy has failed (occurrence %d); there are %d workers as before",
+                "pool %r: the scaling policy raised (occurrence %d); the pool keeps its %d workers",
                 self._state.name,
                 self._failures,
                 self._workers.target,

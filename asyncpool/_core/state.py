@@ -147,12 +147,12 @@ class State:
     def _way_to_loop(self, *, has_loop: bool) -> str:
         """What is wrong with a call from here, and what works: test_wrong_loop.py does what this says."""
         if self.loop.is_closed():
-            return "belongs to an event loop that is closed: a pool lives in one asyncio.run(), so make one in each"
+            return "belongs to an event loop that is closed: create a new pool in each asyncio.run()"
         if self.thread == threading.get_ident() or not self.loop.is_running():
             # Waiting for it would block forever: it cannot run while this code does.
             return (
                 "belongs to an event loop that is not the one running here: call it in a coroutine on its own loop, "
-                "for example with loop.run_until_complete(pool.run(job)) while that does not run"
+                "for example with loop.run_until_complete(pool.run(job)) while that loop is not running"
             )
         call = "asyncio.run_coroutine_threadsafe(pool.run(job), pool.loop)"
         if has_loop:

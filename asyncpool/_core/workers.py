@@ -366,7 +366,8 @@ class Workers:
             self._cancellation.request(worker.job, CancelReason.SHUTDOWN)
             return None
         died = ResourceDied(
-            f"the resource of worker {worker.number} of pool {self._state.name!r} ended while the job ran"
+            f"the resource of worker {worker.number} of pool {self._state.name!r} left its context while the job was "
+            "running"
         )
         self._cancellation.request(worker.job, died)
         return died if worker.job.cancel_reason is died else None
@@ -387,8 +388,8 @@ class Workers:
         log.error("pool %r: abandoned the task %r: %s", self._state.name, task, str(error))
         if self.abandoned == self.max_workers + 1:
             log.error(
-                "pool %r: %d tasks of resources ignore their cancellation: from now on each takes the place of a "
-                "worker's resource, until it ends",
+                "pool %r: %d resources ignore their cancellation: from now on, each of them takes the place of a "
+                "worker's resource until it ends",
                 self._state.name,
                 self.abandoned,
             )

@@ -66,17 +66,19 @@ class Dask:
     def __init__(self, cluster: Any, *, adaptive: bool | None = None, **client_options: Any) -> None:
         if isinstance(cluster, str):
             if not cluster.strip():
-                raise ValueError("cluster must be the address of a scheduler, as 'tcp://host:8786', and is empty")
+                raise ValueError(
+                    f"cluster must be the address of a scheduler, such as 'tcp://host:8786', got {describe(cluster)}"
+                )
         elif not isinstance(cluster, _dask.Client) and not hasattr(cluster, "scheduler_address"):
             raise TypeError(
                 "cluster must be the address of a scheduler, a distributed.Client or a cluster object, "
-                f"not {_kind_of(cluster)}"
+                f"got {_kind_of(cluster)}"
             )
         if adaptive is not None and not isinstance(adaptive, bool):
-            raise TypeError(f"adaptive must be True, False or None, not {describe(adaptive)}")
+            raise TypeError(f"adaptive must be True, False or None, got {describe(adaptive)}")
         for option in ("address", "asynchronous", "set_as_default"):
             if option in client_options:
-                raise TypeError(f"{option} cannot be among the client_options: the engine sets it itself")
+                raise TypeError(f"client_options must not contain {option}=, because the engine sets it")
         self._cluster: Any = cluster
         self._adaptive = adaptive
         self._options = client_options
@@ -92,7 +94,7 @@ class Dask:
             async with _closing(client):
                 if await Session(client, host, is_adaptive=self._is_adaptive).run():
                     return
-            log.warning("pool %r: lost the scheduler of %r, connecting again", host.pool, self)
+            log.warning("pool %r: lost the connection to the scheduler of %r, reconnecting", host.pool, self)
             client = await self._connect_again(host)
 
     async def _connect_again(self, host: EngineHost) -> Any:

@@ -92,7 +92,7 @@ class DaskProcess:
                     log.debug("%s does not answer %s: %s", self.name, ask.__name__, describe(error))
             if self._has_vanished:
                 break
-        raise ProcessLost("it does not answer, neither directly nor through the scheduler")
+        raise ProcessLost("the worker does not respond, either directly or through the scheduler")
 
     # -- The process of the pool -------------------------------------------------------------------------------------
 
@@ -164,9 +164,9 @@ class DaskProcess:
         except ProcessLost:
             raise
         except Exception as error:
-            raise ProcessLost(f"the call to it failed: {describe(error)}") from error
+            raise ProcessLost(f"a call to the worker failed: {describe(error)}") from error
         if answer is None:  # a worker of the same address that does not have our handler
-            raise ProcessLost("it is not the process that it was")
+            raise ProcessLost("the worker was restarted: a new process has its address")
         if answer["error"]:
             raise ProcessLost(answer["error"])
         data: bytes = answer["data"]
@@ -197,7 +197,7 @@ class DaskProcess:
                     scope.cancel()
                 return await call
             except OSError as error:
-                raise ProcessLost("the connection to it is closed") from error
+                raise ProcessLost("the connection to the worker is closed") from error
             finally:
                 self._calls.discard(scope)
-        raise ProcessLost("the cluster has lost it")
+        raise ProcessLost("the worker has left the cluster")

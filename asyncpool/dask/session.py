@@ -146,7 +146,7 @@ class Session:
                 await process.open(self._host.spec)
         except Exception as error:
             if process.address in self._places:  # otherwise it has left in this moment
-                log.warning("pool %r: %s cannot be opened: %s", self._host.pool, process.name, describe(error))
+                log.warning("pool %r: %s could not be opened: %s", self._host.pool, process.name, describe(error))
             self._lose(process)
             return
         finally:
@@ -190,8 +190,8 @@ class Session:
             if count >= _MANY_THREADS:
                 self._has_warned = True
                 log.warning(
-                    "pool %r: Dask worker %s has %d threads in one process, and the pool uses one event loop, and so "
-                    "one core, of each process. Start workers with --nworkers auto --nthreads 1 to use all cores",
+                    "pool %r: Dask worker %s has %d threads in one process, but the pool uses only one event loop, and "
+                    "so one core, per process. Start workers with --nworkers auto --nthreads 1 to use all cores",
                     self._host.pool,
                     address,
                     count,

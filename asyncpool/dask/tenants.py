@@ -53,7 +53,7 @@ async def serve(token: str, what: str, data: bytes = b"", grace: float = 0.0) ->
     """Do what the program asks of one of its runners. Never raises, because the worker would log that."""
     tenant = _tenants.get(token)
     if tenant is None:
-        return {"error": "it has no such runner: it was restarted, or has closed it", "data": b""}
+        return {"error": "the worker no longer runs the handler: it was restarted, or has closed it", "data": b""}
     result = b""
     try:
         if what == PUT:
@@ -63,8 +63,8 @@ async def serve(token: str, what: str, data: bytes = b"", grace: float = 0.0) ->
         elif what == CLOSE:
             await tenant.close(grace)
     except Exception as error:
-        log.error("the runner of a pool could not %s", what, exc_info=error)
-        return {"error": f"its runner raised {describe(error)}", "data": b""}
+        log.error("the runner of a pool failed in the operation %r", what, exc_info=error)
+        return {"error": f"the runner in the worker raised {describe(error)}", "data": b""}
     return {"error": "", "data": result}
 
 

@@ -289,7 +289,7 @@ class DeadLetterFile(DeadLetterStore[JobT]):
                 pass  # cancelled while the thread is reading: the file is closed when the thread drops its reference
         if passed_over:
             log.warning(
-                "dead letters: %d in %s cannot be replayed, because their job could not be written",
+                "dead letters: %d in %s cannot be replayed, because the job could not be written",
                 passed_over,
                 str(self.path),
             )
@@ -404,7 +404,7 @@ def _json(fields: dict[str, Any], *, ensure_ascii: bool) -> str:
 
 def _replace_not_json(found: re.Match[str]) -> str:
     if found[0] == "NaN":
-        raise ValueError("JSON has no NaN: pass encode=, which can write another value for it")
+        raise ValueError("JSON cannot represent NaN: pass encode= to write another value for it")
     return "1e999" if found[0] == "Infinity" else found[0]  # a valid number, and read as infinite
 
 

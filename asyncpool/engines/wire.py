@@ -110,7 +110,7 @@ def load_value(data: bytes, what: str) -> Any:
         return loads(data)
     except Exception as error:
         raise pickle.UnpicklingError(
-            f"{what} cannot be read in the process that it was sent to: "
+            f"{what} cannot be unpickled in the process that received it: "
             f"{name_of(type(error))}: {safe_text(str, error, 500)}"
         ) from error
 
@@ -130,9 +130,9 @@ def pack_spec(spec: Spec) -> bytes:
             else ", or install cloudpickle, which can send lambdas, closures and notebook cells"
         )
         raise TypeError(
-            "handler, resource and recycle_on must be such that they can be sent to other processes: "
+            "handler, resource and recycle_on must be picklable, because they are sent to other processes: "
             f"pickling them raised {name_of(type(error))}: {safe_text(str, error, 500)}. "
-            f"Use functions and classes of modules{hint}"
+            f"Use functions and classes that are defined at the top level of a module{hint}"
         ) from error
     return pickle.dumps((_VERSIONS, data), 5)
 
@@ -146,6 +146,6 @@ def unpack_spec(data: bytes, place: str) -> Spec:
     """
     versions, inner = loads(data)
     if versions != _VERSIONS:
-        raise RuntimeError(f"{place} has {_VERSIONS}, and the program has {versions}: they must be the same")
+        raise RuntimeError(f"{place} has {_VERSIONS}, and the program has {versions}: both need the same versions")
     spec: Spec = loads(inner)
     return spec

@@ -38,7 +38,7 @@ def check_key(key: object) -> Key:
         return key
     if type(key) is bytes:
         return key
-    raise TypeError(f"the key of a job must be a str, an int or bytes, got {describe(key)}; str(key) is one")
+    raise TypeError(f"the key of a job must be a str, an int or bytes, got {describe(key)}; use str(key)")
 
 
 class JournalCounts(NamedTuple):

@@ -100,7 +100,7 @@ class JournalFile:
                 raise
             owner = owner_of(self._path)
             by = "another run" if owner is None else f"another run (process {owner})"
-            raise JournalError(f"the journal {self._path} is in use by {by}: wait for its end") from None
+            raise JournalError(f"the journal {self._path} is in use by {by}: wait until it has ended") from None
         return lock
 
     def _prepare(self, base: sqlite3.Connection) -> None:
@@ -113,9 +113,9 @@ class JournalFile:
         version = self._version if row is None else row[0]  # None: it is new
         if version != self._version:
             raise JournalError(
-                f"the journal {self._path} has the version {describe(version)}, and this run has "
-                f"{describe(self._version)}: use another file, or the same version if a job that is done there need "
-                "not run here"
+                f"the journal {self._path} has the version {describe(version)}, but this run has "
+                f"{describe(self._version)}: use another file, or the version of the file if its completed jobs need "
+                "not run again"
             )
         base.execute("insert or replace into about values ('version', ?), ('owner', ?)", (version, os.getpid()))
         (self._run,) = base.execute("update about set value = value + 1 where name = 'run' returning value").fetchone()

@@ -289,7 +289,9 @@ class Journal(Generic[JobT]):
             file = JournalFile(self.path, self._version, durable=self._durable)
             session = self._session = JournalSession(file, self.path, session)
         elif session.loop is not asyncio.get_running_loop():
-            raise JournalError(f"the journal {self.path} is in use on another event loop of this program")
+            raise JournalError(
+                f"the journal {self.path} is in use on another event loop of this program: use it on one at a time"
+            )
         session.enter()
         return session
 

@@ -96,9 +96,9 @@ def check_folder(path: str) -> None:
     """Raise JournalError unless there can be a file at this path."""
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path):
-        raise JournalError(f"the path of a journal must be a file, and {path} is a folder")
+        raise JournalError(f"the path of a journal must be a file, but {path} is a folder")
     if not os.path.isdir(folder):
-        raise JournalError(f"the folder for the journal must exist: {folder}")
+        raise JournalError(f"the folder of the journal does not exist, create it first: {folder}")
 
 
 def _is_journal(path: str, base: sqlite3.Connection) -> bool:
@@ -107,7 +107,10 @@ def _is_journal(path: str, base: sqlite3.Connection) -> bool:
     (schema,) = base.execute("pragma user_version").fetchone()
     if kind == APPLICATION_ID:
         if schema != SCHEMA_VERSION:
-            raise JournalError(f"the journal {path} was written by another release of asyncpool (format {schema})")
+            raise JournalError(
+                f"the journal {path} was written by another release of asyncpool (format {schema}): use that release, "
+                "or another file"
+            )
         return True
     if base.execute("select 1 from sqlite_master limit 1").fetchone():
         raise JournalError(f"{path} is a database of another program, not a journal: use another path")
@@ -135,7 +138,7 @@ def says_why(path: str, what: str) -> Generator[None]:
 def _sentence(path: str, what: str, error: sqlite3.Error) -> str:
     match reason_of(error):
         case sqlite3.SQLITE_NOTADB:
-            return f"{path} is not a journal, and not an SQLite database at all: use another path"
+            return f"{path} is not a journal, and not an SQLite database: use another path"
         case sqlite3.SQLITE_CORRUPT:
             return (
                 f"the journal {path} is damaged ({error}): restore it from a backup, or move it away and run all jobs "

@@ -253,7 +253,7 @@ class JournalSession:
             error = asyncio.CancelledError() if working.cancelled() else working.exception()
             if error is not None and self.broken is None:
                 self.broken = error if is_error(error, JournalError) else _unexpected(self.path, error)
-                log.error("%s", str(self.broken))
+                log.error("nothing more is recorded in this run: %s", str(self.broken))
             for lookup in work.lookups:
                 lookup.report()
             self._report_recorded(work.entries)

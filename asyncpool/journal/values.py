@@ -23,7 +23,7 @@ def pickled(value: object, where: str, interrupted: Callable[[BaseException], ob
         return pickle.dumps(value, _PROTOCOL)
     except BaseException as error:
         log.error(
-            "%s: a value cannot be recorded, so a later run that wants it runs its job again: %r",
+            "%s: a value cannot be pickled, so a later run that needs it runs the job again: %r",
             where,
             value,
             exc_info=error,
@@ -40,5 +40,5 @@ def unpickled(data: bytes | None, where: str) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        log.error("%s: a recorded value cannot be read, so its job runs again", where, exc_info=error)
+        log.error("%s: a recorded value cannot be unpickled, so its job runs again", where, exc_info=error)
         raise ValueError from error

@@ -70,8 +70,8 @@ class Offloaded(Generic[P, ValueT]):
                 raise
             self._executor.discard(catcher.executor)
             raise BrokenExecutor(
-                f"the executor of offload({describe(self._fn)}) broke while it had this call, which may have run. "
-                "It is replaced: later calls run, and so does this one if it is retried"
+                f"the executor of offload({describe(self._fn)}) broke during this call, which may have run. The "
+                "executor is replaced, so later calls can run, and this one too if it is retried"
             ) from error
         finally:
             # An error knows this frame: with its future in it, it would be a cycle that keeps the job alive
@@ -153,7 +153,9 @@ class _Result:
             if isinstance(error, Undelivered):
                 error = error.as_error()
             elif not is_error(error, BaseException):
-                raise TypeError(f"unpickling the error that the call raised gave {describe(error)}")
+                raise TypeError(
+                    f"unpickling the error that the call raised must give an exception, got {describe(error)}"
+                )
             if self._remote_traceback and traceback_of(error) is None:
                 set_cause(error, _RemoteTraceback(self._remote_traceback))
             if is_error(error, StopIteration):  # a coroutine does the same (PEP 479)

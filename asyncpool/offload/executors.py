@@ -62,8 +62,8 @@ class OffloadExecutor:
         """What makes the executor. Raises TypeError if the caller has made it, which cannot be sent elsewhere."""
         if self._factory is None:
             raise TypeError(
-                f"{describe(self._executor)} of an offload(...) cannot be sent to another process: "
-                "pass a function that makes one"
+                f"the executor of an offload(...) cannot be sent to another process, got {describe(self._executor)}: "
+                "pass a function that makes the executor"
             )
         return self._factory
 

@@ -309,7 +309,7 @@ def test_a_job_that_comes_after_the_report_is_logged(caplog: pytest.LogCaptureFi
     job = books.accept()
     with caplog.at_level(logging.WARNING, "asyncpool"):
         books.ledger.settle(job, cancelled(job, SHUTDOWN), 1.0)
-    assert caplog.messages == ["pool 'pool': a job that came after the pool was closed is not done: 1"]
+    assert caplog.messages == ["pool 'pool': a job that arrived after the pool was closed was not run: 1"]
 
 
 def test_a_job_that_is_handed_back_in_the_report_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:

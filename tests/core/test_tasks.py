@@ -404,7 +404,7 @@ def failures_logged(caplog: pytest.LogCaptureFixture) -> list[tuple[str, list[st
     return found
 
 
-LOGGED = [("pool 'shop': a task of the pool has failed, which ended the pool", ["planted"])]
+LOGGED = [("pool 'shop': an internal task failed, so the pool was closed", ["planted"])]
 
 
 @virtual
@@ -471,7 +471,7 @@ async def test_a_bug_in_the_first_resource_task_fails_the_start(
     bug.raises.set()
     monkeypatch.setattr(ResourceTask, "_hold", lambda self: bug.raise_it())
     pool = WorkerPool(nap, workers=2, resource=nothing, name="shop")
-    with pytest.raises(PoolClosed, match="was closed while it started"):
+    with pytest.raises(PoolClosed, match="was closed while it was starting"):
         await pool.start()
     await settle()
     assert pool.report is not None
@@ -649,6 +649,6 @@ async def test_a_start_that_waits_for_a_supervisor_cancelled_before_its_first_st
 
     pool = WorkerPool(nap, workers=1, resource=enter)
     asyncio.get_running_loop().call_soon(lambda: supervisor_of(pool).cancel())
-    with pytest.raises(PoolClosed, match="was closed while it started"):
+    with pytest.raises(PoolClosed, match="was closed while it was starting"):
         await pool.start()
     assert pool.report is not None

@@ -124,7 +124,7 @@ def test_a_job_with_nan_cannot_be_written_and_its_letter_is_kept(
     assert [kept.job for kept in file.unreplayable()] == [repr(job)]
     [record] = caplog.records
     assert record.exc_info is not None
-    assert str(record.exc_info[1]) == "JSON has no NaN: pass encode=, which can write another value for it"
+    assert str(record.exc_info[1]) == "JSON cannot represent NaN: pass encode= to write another value for it"
 
 
 def test_a_line_with_nan_from_before_is_still_read(path: Path) -> None:

@@ -163,6 +163,6 @@ async def test_replay_passes_over_a_job_kept_as_text_and_says_so(path: Path, cap
     pool = FakePool()
     assert await file.replay(pool) == 2
     assert pool.accepted == [1, 3]
-    assert f"1 in {path} cannot be replayed, because their job could not be written" in caplog.text
+    assert f"1 in {path} cannot be replayed, because the job could not be written" in caplog.text
     file.compact()
     assert [kept.job for kept in file.unreplayable()] == ["{2}"]

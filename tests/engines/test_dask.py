@@ -227,7 +227,7 @@ async def test_a_pool_can_be_closed_while_its_scheduler_is_away(caplog: pytest.L
         async with WorkerPool(handlers.short, workers=2, engine=engine, patience=60) as pool:
             await pool.run(1)
             await cluster.close()
-            await until(lambda: "connecting again" in caplog.text)
+            await until(lambda: "reconnecting" in caplog.text)
             async with asyncio.timeout(30):
                 await pool.close(grace=60)
         await until(lambda: not tenants._tenants)  # the worker is closed, and its runner with it
@@ -283,9 +283,9 @@ async def test_a_call_to_a_worker_that_the_cluster_has_lost_ends_at_once() -> No
         taking = asyncio.create_task(process.take())
         await until(lambda: process._calls)
         process.vanish()
-        with pytest.raises(ProcessLost, match="the cluster has lost it"):
+        with pytest.raises(ProcessLost, match="the worker has left the cluster"):
             await taking
-        with pytest.raises(ProcessLost, match="the cluster has lost it"):
+        with pytest.raises(ProcessLost, match="the worker has left the cluster"):
             await process.put(b"")
         await process.close(0.0)
         await until(lambda: not tenants._tenants)  # its lease was released
@@ -503,7 +503,7 @@ async def test_a_scheduler_that_is_not_there_is_an_error_with_its_address() -> N
 @real
 async def test_a_cluster_without_workers_is_given_up_after_the_patience_of_the_pool() -> None:
     async with in_process(0) as cluster:
-        with pytest.raises(EngineLost, match=r"no process for 0\.3 s"):
+        with pytest.raises(EngineLost, match=r"no process that can run the handler for 0\.3 s"):
             async with WorkerPool(handlers.short, workers=4, engine=Dask(cluster), patience=0.3):
                 pass
 
@@ -525,12 +525,12 @@ def test_what_is_no_cluster_is_refused(cluster: object) -> None:
 
 
 def test_options_of_the_engine_itself_are_refused() -> None:
-    with pytest.raises(ValueError, match="is empty"):
+    with pytest.raises(ValueError, match=r"such as .tcp:"):
         Dask(" ")
-    with pytest.raises(TypeError, match="adaptive must be True, False or None, not 1"):
+    with pytest.raises(TypeError, match="adaptive must be True, False or None, got 1"):
         Dask("tcp://127.0.0.1:8786", adaptive=1)  # type: ignore[arg-type]
     for option in ("address", "asynchronous", "set_as_default"):
-        with pytest.raises(TypeError, match=f"{option} cannot be among the client_options"):
+        with pytest.raises(TypeError, match=f"client_options must not contain {option}="):
             Dask("tcp://127.0.0.1:8786", **{option: True})
 
 

@@ -128,7 +128,7 @@ async def test_every_kind_of_handler_runs_in_a_process() -> None:
 
 @pytest.mark.usefixtures("no_cloudpickle")
 def test_a_closure_needs_cloudpickle() -> None:
-    with pytest.raises(TypeError, match=r"can be sent to other processes.*or install cloudpickle"):
+    with pytest.raises(TypeError, match=r"are sent to other processes.*or install cloudpickle"):
         WorkerPool(kinds_of_handlers()["a closure"], workers=2, engine=Processes(1))
 
 
@@ -146,13 +146,13 @@ def test_a_handler_that_cannot_be_sent_is_refused() -> None:
 def test_an_executor_that_cannot_be_sent_is_refused() -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(1) as executor, pytest.raises(TypeError, match="pass a function that makes one"):
+    with ThreadPoolExecutor(1) as executor, pytest.raises(TypeError, match="pass a function that makes the executor"):
         WorkerPool(offload(handlers.double_here, executor), workers=2, engine=Processes(1))
 
 
 @pytest.mark.usefixtures("no_cloudpickle")
 def test_a_setup_that_cannot_be_sent_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"setup must be such that it can be sent"):
+    with pytest.raises(TypeError, match="setup must be picklable, because it is sent to other processes"):
         Processes(setup=lambda: None)
 
 
@@ -485,7 +485,7 @@ def test_a_setup_that_always_fails_fails_the_start(setup: Callable[[], object]) 
 async def test_inputs_are_handed_back_when_no_process_comes_for_too_long(notes: Notes) -> None:
     engine = Processes(1, setup=handlers.Once(notes))
     pool = WorkerPool(handlers.sleep, workers=2, engine=engine)
-    with pytest.raises(EngineLost, match=r"no process for 0\.5 s"):
+    with pytest.raises(EngineLost, match=r"no process that can run the handler for 0\.5 s"):
         async with pool:
             fleet = pool._parts.fleet
             assert fleet is not None

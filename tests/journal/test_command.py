@@ -108,7 +108,10 @@ def test_it_does_not_forget_while_a_run_uses_the_file(path: Path, capsys: pytest
     file.open()
     try:
         err = output(capsys, path, "--forget", "bob", status=1)[1]
-        assert err == f"error: the journal {path} is in use by another run (process {os.getpid()}): wait for its end\n"
+        assert (
+            err
+            == f"error: the journal {path} is in use by another run (process {os.getpid()}): wait until it has ended\n"
+        )
         assert "1,204 done" in output(capsys, path)[0]  # which can be read meanwhile
     finally:
         file.close()

@@ -66,20 +66,20 @@ for call in (journal.count, journal.failed, lambda: journal.pending([]), lambda:
 
 def test_another_version_is_refused(path: Path) -> None:
     assert error_of(path, version="2") == (
-        f"the journal {path} has the version '1', and this run has '2': use another file, or the same version if a job "
-        "that is done there need not run here"
+        f"the journal {path} has the version '1', but this run has '2': use another file, or the version of the "
+        "file if its completed jobs need not run again"
     )
     assert asyncio.run(run_all(path)) == []
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     path = tmp_path / "missing" / "batch.db"
-    assert error_of(path) == f"the folder for the journal must exist: {path.parent}"
+    assert error_of(path) == f"the folder of the journal does not exist, create it first: {path.parent}"
     assert make_journal(path.parent).count() == (0, 0)
 
 
 def test_a_folder_is_not_a_journal(tmp_path: Path) -> None:
-    assert error_of(tmp_path) == f"the path of a journal must be a file, and {tmp_path} is a folder"
+    assert error_of(tmp_path) == f"the path of a journal must be a file, but {tmp_path} is a folder"
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root can write everything")
@@ -94,7 +94,7 @@ def test_a_file_that_cannot_be_written_is_said_so(path: Path) -> None:
 def test_a_text_file_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("a text file\n" * 1000)
-    assert error_of(path) == f"{path} is not a journal, and not an SQLite database at all: use another path"
+    assert error_of(path) == f"{path} is not a journal, and not an SQLite database: use another path"
     assert path.read_text() == "a text file\n" * 1000
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(JournalError, match="is not a journal"):
@@ -114,7 +114,9 @@ def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
 def test_a_journal_of_a_later_release_is_refused(path: Path) -> None:
     with closing(sqlite3.connect(path)) as base:
         base.execute("pragma user_version = 7")
-    assert error_of(path) == f"the journal {path} was written by another release of asyncpool (format 7)"
+    assert error_of(path) == (
+        f"the journal {path} was written by another release of asyncpool (format 7): use that release, or another file"
+    )
 
 
 def test_an_empty_file_is_a_new_journal(tmp_path: Path) -> None:
@@ -197,7 +199,9 @@ def test_a_second_run_of_another_process_is_refused(path: Path) -> None:
         )
     finally:
         file.close()
-    assert said.stdout == (f"the journal {path} is in use by another run (process {os.getpid()}): wait for its end\n")
+    assert said.stdout == (
+        f"the journal {path} is in use by another run (process {os.getpid()}): wait until it has ended\n"
+    )
     assert said.stderr == ""
 
 
@@ -258,7 +262,9 @@ def test_a_journal_on_two_event_loops_at_a_time_is_refused(tmp_path: Path) -> No
             front = aiter(stream)
             await anext(front)
             text = await asyncio.to_thread(asyncio.run, other())
-            assert text == f"the journal {journal.path} is in use on another event loop of this program"
+            assert text == (
+                f"the journal {journal.path} is in use on another event loop of this program: use it on one at a time"
+            )
 
     asyncio.run(main())
 

@@ -240,7 +240,7 @@ async def test_a_job_without_a_valid_key_fails_alone(tmp_path: Path) -> None:
     assert good == [1, "a", b"b", -(2**63), "b", "nul\0byte"]
     assert await asyncio.to_thread(recorded_in, tmp_path / "batch.db") == set(good)
     texts = [str(outcome.error) for outcome in outcomes if isinstance(outcome, Failed)]
-    assert texts[0] == "the key of a job must be a str, an int or bytes, got 1.0; str(key) is one"
+    assert texts[0] == "the key of a job must be a str, an int or bytes, got 1.0; use str(key)"
     assert texts[3] == f"the key of a job must be an int of at most 64 bits, got {2**63}; use str(key)"
     assert texts[4] == "the key of a job must be text that UTF-8 can encode, got '\\ud800'"
     assert (await counts(journal)).failed == 0
@@ -411,7 +411,7 @@ async def test_a_value_that_cannot_be_kept_is_logged_and_its_job_runs_again_wher
     journal, runs = make_journal(tmp_path, values=True), Runs(lambda job: (lambda: job) if job == 2 else job)
     async with WorkerPool(runs, workers=3) as pool:
         await journal.outcomes(pool, range(4))
-        assert "a value cannot be recorded" in caplog.text
+        assert "a value cannot be pickled" in caplog.text
         assert await counts(journal) == (4, 0)
         assert await journal.outcomes(pool, range(4)) == []
         assert len(await journal.map(pool, range(4))) == 4
@@ -438,7 +438,7 @@ async def test_a_value_that_cannot_be_read_is_logged_and_its_job_runs_again(
         await journal.outcomes(pool, range(2))
     async with echo_pool() as pool:
         assert await journal.map(pool, range(3)) == [0, 1, 2]
-    assert "a recorded value cannot be read" in caplog.text
+    assert "a recorded value cannot be unpickled" in caplog.text
 
 
 @virtual

@@ -491,7 +491,7 @@ async def test_it_can_be_entered_again_but_not_twice() -> None:
         await pool.submit(1)
         signals = drain_on_signal(pool)
         with signals:
-            with pytest.raises(RuntimeError, match="entered already"), signals:
+            with pytest.raises(RuntimeError, match="already entered"), signals:
                 pass
             await send(signal.SIGTERM)
             assert signals.received == 1

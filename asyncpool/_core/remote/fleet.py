@@ -125,7 +125,7 @@ class Fleet:
             what = "has ended" if cause is None else "has failed"
             self._lose_engine(f"{describe(self._engine)} {what} while the pool was open", cause)
         elif cause is not None:
-            log.error("pool %r: the engine raised an exception while it was closed", self.pool, exc_info=cause)
+            log.error("pool %r: the engine raised an exception while it was closing", self.pool, exc_info=cause)
 
     def end(self) -> None:
         """Let go of all processes: the engine has ended, or was cancelled before it began. Safe to repeat.
@@ -177,7 +177,7 @@ class Fleet:
             )
             return
         self._lose_engine(
-            f"{describe(self._engine)} has had no process for {self._options.patience:g} s that can run the handler",
+            f"{describe(self._engine)} has had no process that can run the handler for {self._options.patience:g} s",
             None,
         )
 
@@ -401,7 +401,7 @@ class Fleet:
         try:
             member.process.kill()
         except Exception as raised:  # what the process had must run elsewhere all the same
-            log.error("pool %r: to kill %s raised an exception", self.pool, member.name, exc_info=raised)
+            log.error("pool %r: killing %s raised an exception", self.pool, member.name, exc_info=raised)
         self.processes_lost += 1
         is_lost = is_error(error, ProcessLost)  # and what replaces it may do, within the patience
         self._failed_starts += not is_lost and not member.was_ready
@@ -436,7 +436,7 @@ class Fleet:
 
     def _not_run_again(self, member: Member, error: BaseException) -> PoolError:
         how = safe_text(str, error)
-        lost = ProcessLost(f"{member.name} was lost while it had the job, which is not run again: {how}")
+        lost = ProcessLost(f"{member.name} was lost while it had the job, which is not run again (reruns=False): {how}")
         set_cause(lost, error)
         return lost
 
@@ -445,7 +445,7 @@ class Fleet:
         guilty = self._quarantine.take_in(errands)
         if guilty is not None:
             how = safe_text(str, error)
-            died = ProcessDied(f"{member.name} died, and the job was alone in it, as in another that died: {how}")
+            died = ProcessDied(f"{member.name} died while it had only this job, as another process did before: {how}")
             set_cause(died, error)
             self._settle(guilty, LOST, died)
             return
