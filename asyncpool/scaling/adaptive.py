@@ -68,7 +68,8 @@ class Adaptive:
     and approaches a number of workers that was too high by halving the distance, as BIC does (L. Xu, K. Harfoush,
     I. Rhee, 2004).
 
-    Each alternative is worse in some case of the simulation (`python -m benchmarks.scaling`, docs/benchmarks/scaling.md):
+    Each alternative is worse in some case of the simulation (`python -m benchmarks.scaling`, see
+    docs/benchmarks/scaling.md):
 
     * AIMD grows without limit if the backend never reports overload.
     * TCP Vegas and Envoy's gradient compare with the shortest running time, so they mistake contention, and the
