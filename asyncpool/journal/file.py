@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 from asyncpool._guard import describe
 from asyncpool.errors import JournalError
@@ -18,8 +19,13 @@ from asyncpool.journal.reading import APPLICATION_ID, SCHEMA_VERSION, check_kind
 
 __all__ = ["Found", "JournalFile"]
 
+T = TypeVar("T")
+
 _LOCK_SECONDS = 1.0  # another stream of this process may be about to close the file
 _CACHE_KIB = 65536
+# How many rows one statement writes or looks up, at most. `executemany` would give up the GIL for each row, and wait
+# for a busy program to give it back each time.
+_MAX_ROWS = 512
 
 # Values have a table of their own: beside the keys, they would make each look-up read more pages.
 _SCHEMA = f"""
@@ -144,8 +150,7 @@ class JournalFile:
             JournalError: The file cannot be read.
         """
         found = Found()
-        # Padded to a power of two, so that there are few statements to compile.
-        padded = [*keys, *[keys[-1]] * ((1 << (len(keys) - 1).bit_length()) - len(keys))]
+        padded = _padded(keys)
         marks = f"({','.join('?' * len(padded))})"
         with says_why(self._path, "read"):
             base = self._opened()
@@ -172,7 +177,7 @@ class JournalFile:
         Raises:
             JournalError: The file cannot be written.
         """
-        done = [(entry.key,) for entry in entries if entry.failed is None]
+        done = [entry.key for entry in entries if entry.failed is None]
         values = [(entry.key, entry.value) for entry in entries if entry.value is not None]
         failed = [
             (key, of.job, of.error_type, of.error, of.attempts, of.first_at, of.last_at, self._run)
@@ -180,11 +185,14 @@ class JournalFile:
             if of is not None
         ]
         with says_why(self._path, "written"), _transaction(self._opened()) as base:
-            base.executemany("insert or ignore into done values (?)", done)
-            if values:
-                base.executemany("insert or replace into result values (?, ?)", values)
+            for keys in _parts(done):
+                base.execute(f"insert or ignore into done values {','.join(['(?)'] * len(keys))}", keys)
+            for rows in _parts(values):
+                marks = ",".join(["(?,?)"] * len(rows))
+                base.execute(f"insert or replace into result values {marks}", [*chain.from_iterable(rows)])
             if self._has_failed:
-                base.executemany("delete from failed where key = ?", done)
+                for keys in _parts(done):
+                    base.execute(f"delete from failed where key in ({','.join('?' * len(keys))})", keys)
             if failed:
                 self._has_failed = True
                 base.executemany(_ADD_FAILED, failed)
@@ -205,6 +213,17 @@ class JournalFile:
                 if any(changes[:2]):
                     forgotten.append(key)
         return forgotten
+
+
+def _padded(rows: Sequence[T]) -> list[T]:
+    """Repeat the last row until their number is a power of two, so that there are few statements to compile."""
+    return [*rows, *[rows[-1]] * ((1 << (len(rows) - 1).bit_length()) - len(rows))]
+
+
+def _parts(rows: Sequence[T]) -> Iterator[list[T]]:
+    """Return padded rows for one statement after the other. Writing a row twice must be the same as writing it once."""
+    for begin in range(0, len(rows), _MAX_ROWS):
+        yield _padded(rows[begin : begin + _MAX_ROWS])
 
 
 @contextmanager

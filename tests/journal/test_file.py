@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from asyncpool import JournalCounts, JournalError
-from asyncpool.journal.entries import Entry
+from asyncpool import Failed, JournalCounts, JournalError
+from asyncpool.journal.entries import Entry, FailedJob, Key
 from asyncpool.journal.file import JournalFile
 from tests.helpers import virtual
 from tests.journal.tools import echo_pool, make_journal, recorded_in
@@ -279,3 +279,24 @@ def test_reading_does_not_hinder_a_run_and_sees_what_is_committed(path: Path) ->
     file.close()
     assert len(recorded_in(path)) == JOBS + 5
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["batch.db", "batch.db.lock"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 511, 512, 513, 1300])
+def test_one_commit_records_any_number_of_jobs(tmp_path: Path, count: int) -> None:
+    keys: list[Key] = [n if n % 2 else f"job {n}" for n in range(count)]
+    failed = [Entry(key, FailedJob.of(key, Failed(key, OSError("down"), 1, 1, 0.0, 0.0), 0.0)) for key in keys]
+    file = JournalFile(str(tmp_path / "batch.db"), "", durable=False)
+    file.open()
+    try:
+        file.record(failed)
+        assert file.find(keys[:256], values=False).failed_now == {*keys[:256]}
+        file.record([Entry(key, None, repr(key).encode()) for key in keys])
+        for begin in range(0, count, 256):
+            part = keys[begin : begin + 256]
+            found = file.find(part, values=True)
+            assert found.done == {key: repr(key).encode() for key in part}
+            assert not found.failed_now
+        file.record([Entry(key) for key in keys])  # once more is the same
+    finally:
+        file.close()
+    assert make_journal(tmp_path).count() == (count, 0)
