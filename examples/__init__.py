@@ -1,1 +1,1 @@
-"""Programs that show what asyncpool is for, each doing its work for real."""
+"""Programs that show what asyncpool is for. Each of them does real work; README.md in this folder lists them."""

@@ -1,10 +1,10 @@
-"""A pool that finds out by itself how much a server bears: a crawl of a site whose capacity changes on the way.
+"""A pool that discovers how much load a server can take: a crawl of a site whose capacity changes meanwhile.
 
     python -m examples.adaptive_crawl
 
-The server works on 16 requests at a time, then on 6, then on 24; nobody tells that to the crawler, whose pool has
-`workers=Adaptive(1, 64)`. With fewer workers than that it would be slower; with more it would not be faster, and its
-requests would only wait longer, in the server's line.
+The server handles 16 requests at a time, then 6, then 24. The crawler does not know these numbers; its pool has
+`workers=Adaptive(1, 64)`. With fewer workers than the capacity, the crawl would be slower. With more, it would not be
+faster: requests would only wait longer in the queue of the server.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LINK = re.compile(r'<a href="([^"]*)">')
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What was asked for."""
+    """The command-line arguments."""
 
     seconds: float = 30.0
     capacity: Sequence[int] = (16, 6, 24)
@@ -50,17 +50,17 @@ class Options:
 
 @dataclass(slots=True, kw_only=True)
 class Phase:
-    """The time in which the server's capacity stayed the same, in seconds from the beginning."""
+    """A period of constant server capacity. Times are in seconds since the start."""
 
     capacity: int
     begin: float
     end: float
     latencies: list[float] = field(default_factory=list)
-    """How long each page took that came in it."""
+    """The latency of each page that arrived in the phase."""
 
 
 class Crawl:
-    """A crawl of the whole site, for as long as it may take."""
+    """A crawl of the whole site, limited to the given time."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -72,23 +72,23 @@ class Crawl:
         ]
         self.fetched: list[str] = []
         self.failed: list[str] = []
-        """What became of each page that could not be fetched."""
+        """The outcomes of the pages that could not be fetched."""
         self.left = 1
-        """How many pages are found and not fetched."""
+        """The number of pages that were found but not fetched."""
         self.sizes: list[tuple[float, int]] = [(0.0, 1)]
-        """How many workers there were to be, and since when."""
-        self._recent: deque[tuple[float, float]] = deque()  # when a page came, and how long it took
+        """The target number of workers, with the time of each change."""
+        self._recent: deque[tuple[float, float]] = deque()  # the arrival time and the latency of recent pages
         self._reason = "no decision yet"
         self._began = 0.0
 
     def _seconds(self) -> float:
-        """Since the crawl began."""
+        """Return the seconds since the crawl began."""
         return asyncio.get_running_loop().time() - self._began
 
     async def run(self) -> None:
-        """Crawl for so many seconds, or until there are no more pages."""
+        """Crawl for `options.seconds`, or until there are no more pages."""
         options, loop = self.options, asyncio.get_running_loop()
-        # As many connections as there are workers; and the timeout is the pool's, so that its policy learns of it.
+        # The workers limit the connections. The timeout is that of the pool, so that its policy sees timeouts.
         connector, no_timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None)
 
         async def fetch(url: str) -> Sequence[str]:
@@ -96,18 +96,18 @@ class Crawl:
                 response.raise_for_status()
                 return [urljoin(url, link) for link in _LINK.findall(await response.text())]
 
-        def tell(event: Event) -> None:
+        def observe(event: Event) -> None:
             if isinstance(event, PoolResized):
                 self.sizes.append((self._seconds(), event.new))
                 self._reason = f"{event.old} -> {event.new} workers: {event.reason}"
 
         def change(phase: Phase) -> None:
             self.site.resize(phase.capacity)
-            view.say(f"now the server works on {phase.capacity} requests at a time")
+            view.say(f"the server now handles {phase.capacity} requests at a time")
 
         async with self.site, aiohttp.ClientSession(connector=connector, timeout=no_timeout) as session:
             policy = Adaptive(1, options.max_workers)
-            pool = WorkerPool(fetch, workers=policy, timeout=30.0, observers=[tell], name="crawl")
+            pool = WorkerPool(fetch, workers=policy, timeout=30.0, observers=[observe], name="crawl")
             self._began = loop.time()
             async with pool, live_view(self._gauges) as view:
                 changes = [loop.call_at(self._began + phase.begin, change, phase) for phase in self.phases]
@@ -123,32 +123,32 @@ class Crawl:
             self._sum_up(self._seconds())
 
     async def _crawl(self, pool: WorkerPool[str, Sequence[str]]) -> None:
-        """Fetch the first page, and all that is linked to from those that were fetched, each once.
+        """Fetch the first page and, once each, all pages that fetched pages link to.
 
-        What was found and not fetched is kept here: it may become as much as it likes, and the queue of a pool is
-        bounded. A job that submitted its links itself would wait for its own pool, as soon as that is full.
+        Links that were found but not fetched are kept here, because their number has no limit and the queue of a pool
+        has. A job that submitted its own links would wait for its own pool as soon as that is full.
         """
         seen = {self.site.home}
         frontier = deque(seen)
         window = 2 * self.options.max_workers
-        under_way = 0
+        in_progress = 0
         async with pool.group(window=window) as group:
             outcomes = aiter(group)
-            while frontier or under_way:
-                # This task reads the group, so it may not wait for a place in its window.
-                while frontier and under_way < window:
+            while frontier or in_progress:
+                # This task reads the group, so it must not wait for a place in the group's window.
+                while frontier and in_progress < window:
                     await group.submit(frontier.popleft())
-                    under_way += 1
+                    in_progress += 1
                 outcome = await anext(outcomes)
-                under_way -= 1
+                in_progress -= 1
                 for link in self._take(outcome):
                     if link not in seen:
                         seen.add(link)
                         frontier.append(link)
-                self.left = len(frontier) + under_way
+                self.left = len(frontier) + in_progress
 
     def _take(self, outcome: Outcome[str, Sequence[str]]) -> Sequence[str]:
-        """Count a page, and return the links in it."""
+        """Count a page and return its links."""
         if not isinstance(outcome, Succeeded):
             self.failed.append(str(outcome))
             return ()
@@ -159,7 +159,7 @@ class Crawl:
         self._recent.append((now, outcome.seconds_running))
         return outcome.value
 
-    # -- What is shown --
+    # -- Output --
 
     def _gauges(self) -> Sequence[Gauge]:
         options, capacity, workers = self.options, self.site.capacity, self.sizes[-1][1]
@@ -177,9 +177,9 @@ class Crawl:
         )
 
     def _sum_up(self, seconds: float) -> None:
-        print(f"{len(self.fetched):,} pages in {seconds:.1f} s; {self.left:,} more were found and not fetched")
+        print(f"{len(self.fetched):,} pages in {seconds:.1f} s; {self.left:,} more found but not fetched")
         if self.failed:
-            print(f"{len(self.failed):,} failed, the first of them: {printable(self.failed[0])}")
+            print(f"{len(self.failed):,} failed; the first one: {printable(self.failed[0])}")
         if self.fetched:
             for line in self._table(seconds):
                 print(line)
@@ -195,10 +195,10 @@ class Crawl:
                 f"{f'{begin:.1f}-{end:.1f}':>11}{phase.capacity:>10}{self._workers((begin + end) / 2, end):>9}"
                 f"{rate:>9.0f}{possible:>10.0f}{median(phase.latencies) * 1e3:>10.0f} ms"
             )
-        yield "(workers: the median of the second half, when the pool had had its time to find them)"
+        yield "(workers: the median over the second half of each phase, after the pool had time to adapt)"
 
     def _workers(self, begin: float, end: float) -> int:
-        """The median over time of how many workers there were to be."""
+        """Return the median over time of the target number of workers."""
         ends = [since for since, _ in self.sizes[1:]] + [end]
         spans = [
             (size, min(until, end) - max(since, begin))
@@ -214,9 +214,9 @@ class Crawl:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the example and return its exit status. Raises `SystemExit(2)` if the arguments make no sense."""
+    """Run the example and return its exit status. Raises `SystemExit(2)` if the arguments are invalid."""
     crawl = Crawl(_parse(arguments))
-    logging.getLogger("asyncpool").setLevel(logging.ERROR)  # what is unfinished at the end is on purpose
+    logging.getLogger("asyncpool").setLevel(logging.ERROR)  # unfinished jobs at the end are expected
     return finish("adaptive_crawl", crawl.run, lambda: f"{len(crawl.fetched):,} pages were fetched")
 
 
@@ -224,18 +224,18 @@ def _parse(arguments: Sequence[str] | None) -> Options:
     parser = Parser(
         prog="adaptive_crawl",
         usage="python -m examples.adaptive_crawl [options]",
-        description="Crawl a site on a local server whose capacity changes, with a pool that finds it out.",
+        description="Crawl a site on a local server whose capacity changes, with a pool that adapts to it.",
     )
     default, add = Options(), parser.add_argument
-    add("--seconds", type=positive(86400), metavar="S", help=f"how long, all phases together ({default.seconds:g})")
+    add("--seconds", type=positive(86400), metavar="S", help=f"duration of all phases together ({default.seconds:g})")
     add(
         "--capacity",
         type=_capacity,
         metavar="N,N,...",
-        help=f"how many requests the server works on at a time, in each phase ({','.join(map(str, default.capacity))})",
+        help=f"how many requests the server handles at a time, in each phase ({','.join(map(str, default.capacity))})",
     )
-    add("--max-workers", type=whole(1, 500), metavar="N", help=f"never more workers ({default.max_workers})")
-    add("--pages", type=whole(1, 100_000_000), metavar="N", help=f"how large the site is ({default.pages})")
+    add("--max-workers", type=whole(1, 500), metavar="N", help=f"maximum number of workers ({default.max_workers})")
+    add("--pages", type=whole(1, 100_000_000), metavar="N", help=f"number of pages of the site ({default.pages})")
     parser.set_defaults(**{name: getattr(default, name) for name in Options.__slots__})
     return Options(**vars(parser.parse_args(arguments)))
 
@@ -243,7 +243,7 @@ def _parse(arguments: Sequence[str] | None) -> Options:
 def _capacity(text: str) -> Sequence[int]:
     numbers = text.split(",")
     if len(numbers) > 100:
-        raise argparse.ArgumentTypeError(f"it must be at most 100 numbers, got {len(numbers)}")
+        raise argparse.ArgumentTypeError(f"must have at most 100 numbers, got {len(numbers)}")
     return [whole(1, 10_000)(number) for number in numbers]
 
 

@@ -1,10 +1,10 @@
-"""A pool that grows with its backlog and shrinks when it is idle: 2 to 10 workers, a burst of 100 jobs, then nothing.
+"""A pool that grows with its backlog and shrinks when idle: 2 to 10 workers, a burst of 100 jobs, then nothing.
 
     python -m examples.auto_scaling
 
-The Go program that it follows has a goroutine that looks at the length of the channel every 100 ms and starts a worker
-if more than five jobs wait for each; a worker that has had nothing to do for 30 s ends. Here both are one policy,
-`AutoScale`, and the idle time is 3 s so that you need not wait for it.
+The equivalent Go program has a goroutine that checks the length of the channel every 100 ms, and starts a worker if
+more than five jobs per worker are waiting. A worker that was idle for 30 s exits. Here the policy `AutoScale` does
+both, with an idle timeout of 3 s to keep the example short.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Burst", "Options", "main"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What was asked for."""
+    """The command-line arguments."""
 
     min: int = 2
     max: int = 10
@@ -44,12 +44,12 @@ class Burst:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.done: list[int] = []
-        """The jobs that are done, in the order in which they were."""
+        """The finished jobs, in order of completion."""
         self.sizes: list[int] = []
-        """How many workers there were to be, one number for each decision."""
+        """The target number of workers after each decision."""
 
     async def run(self) -> None:
-        """Submit the jobs, wait for them, then wait until the pool is as small as it was."""
+        """Submit the jobs, wait for them, then wait until the pool has shrunk to its initial size."""
         options, loop = self.options, asyncio.get_running_loop()
         is_small_again = asyncio.Event()
 
@@ -57,7 +57,7 @@ class Burst:
             await asyncio.sleep(options.job_time)
             self.done.append(job)
 
-        def tell(event: Event) -> None:
+        def observe(event: Event) -> None:
             if isinstance(event, PoolResized):
                 self.sizes.append(event.new)
                 view.say(f"{event.old} -> {event.new} workers: {event.reason}")
@@ -74,11 +74,11 @@ class Burst:
             )
 
         policy = AutoScale(options.min, options.max, idle_timeout=options.idle_timeout)
-        async with WorkerPool(work, workers=policy, observers=[tell]) as pool, live_view(gauges) as view:
-            view.say(f"a burst of {options.jobs} jobs of {options.job_time:g} s, for {options.min} workers")
+        async with WorkerPool(work, workers=policy, observers=[observe]) as pool, live_view(gauges) as view:
+            view.say(f"submitting {options.jobs} jobs of {options.job_time:g} s to {options.min} workers")
             began = loop.time()
             for job in range(options.jobs):
-                await pool.submit(job)  # waits while the queue is full: it has room for 10 jobs a worker
+                await pool.submit(job)  # waits while the queue is full: it holds 10 jobs per worker
             await pool.join()
             ended = loop.time()
             view.say("all jobs are done")
@@ -92,13 +92,13 @@ class Burst:
             f"{stats.succeeded} jobs in {ended - began:.2f} s, on up to {stats.peak_running} workers; "
             f"a fixed pool of {options.max} needs at least {least:.2f} s."
         )
-        print(f"Back at {options.min} workers {idle:.1f} s after the last job.")
+        print(f"Back to {options.min} workers {idle:.1f} s after the last job.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the example and return its exit status. Raises `SystemExit(2)` if the arguments make no sense."""
+    """Run the example and return its exit status. Raises `SystemExit(2)` if the arguments are invalid."""
     burst = Burst(_parse(arguments))
-    logging.getLogger("asyncpool").setLevel(logging.ERROR)  # what a Ctrl+C leaves undone is told here
+    logging.getLogger("asyncpool").setLevel(logging.ERROR)  # after a Ctrl+C, finish() reports the unfinished jobs
     return finish("auto_scaling", burst.run, lambda: f"{len(burst.done)} of {burst.options.jobs} jobs were done")
 
 
@@ -106,13 +106,13 @@ def _parse(arguments: Sequence[str] | None) -> Options:
     parser = Parser(
         prog="auto_scaling",
         usage="python -m examples.auto_scaling [options]",
-        description="A burst of jobs for a pool that grows with its backlog, and shrinks when it is idle.",
+        description="Run a burst of jobs in a pool that grows with its backlog and shrinks when idle.",
     )
     default, add = Options(), parser.add_argument
-    add("--min", type=whole(0, 10_000), metavar="N", help=f"never fewer workers ({default.min})")
-    add("--max", type=whole(1, 10_000), metavar="N", help=f"never more workers ({default.max})")
-    add("--jobs", type=whole(1, 10_000_000), metavar="N", help=f"how many jobs there are ({default.jobs})")
-    add("--job-time", type=positive(3600), metavar="S", help=f"seconds that a job takes ({default.job_time:g})")
+    add("--min", type=whole(0, 10_000), metavar="N", help=f"minimum number of workers ({default.min})")
+    add("--max", type=whole(1, 10_000), metavar="N", help=f"maximum number of workers ({default.max})")
+    add("--jobs", type=whole(1, 10_000_000), metavar="N", help=f"number of jobs ({default.jobs})")
+    add("--job-time", type=positive(3600), metavar="S", help=f"duration of a job in seconds ({default.job_time:g})")
     add(
         "--idle-timeout",
         type=positive(3600),

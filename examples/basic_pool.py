@@ -1,9 +1,9 @@
-"""The smallest pool: 5 workers, 20 jobs, results as they complete.
+"""A minimal pool: 5 workers, 20 jobs, results as they complete.
 
     python -m examples.basic_pool
 
-The Go program that it follows has a channel of jobs, five goroutines, a channel of results and a WaitGroup. Here the
-list is the channel of jobs, the stream is the channel of results, and leaving the block waits for the workers.
+The equivalent Go program has a channel of jobs, five goroutines, a channel of results and a WaitGroup. Here the range
+replaces the channel of jobs, the stream replaces the channel of results, and leaving the block waits for the workers.
 """
 
 import asyncio
@@ -14,13 +14,13 @@ from asyncpool import WorkerPool, current_job
 
 
 async def square(number: int) -> str:
-    """Work for a while, then tell who did what."""
+    """Work for a while, then return a line with the worker and the result."""
     await asyncio.sleep(random.uniform(0.05, 0.25))
     return f"worker {current_job().worker}: {number} squared is {number * number}"
 
 
 async def main() -> None:
-    """Run 20 jobs on 5 workers and print each result when it is there."""
+    """Run 20 jobs on 5 workers and print each result as it completes."""
     started = time.perf_counter()
     async with WorkerPool(square, workers=5) as pool:
         async for outcome in pool.outcomes(range(1, 21)):

@@ -1,10 +1,10 @@
-"""The best practices of worker pools, each a function that does it and prints what it shows.
+"""Best practices for worker pools. Each is a function that applies one and prints the result.
 
     python -m examples.best_practices
 
-They are those that Go programmers list: how many workers, cancellation, buffer sizes, a shutdown that cannot hang,
-cleanup, errors. In the place of a context there is the pool's `timeout`, or a cancel scope around a block; in the place
-of a channel's buffer there is `queue_size`.
+The topics are those that Go programmers discuss: the number of workers, cancellation, buffer sizes, a shutdown that
+cannot hang, cleanup, errors. The pool's `timeout`, or a cancel scope around a block, replaces a context. `queue_size`
+replaces the buffer of a channel.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ with starting("best_practices"):
     )
 
 LONG = 60.0
-"""Seconds that nobody waits for here: what takes so long is cancelled."""
+"""The duration in seconds of a job that will be cancelled."""
 
 
 async def work(seconds: float) -> float:
-    """A job that takes so many seconds."""
+    """A job that takes the given number of seconds."""
     await asyncio.sleep(seconds)
     return seconds
 
@@ -50,33 +50,33 @@ async def work(seconds: float) -> float:
 
 
 async def workers_for_waiting() -> None:
-    """Jobs that wait: as many as the rate needs, no more than the other side bears, or than the event loop carries."""
+    """I/O-bound jobs: enough workers for the rate, but no more than the backend or the event loop can handle."""
     print("500 requests/s of 0.2 s:", recommended_workers(seconds=0.2, rate=500))
-    print("... and the database has 30 connections:", recommended_workers(seconds=0.2, rate=500, limit=30))
-    print("... or each is parsed for 10 ms in the loop:", recommended_workers(seconds=0.2, rate=500, cpu_seconds=0.01))
+    print("... if the database has 30 connections:", recommended_workers(seconds=0.2, rate=500, limit=30))
+    print("... if parsing each takes 10 ms of CPU:", recommended_workers(seconds=0.2, rate=500, cpu_seconds=0.01))
     async with WorkerPool(work, workers=recommended_workers(seconds=0.2, rate=500, limit=30)) as pool:
         await pool.map([0.01] * 90)
-    print(f"{pool.stats.succeeded} jobs done, never more than {pool.stats.peak_running} at a time")
+    print(f"{pool.stats.succeeded} jobs done, at most {pool.stats.peak_running} at a time")
 
 
 def hash_of(password: str) -> str:
-    """A job that computes. In a thread, as it frees the interpreter's lock; pure Python needs a process pool."""
+    """A CPU-bound job. Threads are enough, because it releases the GIL; pure Python code needs processes."""
     return hashlib.pbkdf2_hmac("sha256", password.encode(), b"salt", 20_000).hex()
 
 
 async def workers_for_computing() -> None:
-    """Jobs that compute: one worker for each processor, and outside of the event loop."""
+    """CPU-bound jobs: one worker per processor, outside of the event loop."""
     processors = os.cpu_count() or 1
     async with WorkerPool(offload(hash_of), workers=processors) as pool:
         hashes = await pool.map(["swordfish", "hunter2", "123456", "qwerty"])
-    print(f"{len(hashes)} hashes, the first {hashes[0][:8]}..., on {processors} workers for {processors} processors")
+    print(f"{len(hashes)} hashes (the first: {hashes[0][:8]}...) on {processors} workers for {processors} processors")
 
 
 # -- Cancellation --
 
 
 async def cancel_a_job() -> None:
-    """One job, by its handle. A queued one frees its place at once, a running one gets a CancelledError."""
+    """Cancel one job by its handle. A queued job frees its place immediately; a running one gets a CancelledError."""
     async with WorkerPool(work, workers=1) as pool:
         running, queued = await pool.submit(LONG), await pool.submit(LONG)
         await asyncio.sleep(0.05)
@@ -87,61 +87,63 @@ async def cancel_a_job() -> None:
 
 
 async def cancel_a_caller() -> None:
-    """A caller of `run()`: if a client goes away, the job that was for him does too."""
+    """Cancel a caller of `run()`, for example when a client disconnects. This also cancels its job."""
     async with WorkerPool(work, workers=1) as pool:
         client = asyncio.create_task(pool.run(LONG))
         await asyncio.sleep(0.05)
         client.cancel()
         await asyncio.wait([client])
-        print(f"the caller is gone, and his job too: {pool.stats.cancelled} cancelled, {pool.stats.running} running")
+        print(f"the caller and its job are gone: {pool.stats.cancelled} cancelled, {pool.stats.running} running")
 
 
 async def answer(question: str) -> str:
-    """A job that hangs at its first attempt, and knows how much time it has."""
+    """A job that hangs in its first attempt, and knows how much time it has."""
     attempt = current_job().attempt
     left = anyio.current_effective_deadline() - anyio.current_time()
-    print(f"attempt {attempt} at {question!r} has {left:.1f} s")
+    print(f"{question!r}: attempt {attempt} has {left:.1f} s")
     if attempt == 1 or question == "hopeless":
         await asyncio.sleep(LONG)
-    return f"{question} is answered at attempt {attempt}"
+    return f"{question!r}: answered in attempt {attempt}"
 
 
 async def time_out_an_attempt() -> None:
-    """A timeout for each attempt, which the handler sees, as a Go function sees `ctx.Deadline()`."""
+    """Set a timeout for each attempt. The handler can read its deadline, like `ctx.Deadline()` in Go."""
     async with WorkerPool(answer, workers=1, timeout=0.2, retry=Retry(attempts=2, backoff=0.0)) as pool:
         print(await pool.run("hard"))
         try:
             await pool.run("hopeless")
         except JobTimeout as error:
-            print(f"hopeless: {error}")
+            print(f"'hopeless': {error}")
 
 
 async def set_a_deadline() -> None:
-    """A deadline of a whole block: what the stream has queued or running is cancelled, and the pool lives on."""
+    """Set a deadline for a whole block. It cancels the jobs of the stream, and the pool stays usable."""
     jobs = [0.01, 0.01, 0.01, LONG, LONG, LONG, LONG]
     async with WorkerPool(work, workers=2) as pool:
         done = 0
         try:
             with anyio.fail_after(0.5):
-                async with pool.map(jobs) as values:  # not only `async for`: it also waits until the rest has ended
+                async with pool.map(
+                    jobs
+                ) as values:  # unlike a plain `async for`, this waits until the rest has stopped
                     async for _ in values:
                         done += 1
         except TimeoutError:
-            print(f"anyio.fail_after: {done} of {len(jobs)} were done in time")
+            print(f"anyio.fail_after: {done} of {len(jobs)} jobs were done in time")
         try:
             async with asyncio.timeout(0.5):
-                await pool.map(jobs)  # all of them, or nothing
+                await pool.map(jobs)  # all values or none
         except TimeoutError:
-            print("asyncio.timeout: not all were done in time")
+            print("asyncio.timeout: not all jobs were done in time")
         await pool.join()
-        print(f"cancelled: {pool.stats.cancelled}; and the pool goes on: {await pool.run(0.01)}")
+        print(f"{pool.stats.cancelled} jobs were cancelled; the pool still works: {await pool.run(0.01)}")
 
 
 # -- Buffer sizes --
 
 
-async def reject_what_is_too_much() -> None:
-    """`submit_nowait` and `run(if_full="raise")` say no: what a service does that would rather send a 503 than wait."""
+async def reject_when_full() -> None:
+    """Reject jobs by `submit_nowait` or `run(if_full="raise")`, like a service that sends a 503 instead of waiting."""
     for queue_size in (0, 3, None):
         async with WorkerPool(work, workers=2, queue_size=queue_size) as pool:
             handles = []
@@ -149,11 +151,11 @@ async def reject_what_is_too_much() -> None:
                 while True:
                     handles.append(pool.submit_nowait(0.01))
             except QueueFull:
-                print(f"queue_size={queue_size}: {len(handles)} accepted by 2 workers, the next one is rejected")
+                print(f"queue_size={queue_size}, 2 workers: {len(handles)} jobs accepted, the next one rejected")
 
 
 async def wait_for_room() -> None:
-    """`submit` waits: however fast a producer is, it is never further ahead than the buffer and the workers."""
+    """Wait for room by `submit`: even a fast producer is ahead by at most the queue and the workers."""
     for queue_size in (0, 3, None):
         ahead = 0
         async with WorkerPool(work, workers=2, queue_size=queue_size) as pool:
@@ -161,11 +163,11 @@ async def wait_for_room() -> None:
                 await pool.submit(0.001)
                 stats = pool.stats
                 ahead = max(ahead, stats.queued + stats.running)
-        print(f"queue_size={queue_size}: the producer of {pool.stats.submitted} jobs was at most {ahead} ahead")
+        print(f"queue_size={queue_size}: a producer of {pool.stats.submitted} jobs was at most {ahead} ahead")
 
 
 async def read_slowly() -> None:
-    """A slow reader slows the source: of a million jobs, few are there at a time, and no list is ever made."""
+    """Read slowly: this slows the source down. Of a million jobs only a few exist at a time, never a list of them."""
     pulled = read = ahead = 0
 
     def source() -> Iterator[float]:
@@ -181,14 +183,14 @@ async def read_slowly() -> None:
             ahead = max(ahead, pulled - read)
             if read == 20:
                 break
-    print(f"read {read}, pulled {pulled}: never more than {ahead} ahead (queue_size 4 + 2 workers)")
+    print(f"read {read}, pulled {pulled}: at most {ahead} ahead (queue_size 4 + 2 workers)")
 
 
 # -- Shutdown --
 
 
 async def stop_in_time() -> None:
-    """Drain for a while, then cancel, then give up; and say what was left. With signals, by `drain_on_signal`."""
+    """Drain for a while, then cancel, then give up, and report what is left. `drain_on_signal` does it on a signal."""
     is_over = asyncio.Event()
 
     async def send(mail: str) -> None:
@@ -198,7 +200,7 @@ async def stop_in_time() -> None:
             try:
                 await is_over.wait()
             except asyncio.CancelledError:
-                if mail != "stubborn":  # the others end, as every job should
+                if mail != "stubborn":  # the others stop, as every job should
                     raise
 
     pool = WorkerPool(send, workers=2, name="mails")
@@ -209,18 +211,18 @@ async def stop_in_time() -> None:
     print(f"closed: {pool.stats.succeeded} done in time, {len(report.unfinished)} left")
     for left in report.unfinished:
         if left in report.abandoned:
-            print(f"{left.job}: ignores its cancellation, and still runs")
+            print(f"{left.job}: ignores its cancellation and is still running")
         else:
-            print(f"{left.job}: {'cut off, it may have had effects' if left.started else 'not begun: do it next time'}")
+            print(f"{left.job}: {'cancelled, may have had effects' if left.started else 'not started, safe to redo'}")
     is_over.set()
-    await asyncio.sleep(0.05)  # lets the stubborn one end
+    await asyncio.sleep(0.05)  # let the stubborn job stop
 
 
 # -- Cleanup --
 
 
 async def clean_up_connections() -> None:
-    """One connection for each worker, which opens it, closes it, and replaces it when it broke."""
+    """Give each worker a connection. The worker opens it, closes it, and replaces it when it breaks."""
     opened = 0
 
     @asynccontextmanager
@@ -244,7 +246,7 @@ async def clean_up_connections() -> None:
 
 
 async def clean_up_the_source() -> None:
-    """A loop that is left early: the stream cancels its jobs and closes its source, and `async with` waits for both."""
+    """Leave a loop early: the stream cancels its jobs and closes its source, and `async with` waits for both."""
 
     def lines() -> Iterator[float]:
         print("file opened")
@@ -258,9 +260,9 @@ async def clean_up_the_source() -> None:
     async with WorkerPool(work, workers=2) as pool:
         async with pool.map(lines()) as values:
             async for value in values:
-                print(f"{value}: that is enough")
+                print(f"{value}: leaving the loop")
                 break
-        print(f"{pool.stats.running} jobs run, and {pool.stats.queued} are queued")
+        print(f"{pool.stats.running} jobs running, {pool.stats.queued} queued")
 
 
 # -- Errors --
@@ -273,7 +275,7 @@ async def divide(number: int) -> int:
 
 
 async def read_all_outcomes() -> None:
-    """Each failure is data, and stops no other job."""
+    """Read all outcomes: failures are data and do not stop other jobs."""
     async with WorkerPool(divide, workers=2) as pool:
         async for outcome in pool.outcomes([2, 0, 3], ordered=True):
             match outcome:
@@ -286,7 +288,7 @@ async def read_all_outcomes() -> None:
 
 
 async def stop_at_the_first_error() -> None:
-    """The first failure is raised, after the values before it, and the jobs after it are cancelled."""
+    """Stop at the first error: it is raised after the values before it, and the jobs after it are cancelled."""
     async with WorkerPool(divide, workers=2) as pool:
         try:
             async for value in pool.map([2, 3, 0, *range(100, 200)]):
@@ -296,26 +298,26 @@ async def stop_at_the_first_error() -> None:
             print(f"{error}; {pool.stats.succeeded} done, {pool.stats.failed} failed, the others cancelled")
 
 
-async def see_what_nobody_reads() -> None:
-    """Fire and forget: a failure that nobody asked for is counted and logged, and never lost. So look at the log."""
+async def see_unread_failures() -> None:
+    """Submit jobs without reading their outcomes: unread failures are counted and logged. So check the log."""
     async with WorkerPool(divide, workers=2, name="forgotten") as pool:
         for number in (4, 0, 6):
             await pool.submit(number)
         await pool.join()
-        print(f"{pool.stats.succeeded} done, {pool.stats.failed} failed, of which unread: {pool.stats.unread_failures}")
+        print(f"{pool.stats.succeeded} done, {pool.stats.failed} failed, unread failures: {pool.stats.unread_failures}")
 
 
 class PrintedLog(logging.Handler):
-    """Prints the first line of each record: what a program's log file would hold, with the traceback."""
+    """Prints the first line of each record. The log file of a program would also have the traceback."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print it."""
+        """Print the record."""
         print(f"{record.levelname} in the log: {record.getMessage()}")
 
 
 @contextmanager
 def printed_log() -> Generator[None]:
-    """What the library logs in this block is printed too."""
+    """Print the log records of the library while the block runs."""
     log, handler = logging.getLogger("asyncpool"), PrintedLog()
     log.addHandler(handler)
     try:
@@ -325,26 +327,26 @@ def printed_log() -> Generator[None]:
 
 
 PRACTICES = {
-    "How many workers: jobs that wait": workers_for_waiting,
-    "How many workers: jobs that compute": workers_for_computing,
-    "Cancellation: a job": cancel_a_job,
+    "Number of workers: I/O-bound jobs": workers_for_waiting,
+    "Number of workers: CPU-bound jobs": workers_for_computing,
+    "Cancellation: one job": cancel_a_job,
     "Cancellation: a caller": cancel_a_caller,
-    "Cancellation: a timeout of each attempt": time_out_an_attempt,
-    "Cancellation: a deadline of all": set_a_deadline,
-    "Buffer sizes: reject": reject_what_is_too_much,
-    "Buffer sizes: wait": wait_for_room,
+    "Cancellation: a timeout for each attempt": time_out_an_attempt,
+    "Cancellation: a deadline for a block": set_a_deadline,
+    "Buffer sizes: reject when full": reject_when_full,
+    "Buffer sizes: wait for room": wait_for_room,
     "Buffer sizes: a slow reader": read_slowly,
-    "Shutdown: in time, and saying what is left": stop_in_time,
+    "Shutdown: in time, with a report": stop_in_time,
     "Cleanup: connections": clean_up_connections,
     "Cleanup: the source of a stream": clean_up_the_source,
-    "Errors: all outcomes": read_all_outcomes,
-    "Errors: stop at the first": stop_at_the_first_error,
-    "Errors: those that nobody reads": see_what_nobody_reads,
+    "Errors: read all outcomes": read_all_outcomes,
+    "Errors: stop at the first one": stop_at_the_first_error,
+    "Errors: unread failures": see_unread_failures,
 }
 
 
 async def show_all() -> None:
-    """Show one after the other."""
+    """Run all functions, one after the other."""
     with printed_log():
         for number, (title, show) in enumerate(PRACTICES.items()):
             if number:
@@ -358,10 +360,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="best_practices",
         usage="python -m examples.best_practices",
-        description="Fifteen best practices of worker pools, each a function that does it and prints what it shows.",
+        description="Show fifteen best practices for worker pools. Each is a function that prints its result.",
     )
     parser.parse_args(arguments)
-    return finish("best_practices", show_all, lambda: "not all of them were shown")
+    return finish("best_practices", show_all, lambda: "not all practices were shown")
 
 
 if __name__ == "__main__":

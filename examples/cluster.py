@@ -1,10 +1,10 @@
-"""A Dask cluster that loses a worker in the middle of the work, and a pool that loses nothing.
+"""A Dask cluster that loses a worker in the middle of the work, and a pool that loses no job.
 
     python -m examples.cluster
 
-It starts a scheduler and two workers on this machine, runs `examples/crunch.py` on them, kills a worker with `kill -9`
-when half of the jobs are done, and starts another in its place. At the end it shows how many attempts ran again, and
-that what the jobs have counted is right.
+It starts a scheduler and two workers on this machine and runs `examples/crunch.py` on them. When half of the jobs are
+done, it kills a worker with `kill -9` and starts a new one. At the end it prints how many attempts were rerun, and
+checks the result of the jobs.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ __all__ = ["Demo", "main", "primes_below"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demo:
-    """What was asked for."""
+    """The command-line arguments, and the demo itself."""
 
     upto: int = 1_000_000
     workers: int = 2
     kills: int = 1
 
     def run(self) -> int:
-        """Start the cluster, run the jobs on it, kill workers, and return the exit status."""
-        from asyncpool.dask import Dask  # so that it says at once if Dask is missing
+        """Start the cluster, run the jobs, kill workers, and return the exit status."""
+        from asyncpool.dask import Dask  # fail early if Dask is not installed
 
         del Dask
         with dask_cluster(self.workers) as cluster:
@@ -48,11 +48,11 @@ class Demo:
                 is_time = row.done >= options.jobs * (killed + 1) / (self.kills + 1)
                 if killed < self.kills and is_time and pool.stats.processes == self.workers:
                     killed += 1
-                    # Not now: a worker whose jobs have just ended has no others yet.
+                    # A little later, because a worker whose jobs have just finished has no others yet.
                     asyncio.get_running_loop().call_later(0.003, kill, say)
 
             def kill(say: Callable[[str], None]) -> None:
-                say(f"kill -9 of the worker with process id {cluster.kill_worker()}; another one is started")
+                say(f"killed worker process {cluster.kill_worker()} with kill -9; starting a new one")
                 cluster.add_worker()
 
             crunch = Crunch(options, kill_in_the_middle)
@@ -63,19 +63,19 @@ class Demo:
         expected = primes_below(self.upto)
         if (row.done, row.primes) != (options.jobs, expected):
             print(
-                f"cluster: error: {row.done:,} of {options.jobs:,} jobs have found {row.primes:,} primes, "
-                f"and there are {expected:,}",
+                f"cluster: error: {row.done:,} of {options.jobs:,} jobs found {row.primes:,} primes, "
+                f"but there are {expected:,}",
                 file=sys.stderr,
             )
             return FAILED
         if killed < self.kills:
             print(f"Only {killed} of {self.kills} workers were killed: there were too few jobs.")
-        print(f"Nothing was lost: {row.done:,} jobs, {row.done:,} outcomes, and as many primes as a sieve finds.")
+        print(f"No job was lost: {row.done:,} jobs, {row.done:,} outcomes, and the same primes as a sieve finds.")
         return 0
 
 
 def primes_below(limit: int) -> int:
-    """Count primes in another way, to compare: the sieve of Eratosthenes."""
+    """Count primes with the sieve of Eratosthenes, for comparison."""
     sieve = bytearray([1]) * limit
     sieve[:2] = bytes(min(limit, 2))
     number = 2
@@ -87,7 +87,7 @@ def primes_below(limit: int) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the example and return its exit status. Raises `SystemExit(2)` if the arguments make no sense."""
+    """Run the example and return its exit status. Raises `SystemExit(2)` if the arguments are invalid."""
     return finish_crunch("cluster", _parse(arguments).run)
 
 
@@ -95,12 +95,12 @@ def _parse(arguments: Sequence[str] | None) -> Demo:
     parser = Parser(
         prog="cluster",
         usage="python -m examples.cluster [options]",
-        description="Run jobs on a Dask cluster on this machine that loses a worker, and show that no job is lost.",
+        description="Run jobs on a Dask cluster on this machine, kill a worker, and show that no job is lost.",
     )
     default, add = Demo(), parser.add_argument
     add("--upto", type=whole(1, 100_000_000), metavar="N", help=f"count the primes below N ({default.upto})")
-    add("--workers", type=whole(1, 64), metavar="N", help=f"how many workers the cluster has ({default.workers})")
-    add("--kills", type=whole(0, 100), metavar="N", help=f"how many of them are killed ({default.kills})")
+    add("--workers", type=whole(1, 64), metavar="N", help=f"number of workers in the cluster ({default.workers})")
+    add("--kills", type=whole(0, 100), metavar="N", help=f"number of workers to kill ({default.kills})")
     parser.set_defaults(**{name: getattr(default, name) for name in Demo.__slots__})
     return Demo(**vars(parser.parse_args(arguments)))
 

@@ -1,4 +1,4 @@
-"""What the commands of the examples share: how they start, how they refuse, what they print, how they end."""
+"""Shared by the commands of the examples: startup, argument errors, output and exit status."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 def start(program: str) -> int:
-    """Run `main()` of a program's `command.py`, and return its exit status.
+    """Run `main()` of a program's `command.py` and return its exit status.
 
-    It is imported here, so that a missing package and an early Ctrl+C end in a sentence too.
+    The module is imported here, so a missing package or an early Ctrl+C ends in a one-line message, not in a traceback.
     """
     with starting(program):
         command = importlib.import_module(f"examples.{program}.command")
@@ -46,7 +46,7 @@ def start(program: str) -> int:
 
 @contextmanager
 def starting(program: str) -> Generator[None]:
-    """Around a program's imports: a missing package and an early Ctrl+C end it in a sentence, with an exit status."""
+    """Wrap a program's imports: exit with a one-line message if a package is missing or Ctrl+C is pressed."""
     try:
         yield
     except KeyboardInterrupt:
@@ -57,18 +57,18 @@ def starting(program: str) -> Generator[None]:
         if error.name is None or error.name.partition(".")[0] == "examples":
             raise
         print(
-            f"{program}: error: the package {error.name!r} is missing; install what the examples need by "
-            "python3 -m pip install -e '.[examples]' in the project's folder (asyncpool-toolkit[examples])",
+            f"{program}: error: the package {error.name!r} is not installed; to install the packages that the "
+            "examples need, run python3 -m pip install -e '.[examples]' in the project folder",
             file=sys.stderr,
         )
         sys.exit(USAGE)
 
 
 def finish(program: str, main: Callable[[], Coroutine[Any, Any, None]], how_far: Callable[[], str]) -> int:
-    """Run `main` to its end, and return the exit status. Ctrl+C, and lines that nobody takes, end in a sentence.
+    """Run `main` and return the exit status. Ctrl+C and output errors end in a one-line message.
 
-    The first Ctrl+C cancels `main`, and further ones change nothing: asyncio.run would raise them wherever the program
-    is just then, in the midst of its cleanup too. `how_far` says what was done until then.
+    The first Ctrl+C cancels `main`. Further ones are ignored: asyncio.run would raise them wherever the program
+    happens to be, even in the middle of its cleanup. `how_far` describes the progress, for the message.
     """
     import asyncio
 
@@ -94,7 +94,7 @@ def finish(program: str, main: Callable[[], Coroutine[Any, Any, None]], how_far:
             cancel = int
 
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # what it has no character for is shown somehow
+        sys.stdout.reconfigure(errors="backslashreplace")  # escape characters that the encoding does not have
     is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if is_default and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, interrupt)
@@ -108,7 +108,7 @@ def finish(program: str, main: Callable[[], Coroutine[Any, Any, None]], how_far:
         return _failed(program, error)
     finally:
         if signal.getsignal(signal.SIGINT) is interrupt:
-            # After an interrupt the program ends: there is nothing left to interrupt.
+            # After an interrupt the program only has to exit, so ignore further ones.
             signal.signal(signal.SIGINT, signal.SIG_IGN if interrupts else signal.default_int_handler)
     if interrupts:
         print(f"Interrupted: {how_far()}.", file=sys.stderr)
@@ -117,7 +117,7 @@ def finish(program: str, main: Callable[[], Coroutine[Any, Any, None]], how_far:
 
 
 def finish_plain(program: str, main: Callable[[], None]) -> int:
-    """As `finish`, for a short program that runs event loops of its own, one after the other."""
+    """Like `finish`, for a short program that runs several event loops, one after the other."""
     try:
         main()
         sys.stdout.flush()
@@ -130,35 +130,35 @@ def finish_plain(program: str, main: Callable[[], None]) -> int:
 
 
 def _failed(program: str, error: OSError) -> int:
-    """End in a sentence. Not if whoever read our lines had enough of them."""
+    """Report the error in one line. A closed pipe is not reported: its reader has seen enough."""
     if not isinstance(error, BrokenPipeError):
         print(f"{program}: error: {error}", file=sys.stderr)
-    # What Python would still write at its exit goes nowhere.
+    # Python flushes stdout once more when it exits: let that go to /dev/null.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return FAILED
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses what makes no sense in one sentence."""
+    """An argument parser that reports errors in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """One sentence, without the usage text before it."""
-        self.exit(USAGE, f"{self.prog}: error: {printable(message)} (--help tells what there is)\n")
+        """Exit with one line, without the usage text before it."""
+        self.exit(USAGE, f"{self.prog}: error: {printable(message)} (see --help)\n")
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
-    """What reads an argument that is a whole number in this range."""
+    """Return a converter for arguments that are integers in this range."""
 
     def read(text: str) -> int:
         if not re.fullmatch("[0-9]{1,9}", text) or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"it must be a whole number from {least} to {most}, got {text!r:.40}")
+            raise argparse.ArgumentTypeError(f"must be an integer from {least} to {most}, got {text!r:.40}")
         return int(text)
 
     return read
 
 
 def positive(most: float) -> Callable[[str], float]:
-    """What reads an argument that is a number above 0."""
+    """Return a converter for arguments that are numbers above 0."""
 
     def read(text: str) -> float:
         try:
@@ -166,12 +166,12 @@ def positive(most: float) -> Callable[[str], float]:
         except ValueError:
             number = 0.0
         if not 0 < number <= most:
-            raise argparse.ArgumentTypeError(f"it must be a number > 0 and <= {most:g}, got {text!r:.40}")
+            raise argparse.ArgumentTypeError(f"must be a number > 0 and <= {most:g}, got {text!r:.40}")
         return number
 
     return read
 
 
 def printable(text: str) -> str:
-    """The text without what a terminal could take for commands: names and addresses may hold anything."""
+    """Replace control characters by `?`: file names and URLs can hold anything, even terminal escape sequences."""
     return "".join(character if character.isprintable() else "?" for character in text)

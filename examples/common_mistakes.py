@@ -1,11 +1,11 @@
-"""The mistakes of worker pools written by hand, and what a pool does instead.
+"""Mistakes in hand-written worker pools, and what a pool does instead.
 
     python -m examples.common_mistakes
 
-They are those that Go programmers are warned of: a results channel that nobody closes, a send on a closed channel, a
-WaitGroup that is counted wrongly, results that nobody reads. Each is made here with `asyncio.Queue`, in a few lines,
-and really fails. `asyncpool.testing.run` is the guard: its clock is virtual, and it reports at once, with who waits
-where, that a program can never go on. In a real event loop such a program just stands there.
+They are common in Go too: a results channel that is never closed, a send on a closed channel, a miscounted WaitGroup,
+results that nobody reads. Each program here makes one of them with `asyncio.Queue` in a few lines, and really fails.
+`asyncpool.testing.run` runs them on a virtual clock and reports a deadlock immediately, with the line where each task
+waits. In a real event loop such a program hangs silently.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ async def divide(number: int) -> int:
 
 
 async def results_never_closed() -> None:
-    """The workers end, and nobody tells the reader that no more results will come."""
+    """The workers finish, but the reader keeps waiting for more results."""
     jobs: asyncio.Queue[int] = asyncio.Queue()
     results: asyncio.Queue[int] = asyncio.Queue()
     for number in range(5):
@@ -61,21 +61,21 @@ async def results_never_closed() -> None:
 
 
 async def the_loop_ends() -> None:
-    """A stream ends when its source has ended and all results are read."""
+    """A stream ends when its source is exhausted and all results have been read."""
     async with WorkerPool(square, workers=2) as pool:
         async for value in pool.map(range(5)):
             print("result", value)
-    print("the loop has ended by itself")
+    print("the loop has ended")
 
 
 # -- 2. A send on a closed channel --
 
 
 async def sent_after_the_close() -> None:
-    """The producer that is the first to end closes the channel for all of them.
+    """The first producer to finish closes the channel for all of them.
 
-    Where Go panics, a queue with an end marker loses what comes after it, silently. `Queue.shutdown()` of Python 3.13
-    is more like Go: the other producer gets a `QueueShutDown`, which takes the whole task group down.
+    Go panics. A queue with an end marker silently loses everything after it. `Queue.shutdown()` of Python 3.13 is more
+    like Go: the other producer gets a `QueueShutDown`, which cancels the whole task group.
     """
     jobs: asyncio.Queue[int | None] = asyncio.Queue()
     done: list[int] = []
@@ -94,11 +94,11 @@ async def sent_after_the_close() -> None:
         tasks.create_task(worker())
         tasks.create_task(produce([1, 2], pause=0.1))
         tasks.create_task(produce([3, 4, 5], pause=0.15))
-    print(f"{len(done)} of 5 jobs were done, and nobody was told")
+    print(f"{len(done)} of 5 jobs were done, without any error")
 
 
-async def refused_after_the_close() -> None:
-    """With the same mistake, a late producer gets an error, and all that was accepted is delivered."""
+async def rejected_after_the_close() -> None:
+    """After the same mistake, the late producer gets an error, and all accepted jobs are delivered."""
     async with WorkerPool(square, workers=1) as pool:
         group = pool.group()
 
@@ -108,7 +108,7 @@ async def refused_after_the_close() -> None:
                 try:
                     await group.submit(number)
                 except StreamClosed as error:
-                    print(f"{number} is refused: {error}")
+                    print(f"{number} is rejected: {error}")
             group.close_intake()  # the end
 
         async with asyncio.TaskGroup() as producers:
@@ -119,11 +119,11 @@ async def refused_after_the_close() -> None:
     try:
         await pool.submit(6)
     except PoolClosed as error:
-        print(f"6 is refused: {error}")
+        print(f"6 is rejected: {error}")
 
 
 async def closed_by_the_last() -> None:
-    """Without the mistake: each producer has a block of its own, and the last one that ends closes the group."""
+    """Without the mistake: each producer has its own block, and the last one to leave it closes the group."""
     async with WorkerPool(square, workers=1) as pool:
         group = pool.group()
 
@@ -138,11 +138,11 @@ async def closed_by_the_last() -> None:
             print(len([outcome async for outcome in group]), "of 5 jobs were done")
 
 
-# -- 3. A WaitGroup that is counted wrongly --
+# -- 3. A miscounted WaitGroup --
 
 
 async def added_inside() -> None:
-    """`join()` comes before the first `put()`, which is in a task that has not had its turn: it waits for nothing."""
+    """`join()` is called before the first `put()`, whose task has not run yet, so it returns immediately."""
     jobs: asyncio.Queue[int] = asyncio.Queue()
     done: list[int] = []
 
@@ -164,7 +164,7 @@ async def added_inside() -> None:
 
 
 async def never_marked_done() -> None:
-    """A job that fails leaves the loop before `task_done()`: `join()` waits for it for ever."""
+    """A failed job skips `task_done()`, so `join()` waits for it indefinitely."""
     jobs: asyncio.Queue[int] = asyncio.Queue()
     for number in (1, 0, 3):
         jobs.put_nowait(number)
@@ -184,7 +184,7 @@ async def never_marked_done() -> None:
 
 
 async def nothing_to_count() -> None:
-    """Leaving the blocks waits for the producers, then for their jobs, those that fail too."""
+    """Leaving the blocks waits for the producers, then for all of their jobs, including failed ones."""
     async with WorkerPool(divide, workers=2) as pool, asyncio.TaskGroup() as producers:
 
         async def produce(number: int) -> None:
@@ -197,8 +197,8 @@ async def nothing_to_count() -> None:
     print(f"{stats.submitted} jobs: {stats.succeeded} succeeded, {stats.failed} failed, {stats.running} running")
 
 
-async def told_that_it_is_late() -> None:
-    """With the same mistake, a block that does not know of its producer, the producer gets an error."""
+async def late_producer_gets_an_error() -> None:
+    """After the same mistake, a block that does not wait for its producer, the producer gets an error."""
     async with WorkerPool(square, workers=2) as pool:
 
         async def produce() -> None:
@@ -216,7 +216,7 @@ async def told_that_it_is_late() -> None:
 
 
 async def results_unread() -> None:
-    """The workers wait for a reader, the reader hands out jobs first, and there is no room for them."""
+    """The workers wait for the reader, and the reader waits for room to submit its jobs first."""
     jobs: asyncio.Queue[int] = asyncio.Queue(maxsize=1)
     results: asyncio.Queue[int] = asyncio.Queue(maxsize=1)
 
@@ -235,17 +235,17 @@ async def results_unread() -> None:
 
 
 async def no_worker_waits_for_a_reader() -> None:
-    """A stream pulls no more than its window while nobody reads. The workers are free, for others too."""
+    """While nobody reads, a stream pulls no more than its window. The workers stay free for other callers."""
     async with WorkerPool(square, workers=2, queue_size=3) as pool, pool.map(range(1000)) as values:
         print("result", await anext(aiter(values)))
         await asyncio.sleep(60)
         stats = pool.stats
         print(f"after a minute: {stats.submitted} of 1000 jobs pulled, {stats.running} running")
-        print("a job of somebody else:", await pool.run(12))
+        print("a job of another caller:", await pool.run(12))
 
 
 async def the_window_is_full() -> None:
-    """Who submits all before he reads anything is told so; what was accepted is there to be read."""
+    """A task that submits everything before it reads gets an error. All accepted jobs can still be read."""
     async with WorkerPool(square, workers=2) as pool:
         group = pool.group(window=3)
         try:
@@ -258,12 +258,12 @@ async def the_window_is_full() -> None:
             print(outcome)
 
 
-# -- What is shown --
+# -- Output --
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mistake:
-    """A program that fails, and those that do the same and do not."""
+    """A program that fails, and programs that do the same with a pool."""
 
     title: str
     in_go: str
@@ -274,31 +274,31 @@ class Mistake:
 MISTAKES = (
     Mistake(
         title="1. A results channel that is never closed",
-        in_go="`for result := range results` waits for ever: all goroutines are asleep, or this one leaks",
+        in_go="`for result := range results` never ends: all goroutines are asleep, or this one leaks",
         naive=results_never_closed,
         pooled=(the_loop_ends,),
     ),
     Mistake(
         title="2. A send on a closed channel",
-        in_go="it panics, and the whole program ends",
+        in_go="the send panics, and the whole program exits",
         naive=sent_after_the_close,
-        pooled=(refused_after_the_close, closed_by_the_last),
+        pooled=(rejected_after_the_close, closed_by_the_last),
     ),
     Mistake(
-        title="3a. A WaitGroup: Add inside of the goroutine",
-        in_go="Wait may come before Add, and then returns at once",
+        title="3a. A WaitGroup: Add inside the goroutine",
+        in_go="Wait can run before Add, and then returns immediately",
         naive=added_inside,
-        pooled=(told_that_it_is_late, nothing_to_count),
+        pooled=(late_producer_gets_an_error, nothing_to_count),
     ),
     Mistake(
-        title="3b. A WaitGroup: Done is missed",
+        title="3b. A WaitGroup: a missing Done",
         in_go="Wait never returns",
         naive=never_marked_done,
         pooled=(nothing_to_count,),
     ),
     Mistake(
         title="4. Results that nobody reads",
-        in_go="the workers are blocked in `results <- result`, and then the producer in `jobs <- job`",
+        in_go="the workers block in `results <- result`, then the producer blocks in `jobs <- job`",
         naive=results_unread,
         pooled=(no_worker_waits_for_a_reader, the_window_is_full),
     ),
@@ -306,7 +306,7 @@ MISTAKES = (
 
 
 def show(mistake: Mistake) -> None:
-    """Print what the naive program does, and what the others do."""
+    """Run and print the naive program, then those with a pool."""
     print(f"== {mistake.title} ==")
     print(f"In Go: {mistake.in_go}.")
     print(f"\nBy hand, {mistake.naive.__name__}():")
@@ -326,7 +326,7 @@ def show(mistake: Mistake) -> None:
 
 
 def _own_lines(report: str) -> str:
-    """The report without lines of other files: of each task, where it waits in this one."""
+    """Keep only the lines of the report that show where each task waits in this file."""
     lines = report.splitlines()
     other = re.compile(r" +(?!.*common_mistakes\.py:).*:\d+ in ")
     return "\n".join(
@@ -335,7 +335,7 @@ def _own_lines(report: str) -> str:
 
 
 def show_all() -> None:
-    """Show one after the other."""
+    """Show all mistakes, one after the other."""
     for number, mistake in enumerate(MISTAKES):
         if number:
             print()
@@ -347,7 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="common_mistakes",
         usage="python -m examples.common_mistakes",
-        description="Mistakes of worker pools written by hand: how each fails, and what a pool does instead.",
+        description="Show mistakes in hand-written worker pools: how each fails, and what a pool does instead.",
     )
     parser.parse_args(arguments)
     return finish_plain("common_mistakes", show_all)

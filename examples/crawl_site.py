@@ -1,4 +1,4 @@
-"""A site of pages that link to each other, on a server that works on so many requests at a time."""
+"""A site of pages that link to each other, on a server that handles a limited number of requests at a time."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _LINKS = 3
 class Site:
     """Serves a site of `pages` pages on loopback. Use it as an async context manager.
 
-    As a database behind a connection pool would be: `capacity` requests are worked on at a time, for `seconds` each, on
-    average; the others wait in a line, first come first served. Beyond its capacity, more requests only wait longer.
+    It behaves like a database behind a connection pool: it handles `capacity` requests at a time, which take
+    `seconds` each on average. The others wait in a FIFO queue, so beyond the capacity, requests only wait longer.
     """
 
     def __init__(self, pages: int, *, capacity: int, seconds: float, seed: int = 0) -> None:
@@ -27,9 +27,9 @@ class Site:
         self.capacity = capacity
         self.seconds = seconds
         self.requests: Counter[int] = Counter()
-        """How often each page was asked for."""
+        """The number of requests for each page."""
         self.inside = 0
-        """How many requests are worked on, or in the line."""
+        """The number of requests that are being handled or are in the queue."""
         self.peak_inside = 0
         self._busy = 0
         self._line: deque[asyncio.Future[None]] = deque()
@@ -50,12 +50,12 @@ class Site:
 
     @property
     def home(self) -> str:
-        """The URL of the first page, from which links lead to all others."""
+        """The URL of the first page. All others can be reached from it."""
         host, port = self._runner.addresses[0][:2]
         return f"http://{host}:{port}/0"
 
     def resize(self, capacity: int) -> None:
-        """Work on so many requests at a time from now on. What is worked on already goes on."""
+        """Change the capacity. Requests that are being handled continue."""
         self.capacity = capacity
         self._go_on()
 
@@ -86,12 +86,12 @@ class Site:
     def _go_on(self) -> None:
         while self._line and self._busy < self.capacity:
             turn = self._line.popleft()
-            if not turn.done():  # or its request was cancelled
+            if not turn.done():  # otherwise its request was cancelled
                 self._busy += 1
                 turn.set_result(None)
 
     def _html(self, page: int) -> str:
-        # Each page is linked to from one page before it, so that all can be found; the others lead back.
+        # Each page has a link from one page before it, so that a crawl finds all pages; the other links lead back.
         onward = range(_LINKS * page + 1, min(_LINKS * page + 1 + _LINKS, self.pages))
         links = [*onward, page // 2, 0]
         items = "".join(f'<li><a href="/{link}">Page {link}</a></li>' for link in links)

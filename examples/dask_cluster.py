@@ -1,4 +1,4 @@
-"""A Dask scheduler and workers on this machine, as processes of their own: what a real cluster has on many machines."""
+"""A Dask scheduler and workers as separate processes on this machine, like those of a real cluster on many machines."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ __all__ = ["DaskCluster", "dask_cluster"]
 
 _START_TIMEOUT = 60.0
 _IDLE_TIMEOUT = "60s"
-"""After so long without work, the scheduler ends, and its workers with it: if this program was killed, say."""
+"""The scheduler and its workers exit after this time without work, for example when this program was killed."""
 
 
 class DaskCluster:
-    """What `dask_cluster` has started."""
+    """The processes that `dask_cluster` has started."""
 
     def __init__(self, folder: Path) -> None:
         self.address = ""
-        """Of the scheduler."""
+        """The address of the scheduler."""
         self.workers: list[subprocess.Popen[bytes]] = []
-        """Each worker that was started, also those that have ended."""
+        """All workers that were started, including those that have exited."""
         self._folder = folder
         self._file = folder / "scheduler.json"
         self._log = folder / "log"
         self._scheduler: subprocess.Popen[bytes] | None = None
 
     def start(self, workers: int) -> None:
-        """Start all, and wait until they are there."""
+        """Start the processes and wait until they are ready."""
         self._scheduler = self._run("dask_scheduler", "--port", "0", "--idle-timeout", _IDLE_TIMEOUT)
         for _ in range(workers):
             self.add_worker()
         until = time.monotonic() + _START_TIMEOUT
         while not self.address:
             if self._scheduler.poll() is not None or time.monotonic() > until:
-                raise OSError(f"the Dask scheduler has not started: {self._last_line()}")
+                raise OSError(f"the Dask scheduler did not start: {self._last_line()}")
             time.sleep(0.02)
             try:
                 self.address = json.loads(self._file.read_text())["address"]
-            except (FileNotFoundError, ValueError):  # it is not there, or not whole
+            except (FileNotFoundError, ValueError):  # the file does not exist yet, or is incomplete
                 pass
         asyncio.run(self._wait_for_workers(workers))
 
@@ -58,19 +58,19 @@ class DaskCluster:
             await client.wait_for_workers(count, timeout=_START_TIMEOUT)
 
     def add_worker(self) -> None:
-        """Start a worker with one thread, as each runs one event loop. Without a nanny, so nobody restarts it."""
+        """Start a worker with one thread, because each runs one event loop. Without a nanny, it is not restarted."""
         folder = str(self._folder)
         self.workers.append(self._run("dask_worker", "--nthreads", "1", "--no-nanny", "--local-directory", folder))
 
     def kill_worker(self) -> int:
-        """Kill one as `kill -9` does, and return its process id."""
+        """Kill one worker, like `kill -9`, and return its process id."""
         worker = next(worker for worker in self.workers if worker.poll() is None)
         worker.kill()
         worker.wait()
         return worker.pid
 
     def close(self) -> None:
-        """End all, at once."""
+        """Kill all processes."""
         processes = [*self.workers, *([self._scheduler] if self._scheduler else [])]
         for process in processes:
             process.kill()
@@ -88,17 +88,17 @@ class DaskCluster:
                 stdout=log,
                 stderr=log,
                 env=_environment(),
-                start_new_session=True,  # a Ctrl+C is for the program, which has jobs to finish
+                start_new_session=True,  # Ctrl+C must only reach the program, which has jobs to finish
             )
 
     def _last_line(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it has written nothing"
+        return lines[-1] if lines else "its log is empty"
 
 
 @contextmanager
 def dask_cluster(workers: int) -> Generator[DaskCluster]:
-    """Start a scheduler and workers, and end them with the block, however that ends.
+    """Start a scheduler and workers, and kill them at the end of the block.
 
     Raises:
         OSError: The scheduler could not be started.
@@ -115,7 +115,7 @@ def dask_cluster(workers: int) -> Generator[DaskCluster]:
 
 @contextmanager
 def _as_ctrl_c(number: signal.Signals) -> Generator[None]:
-    """Let a signal that would end this process on the spot end the block."""
+    """Raise `KeyboardInterrupt` for a signal that would kill this process, so that the block can clean up."""
     before = signal.signal(number, signal.default_int_handler)
     try:
         yield
@@ -124,7 +124,7 @@ def _as_ctrl_c(number: signal.Signals) -> Generator[None]:
 
 
 def _environment() -> Mapping[str, str]:
-    """The workers find the modules that the program finds in its folder."""
+    """Return an environment in which the workers find the same modules as this program."""
     root = str(Path(__file__).parent.parent)
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     return {**os.environ, "PYTHONPATH": path}

@@ -1,4 +1,4 @@
-"""A server that serves so many connections at a time and refuses the others, as databases and many web servers do."""
+"""A server that accepts a limited number of connections and refuses others, like databases and many web servers."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from aiohttp import web
 __all__ = ["LimitedServer"]
 
 _RESET_ON_CLOSE = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
-"""For SO_LINGER: do not linger, and drop what was not sent. The peer is told by a reset."""
+"""The value of SO_LINGER that drops unsent data on close and sends a reset to the client."""
 
 
 class LimitedServer:
-    """Answers each request on loopback with the same body, after so many seconds. Use it as an async context manager.
+    """Responds to each request with the same body after `seconds`, on loopback. Use it as an async context manager.
 
-    It serves `connections` connections at a time, idle ones included. One that comes when all places are taken is reset
-    at once, before it could ask for anything.
+    It serves `connections` connections at a time, including idle ones. Further connections are reset immediately,
+    before they can send a request.
     """
 
     def __init__(self, *, connections: int, body: bytes, seconds: float) -> None:
         self.connections = connections
         self.asked_for = 0
-        """How many connections clients wanted to open, refused ones included."""
+        """The number of connections that clients tried to open, including refused ones."""
         self.refused = 0
         self.open = 0
-        """How many connections are served now."""
+        """The number of connections that are being served."""
         self.peak_open = 0
         self._body = body
         self._seconds = seconds
 
     async def __aenter__(self) -> Self:
         self._web = _CountingServer(self)
-        # A long line before the door: what is refused is refused by us, and not by the system.
+        # A large backlog, so that this server refuses connections, not the system.
         self._server = await asyncio.get_running_loop().create_server(
             self._let_in, "127.0.0.1", 0, backlog=4096, start_serving=False
         )
         try:
             await self._server.start_serving()
-        except BaseException:  # a Ctrl+C may come just now
+        except BaseException:  # for example a Ctrl+C
             self._server.close()
             raise
         return self
@@ -56,7 +56,7 @@ class LimitedServer:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The URL of the server."""
         host, port = self._server.sockets[0].getsockname()
         return f"http://{host}:{port}"
 
@@ -70,13 +70,13 @@ class LimitedServer:
         return self._web()
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
-        """Work for a while, then give the body."""
+        """Wait for a while, then return the body."""
         await asyncio.sleep(self._seconds)
         return web.Response(body=self._body)
 
 
 class _CountingServer(web.Server):
-    """aiohttp's server, which tells when a connection has ended."""
+    """A server of aiohttp that also counts closed connections."""
 
     def __init__(self, limited: LimitedServer) -> None:
         super().__init__(limited.answer, access_log=None)
@@ -88,7 +88,7 @@ class _CountingServer(web.Server):
 
 
 class _Reset(asyncio.Protocol):
-    """Ends a connection as soon as it is made, so that its client sees "connection reset by peer"."""
+    """Resets a connection as soon as it is made, so that its client sees "connection reset by peer"."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)

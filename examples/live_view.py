@@ -1,4 +1,4 @@
-"""What a running example shows of itself: bars on a terminal, and plain lines everywhere else."""
+"""Show the progress of a running example: as bars on a terminal, as plain lines everywhere else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["BarView", "Gauge", "View", "has_bars", "live_view"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gauge:
-    """One thing to look at: some words in a line; on a terminal also a bar, if `full` says how much would fill it."""
+    """A figure to show: as words in a line, and on a terminal also as a bar if `full`, its maximum, is not 0."""
 
     name: str
     words: str
@@ -31,7 +31,7 @@ Gauges = Callable[[], Sequence[Gauge]]
 
 
 class View:
-    """Plain lines: what is said, and once a second what the gauges show."""
+    """Plain lines: messages, and once a second the gauges."""
 
     interval = 1.0
 
@@ -40,15 +40,15 @@ class View:
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self.failed: asyncio.Future[None] = self._loop.create_future()
-        """Done when nothing can be printed any more."""
+        """Fails when a line cannot be printed."""
 
     @property
     def seconds(self) -> float:
-        """Since it began, by the clock of the loop."""
+        """The seconds since the start, by the clock of the loop."""
         return self._loop.time() - self._began
 
     def say(self, text: str) -> None:
-        """Print a line that stays, with its time. If it cannot, the block ends: whoever said it may be an observer."""
+        """Print a permanent line with its time. Never raises, because observers call it; an error ends the block."""
         try:
             self._print(f"{self.seconds:5.1f} s  {printable(text)}")
         except OSError as error:
@@ -56,18 +56,18 @@ class View:
                 self.failed.set_exception(error)
 
     def show(self) -> None:
-        """Show what the gauges show."""
+        """Show the gauges."""
         self.say(", ".join(gauge.words for gauge in self.gauges()))
 
     def close(self) -> None:
-        """Show no more."""
+        """Stop showing."""
 
     def _print(self, line: str) -> None:
         print(line, flush=True)
 
 
 class BarView(View):
-    """Bars, ten times a second, below the lines that stay. It needs `rich`."""
+    """Bars below the permanent lines, updated ten times a second. It needs `rich`."""
 
     interval = 0.1
 
@@ -83,7 +83,7 @@ class BarView(View):
         self._live.refresh()
 
     def close(self) -> None:
-        """Take the gauges away."""
+        """Remove the gauges."""
         self._live.stop()
 
     def _drawn(self) -> rich.console.RenderableType:
@@ -109,10 +109,10 @@ class BarView(View):
 
 @asynccontextmanager
 async def live_view(gauges: Gauges) -> AsyncGenerator[View]:
-    """Show the gauges while the block runs: as standard output, and what is installed, allow.
+    """Show the gauges while the block runs: as bars if standard output is a terminal and `rich` is installed.
 
     Raises:
-        OSError: What was shown could not be printed. The block is cancelled then.
+        OSError: A line could not be printed. The block is cancelled.
     """
     view = (BarView if has_bars() else View)(gauges)
     try:
@@ -135,7 +135,7 @@ async def _show(view: View) -> None:
 
 
 def has_bars() -> bool:
-    """Whether standard output is a terminal on which `rich` can draw."""
+    """Return whether standard output is a terminal on which `rich` can draw."""
     if not sys.stdout.isatty():
         return False
     try:

@@ -1,14 +1,14 @@
-"""The naive way made visible: 10,000 requests by `asyncio.gather`, and the same requests by a pool, side by side.
+"""10,000 requests by `asyncio.gather`, and the same requests by a pool, side by side.
 
     python -m examples.naive_gather
 
-The server is on loopback, in this process, and serves 100 connections at a time: it resets what comes beyond, as a
-database or an API with a limit does. Each way runs in a process of its own, so that their memory does not mix:
+The server runs on loopback in this process. It serves 100 connections at a time and resets further ones, like a
+database or an API with a connection limit. Each client runs in its own process, so that its memory can be measured:
 
 * `asyncio.gather` over all requests, with a connection for each (`TCPConnector(limit=0)`).
-* `asyncio.gather` with aiohttp's own limit of 100 connections. It is a limit of the client: it knows nothing of the
-  server's. The requests queue in the client, as 10,000 tasks, and their timeouts run while they wait there.
-* `WorkerPool(fetch, workers=50)`, which pulls a request when a worker is free, and keeps no page that was read.
+* `asyncio.gather` with aiohttp's limit of 100 connections. This is a limit of the client, which does not know the limit
+  of the server. The requests wait in the client, as 10,000 tasks, and their timeouts run while they wait.
+* `WorkerPool(fetch, workers=50)`, which pulls a request when a worker is free, and does not keep pages in memory.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ __all__ = ["WAYS", "Client", "Figures", "Options", "main", "run_way"]
 
 BODY = b"x" * 10_000
 SERVICE = 0.01
-"""Seconds that the server works on a request."""
+"""The time in seconds that the server takes for a request."""
 TIMEOUT = 10.0
-"""Seconds that a request may take, the wait for a connection included: this ends what else would wait for ever."""
+"""Time limit in seconds for a request, including the wait for a connection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What was asked for."""
+    """The command-line arguments."""
 
     jobs: int = 10_000
     connections: int = 100
@@ -51,30 +51,30 @@ class Options:
 
 @dataclass(slots=True, kw_only=True)
 class Figures:
-    """How it went, as the client saw it."""
+    """The results, as seen by the client."""
 
     succeeded: int = 0
     errors: dict[str, int] = field(default_factory=dict)
     peak_requests: int = 0
-    """The most requests that were under way at a time."""
+    """The maximum number of concurrent requests."""
     slowest: float = 0.0
-    """The longest that a request took which succeeded, in seconds."""
+    """The duration in seconds of the slowest request that succeeded."""
     seconds: float = 0.0
     grown: int | None = None
-    """By how many bytes the peak of the process's memory rose, if the system tells."""
+    """The growth of the process's peak memory in bytes, if the system reports it."""
 
 
 # -- The ways --
 
 
 async def gather_all(client: Client, urls: Iterable[str]) -> None:
-    """A task for each request, all at once, and all results in one list."""
+    """Create a task for each request, all at once, and collect all results in one list."""
     for result in await asyncio.gather(*(client.fetch(url) for url in urls), return_exceptions=True):
         client.count(result)
 
 
 async def pool_all(client: Client, urls: Iterable[str]) -> None:
-    """So many requests at a time as there are workers. Each result is used when it is there."""
+    """Run one request per worker at a time, and use each result as it arrives."""
     async with WorkerPool(client.fetch, workers=client.workers) as pool:
         async for outcome in pool.outcomes(urls):
             match outcome:
@@ -83,7 +83,7 @@ async def pool_all(client: Client, urls: Iterable[str]) -> None:
                 case Failed(_, error):
                     client.count(error)
                 case Cancelled():
-                    raise AssertionError("nobody cancels a job here")
+                    raise AssertionError("no job is cancelled here")
 
 
 WAYS = {
@@ -91,11 +91,11 @@ WAYS = {
     "gather, limit=100": (gather_all, 100),
     "WorkerPool": (pool_all, 0),
 }
-"""Each way, and the `limit` of its `TCPConnector`; 0 is none."""
+"""The function of each way, and the `limit` of its `TCPConnector`; 0 means no limit."""
 
 
 class Client:
-    """Fetches pages in one session, and counts what comes of it."""
+    """Fetches pages in one session, and counts the results."""
 
     def __init__(self, session: aiohttp.ClientSession, workers: int) -> None:
         self.workers = workers
@@ -119,7 +119,7 @@ class Client:
         return body
 
     def count(self, result: bytes | BaseException) -> None:
-        """Count a page, or what became of it."""
+        """Count a page or an error."""
         if isinstance(result, bytes):
             self.figures.succeeded += 1
         else:
@@ -128,7 +128,7 @@ class Client:
 
 
 def _kind(error: BaseException) -> str:
-    """What to call an error: as the system does, if it is one of the system's."""
+    """Return a name for an error: that of the operating system if there is one, otherwise its type."""
     number = getattr(error, "errno", None)
     return os.strerror(number) if isinstance(number, int) else type(error).__name__
 
@@ -149,7 +149,7 @@ async def measure(way: str, url: str, options: Options) -> Figures:
 
 
 def run_way(way: str, url: str, options: str) -> None:
-    """What the process of one way does: run it, and print its figures as JSON."""
+    """Run one way and print its figures as JSON: the main function of its process."""
     asked = Options(**json.loads(options))
     raise_file_limit(asked.jobs)
     before = peak_memory()
@@ -160,13 +160,13 @@ def run_way(way: str, url: str, options: str) -> None:
 
 
 async def run_in_child(way: str, url: str, options: Options) -> Figures:
-    """Run one way in a process of its own, which is killed if this is cancelled."""
+    """Run one way in a separate process, which is killed if this coroutine is cancelled."""
     program = "import sys; from examples.naive_gather import run_way; run_way(*sys.argv[1:])"
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", program, way, url, json.dumps(asdict(options))),
         cwd=Path(__file__).parent.parent,
         stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,  # a Ctrl+C is for us, and we kill it then
+        start_new_session=True,  # Ctrl+C must only reach this process, which then kills the child
     )
     try:
         printed, _ = await child.communicate()
@@ -175,20 +175,21 @@ async def run_in_child(way: str, url: str, options: Options) -> Figures:
             child.kill()
             await child.wait()
     if child.returncode != 0:
-        raise ChildProcessError(f"the process of {way!r} ended with status {child.returncode}")
+        raise ChildProcessError(f"the process of {way!r} exited with status {child.returncode}")
     return Figures(**json.loads(printed))
 
 
 def raise_file_limit(connections: int) -> int | None:
-    """Let this process open so many connections, or as many as the system allows; return how many files that is.
+    """Raise the limit of open files for this number of connections, as far as the system allows.
 
-    None: there is no limit.
+    Returns:
+        The new limit; None if there is no limit.
     """
     try:
         import resource
     except ModuleNotFoundError:  # on Windows
         return None
-    wanted = connections + 100  # what a process has open besides
+    wanted = connections + 100  # for the other open files of the process
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -197,9 +198,9 @@ def raise_file_limit(connections: int) -> int | None:
 
 
 def peak_memory() -> int | None:
-    """The most memory that this process ever had, in bytes, if the system tells."""
+    """Return the peak memory of this process in bytes, if the system reports it."""
     try:
-        # Not getrusage, where there is a choice: on Linux that begins with what the parent process had.
+        # Prefer this to getrusage, which on Linux includes the memory of the parent process.
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
@@ -213,11 +214,11 @@ def peak_memory() -> int | None:
     return most if sys.platform == "darwin" else most * 1024
 
 
-# -- What is shown --
+# -- Output --
 
 
 class Comparison:
-    """All ways, one after the other, each with a server that nobody else has used."""
+    """Runs all ways, one after the other, each with a new server."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -225,13 +226,15 @@ class Comparison:
         self.servers: dict[str, LimitedServer] = {}
 
     async def run(self) -> None:
-        """Run all, and print the table."""
+        """Run all ways and print the table."""
         options = self.options
         files = raise_file_limit(options.jobs)
-        told = f"Requests: {options.jobs:,}. Connections that the server serves at a time: {options.connections:,}."
-        print(told, flush=True)
+        print(
+            f"Sending {options.jobs:,} requests to a server that serves {options.connections:,} connections at a time",
+            flush=True,
+        )
         if files is not None and files < options.jobs:
-            print(f"Open files that the system allows a process: {files:,}, which are fewer than the requests.")
+            print(f"The system allows only {files:,} open files per process, which is fewer than the requests.")
         for way in WAYS:
             async with LimitedServer(connections=options.connections, body=BODY, seconds=SERVICE) as server:
                 figures = await run_in_child(way, server.url, options)
@@ -245,37 +248,37 @@ class Comparison:
             print(textwrap.fill(line, width=100, subsequent_indent="    "))
 
     def table(self) -> Iterable[tuple[str, Sequence[str]]]:
-        """The name of each row, and its cells."""
+        """Return the name and the cells of each row."""
         all_figures, servers = self.figures.values(), self.servers.values()
         yield "", [*self.figures]
         yield "succeeded", [f"{figures.succeeded:,}" for figures in all_figures]
         yield "failed", [f"{sum(figures.errors.values()):,}" for figures in all_figures]
         for kind in sorted({kind for figures in all_figures for kind in figures.errors}):
             yield f"  {kind}", [f"{figures.errors.get(kind, 0):,}" for figures in all_figures]
-        yield "requests at a time, at most", [f"{figures.peak_requests:,}" for figures in all_figures]
-        yield "connections that were asked for", [f"{server.asked_for:,}" for server in servers]
-        yield "connections served at a time", [f"{server.peak_open:,}" for server in servers]
+        yield "max. concurrent requests", [f"{figures.peak_requests:,}" for figures in all_figures]
+        yield "connections attempted", [f"{server.asked_for:,}" for server in servers]
+        yield "max. connections served", [f"{server.peak_open:,}" for server in servers]
         yield "connections refused", [f"{server.refused:,}" for server in servers]
-        yield "memory grew by", [_mebibytes(figures.grown) for figures in all_figures]
-        yield "slowest request that succeeded", [f"{figures.slowest:.2f} s" for figures in all_figures]
-        yield "all of them", [f"{figures.seconds:.1f} s" for figures in all_figures]
+        yield "memory growth", [_mebibytes(figures.grown) for figures in all_figures]
+        yield "slowest successful request", [f"{figures.slowest:.2f} s" for figures in all_figures]
+        yield "total time", [f"{figures.seconds:.1f} s" for figures in all_figures]
 
     def lessons(self) -> Iterable[str]:
-        """What the figures of this run say."""
+        """Return the conclusions from the figures of this run."""
         naive, capped, pooled = self.figures.values()
         refused = [server.refused for server in self.servers.values()]
         yield (
-            f"gather, limit=0: up to {naive.peak_requests:,} requests at a time, for a server that serves "
-            f"{self.options.connections:,}. It refused {refused[0]:,} connections."
+            f"gather, limit=0: up to {naive.peak_requests:,} concurrent requests to a server that serves "
+            f"{self.options.connections:,} connections. It refused {refused[0]:,} connections."
         )
         yield (
-            f"gather, limit=100: the limit is the client's, and a guess; {refused[1]:,} connections were refused. "
-            f"Up to {capped.peak_requests:,} requests wait behind it, as tasks, with their timeouts ({TIMEOUT:g} s) "
-            f"running: the slowest took {capped.slowest:.2f} s, of which the server worked for {SERVICE:g} s."
+            f"gather, limit=100: the limit is set in the client, and is a guess. The server refused {refused[1]:,} "
+            f"connections. Up to {capped.peak_requests:,} requests wait in the client, as tasks, while their timeouts "
+            f"of {TIMEOUT:g} s run: the slowest took {capped.slowest:.2f} s, of which the server needed {SERVICE:g} s."
         )
         yield (
-            f"WorkerPool: up to {pooled.peak_requests:,} requests at a time; {refused[2]:,} connections were refused. "
-            f"The others are not even made yet: the slowest request took {pooled.slowest:.2f} s."
+            f"WorkerPool: up to {pooled.peak_requests:,} concurrent requests. The server refused {refused[2]:,} "
+            f"connections. The other requests are not created yet: the slowest took {pooled.slowest:.2f} s."
         )
 
 
@@ -284,7 +287,7 @@ def _mebibytes(size: int | None) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the example and return its exit status. Raises `SystemExit(2)` if the arguments make no sense."""
+    """Run the example and return its exit status. Raises `SystemExit(2)` if the arguments are invalid."""
     comparison = Comparison(_parse(arguments))
     return finish("naive_gather", comparison.run, lambda: f"{len(comparison.figures)} of {len(WAYS)} ways were run")
 
@@ -293,17 +296,17 @@ def _parse(arguments: Sequence[str] | None) -> Options:
     parser = Parser(
         prog="naive_gather",
         usage="python -m examples.naive_gather [options]",
-        description="The same requests by asyncio.gather and by a pool, of a server that takes so many connections.",
+        description="Send requests by asyncio.gather and by a pool to a server with a connection limit, and compare.",
     )
     default, add = Options(), parser.add_argument
-    add("--jobs", type=whole(1, 20_000), metavar="N", help=f"how many requests ({default.jobs})")
+    add("--jobs", type=whole(1, 20_000), metavar="N", help=f"number of requests ({default.jobs})")
     add(
         "--connections",
         type=whole(1, 10_000),
         metavar="N",
         help=f"how many connections the server serves at a time ({default.connections})",
     )
-    add("--workers", type=whole(1, 10_000), metavar="N", help=f"how many workers the pool has ({default.workers})")
+    add("--workers", type=whole(1, 10_000), metavar="N", help=f"number of workers in the pool ({default.workers})")
     parser.set_defaults(**{name: getattr(default, name) for name in Options.__slots__})
     return Options(**vars(parser.parse_args(arguments)))
 

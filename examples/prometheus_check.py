@@ -1,12 +1,16 @@
-"""Does a real Prometheus see of our pools what is true? It scrapes them once a second, and is asked by its HTTP API.
+"""Check the metrics of pools with a real Prometheus, which scrapes them once a second.
 
-    python3 -m examples.prometheus_check                                   pools of its own, under a known load
-    python3 -m examples.prometheus_check http://127.0.0.1:8080/metrics     a service of yours that runs already
+    python3 -m examples.prometheus_check                                   its own pools, under a known load
+    python3 -m examples.prometheus_check http://127.0.0.1:8080/metrics     your own running service
 
-It needs the program `prometheus` on PATH. Checked are the figures (of its own pools, against the load; of a service,
-that they add up in every scrape), that each query of docs/monitoring/dashboard.json is answered, and which alerts of
-docs/monitoring/alerts.yml fire. So that they do within seconds, their `for` is cut to one second; nothing else of them
-is changed. Prometheus listens on 127.0.0.1 only, and ends with this program, as does what it has stored.
+It needs the program `prometheus` on PATH and queries it over its HTTP API. It checks three things:
+
+* The figures. For its own pools it compares them with the load. For a service it checks that they add up in each
+  scrape.
+* That each query of docs/monitoring/dashboard.json returns data.
+* Which alerts of docs/monitoring/alerts.yml fire. Their `for` is reduced to one second; nothing else is changed.
+
+Prometheus listens on 127.0.0.1 only. It is stopped at the end, and its data is deleted.
 """
 
 from __future__ import annotations
@@ -42,8 +46,8 @@ with starting(PROGRAM):
 __all__ = ["Prometheus", "dashboard_queries", "main"]
 
 MONITORING = Path(__file__).parent.parent / "docs" / "monitoring"
-# Of all scrapes of the last minutes, the largest difference between what was submitted and where it is: 0 by the first
-# law of asyncpool. All three are of one scrape, because a query takes the newest sample of each.
+# The largest difference, in all scrapes of the last ten minutes, between the jobs submitted and the jobs in any state.
+# By the first law of asyncpool it is 0. The three samples are of the same scrape: a query uses the newest of each.
 LAW = (
     "max(max_over_time(abs(sum by (pool) (asyncpool_jobs_submitted_total) - sum by (pool) (asyncpool_jobs) "
     "- sum by (pool) (asyncpool_jobs_ended_total))[10m:{step}]))"
@@ -51,33 +55,33 @@ LAW = (
 
 
 class Prometheus:
-    """A Prometheus that runs here, and scrapes one page."""
+    """A running Prometheus that scrapes one page."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     async def ask(self, query: str) -> list[dict[str, Any]]:
-        """The answer to a query, as of now: its series.
+        """Return the series that a query currently gives.
 
         Raises:
-            ValueError: Prometheus refused the query.
+            ValueError: Prometheus rejected the query.
         """
         answer = await self._get("/api/v1/query", query=query)
         result: list[dict[str, Any]] = answer["result"]
         return result
 
     async def number(self, query: str) -> float:
-        """The one number that answers a query; nan if there is none."""
+        """Return the single number that a query gives; nan if there is not exactly one series."""
         series = await self.ask(query)
         return float(series[0]["value"][1]) if len(series) == 1 else math.nan
 
     async def alerts(self) -> set[str]:
-        """The names of the alerts that fire now."""
+        """Return the names of the alerts that are firing."""
         answer = await self._get("/api/v1/alerts")
         return {alert["labels"]["alertname"] for alert in answer["alerts"] if alert["state"] == "firing"}
 
     async def is_ready(self) -> bool:
-        """Whether it answers."""
+        """Return whether it responds."""
         try:
             await self._get("/api/v1/status/buildinfo")
         except (OSError, ValueError):
@@ -100,7 +104,7 @@ def _read(url: str) -> Any:
 
 @asynccontextmanager
 async def running_prometheus(page: str, interval: float) -> AsyncGenerator[Prometheus]:
-    """Run a Prometheus that scrapes a page, with our alerts, while the block runs."""
+    """Run a Prometheus that scrapes a page and evaluates our alerts while the block runs."""
     with tempfile.TemporaryDirectory(prefix="prometheus-check-") as folder:
         _configure(Path(folder), page, interval)
         port = _free_port()
@@ -154,27 +158,27 @@ def _free_port() -> int:
 async def _until(
     holds: Callable[[], Coroutine[Any, Any, bool]], *, seconds: float, or_until: Callable[[], bool] = bool
 ) -> bool:
-    """Look ten times a second whether something holds, for so many seconds; return whether it does."""
+    """Check a condition ten times a second, for at most `seconds`; return whether it holds."""
     end = time.monotonic() + seconds
-    # Prometheus tells nobody when it has scraped.
+    # Polling is necessary, because Prometheus has no notification for a scrape.
     while not (does := await holds()) and time.monotonic() < end and not or_until():  # noqa: ASYNC110
         await asyncio.sleep(0.1)
     return does
 
 
-# -- Pools of our own, under a known load ------------------------------------------------------------------------------
+# -- Own pools under a known load --------------------------------------------------------------------------------------
 
 
 async def work(job: int) -> int:
-    """Take 20 ms; of ten jobs, one fails for good, and one in its first attempt only."""
+    """Take 20 ms. Of ten jobs, one fails in all attempts, and one only in its first."""
     await asyncio.sleep(0.02)
     if job % 10 == 0 or (job % 10 == 5 and current_job().attempt == 1):
-        raise OSError(f"job {job} found nobody")
+        raise OSError(f"job {job} has no connection")
     return job
 
 
 async def go_on(released: asyncio.Event) -> None:
-    """Run until it is released, whoever cancels."""
+    """Run until released, and ignore cancellations."""
     while not released.is_set():
         try:
             await released.wait()
@@ -183,12 +187,12 @@ async def go_on(released: asyncio.Event) -> None:
 
 
 async def fail(job: int) -> None:
-    """Fail."""
-    raise ValueError(f"job {job} failed, and nobody looks")
+    """Fail without a reader."""
+    raise ValueError(f"job {job} failed, and its outcome is not read")
 
 
 FIGURES: list[tuple[str, float, float]] = [
-    # what to ask, and between which numbers the answer must be
+    # query, minimum, maximum
     ('asyncpool_jobs_submitted_total{pool="checked"}', 200, 200),
     ('asyncpool_jobs_ended_total{pool="checked",outcome="succeeded"}', 180, 180),
     ('asyncpool_jobs_ended_total{pool="checked",outcome="failed"}', 20, 20),
@@ -217,7 +221,7 @@ ALERTS = {
 
 
 class Check:
-    """What was found out, line by line."""
+    """Prints and counts the results."""
 
     def __init__(self) -> None:
         self.failed = 0
@@ -231,12 +235,12 @@ class Check:
 
 
 async def check_own_pools(check: Check, interval: float) -> None:
-    """Run pools whose figures are known, and ask Prometheus for them."""
+    """Run pools whose figures are known, and compare them with those of Prometheus."""
     from prometheus_client import CollectorRegistry, start_http_server
 
     from asyncpool.prometheus import PoolCollector
 
-    logging.getLogger("asyncpool").setLevel(logging.CRITICAL)  # what goes wrong here, does so on purpose
+    logging.getLogger("asyncpool").setLevel(logging.CRITICAL)  # the failures here are deliberate
     letters: DeadLetters[int] = DeadLetters(max_size=5)
     released = asyncio.Event()
     checked = WorkerPool(work, workers=4, retry=Retry(attempts=2, backoff=0.01), dead_letters=letters, name="checked")
@@ -249,7 +253,7 @@ async def check_own_pools(check: Check, interval: float) -> None:
         page = f"http://127.0.0.1:{server.server_port}/metrics"
         async with running_prometheus(page, interval) as prometheus, checked, unread, held:
             try:
-                # Counters begin at 0: what has grown before the first scrape, `increase` cannot see.
+                # Wait for a first scrape with counters at 0: `increase` does not see growth before the first scrape.
                 seen = 'count(asyncpool_pool_state{state="open"} == 1) == 3'
                 await _until(lambda: _is_answered(prometheus, seen), seconds=30)
                 stubborn, *_ = [await held.submit(released) for _ in range(3)]
@@ -287,28 +291,26 @@ async def _check_figures(check: Check, prometheus: Prometheus) -> None:
         async def is_right(query: str = query, least: float = least, most: float = most) -> bool:
             return least <= await prometheus.number(query) <= most
 
-        # The next scrape has to come; and a job is called stuck after five seconds.
+        # This needs another scrape, and a job counts as stuck only after five seconds.
         good = await _until(is_right, seconds=20)
         wanted = f"{least:g}" if least == most else f"{least:g} to {most:g}"
-        check.say(good, f"{query} is {await prometheus.number(query):.4g}; wanted {wanted}")
+        check.say(good, f"{query} is {await prometheus.number(query):.4g}; expected {wanted}")
 
 
 async def _check_law_and_queries(check: Check, prometheus: Prometheus, interval: float) -> None:
     worst = await prometheus.number(LAW.format(step=f"{round(interval * 1000)}ms"))
-    check.say(worst == 0, f"in each scrape, jobs submitted = jobs in some place; the largest difference is {worst:g}")
+    check.say(worst == 0, f"in each scrape, jobs submitted = jobs in all states; the largest difference is {worst:g}")
     queries = list(dashboard_queries(interval))
     unanswered = [query for query in queries if not await _is_answered(prometheus, query)]
-    # A pool without dead letters in memory has no figures of them.
+    # A pool without in-memory dead letters does not have their metrics.
     missing = [query for query in unanswered if "dead_letters" not in query]
-    check.say(
-        not missing, f"{len(queries) - len(unanswered)} of {len(queries)} queries of the dashboard have an answer"
-    )
+    check.say(not missing, f"{len(queries) - len(unanswered)} of {len(queries)} queries of the dashboard return data")
     for query in unanswered:
-        print(f"        no answer: {printable(query)}")
+        print(f"        no data: {printable(query)}")
 
 
 def dashboard_queries(interval: float) -> Iterator[str]:
-    """The queries of the dashboard, for all pools, and a rate over a few scrapes."""
+    """Yield the queries of the dashboard for all pools, with rates over ten scrapes."""
     dashboard = json.loads((MONITORING / "dashboard.json").read_text(encoding="utf-8"))
     window = f"{max(1, round(10 * interval))}s"
     for panel in dashboard["panels"]:
@@ -319,11 +321,11 @@ def dashboard_queries(interval: float) -> Iterator[str]:
             yield query.replace("$__rate_interval", window).replace("$__range", "10m")
 
 
-# -- A service that runs already ---------------------------------------------------------------------------------------
+# -- A running service -------------------------------------------------------------------------------------------------
 
 
 async def check_service(check: Check, page: str, seconds: float, interval: float) -> None:
-    """Watch a service for a while: its figures must add up. Its alerts are told, and are nobody's fault here."""
+    """Watch a service for a while. Its figures must add up; its alerts are printed, but are not errors."""
     async with running_prometheus(page, interval) as prometheus:
         pools = "count by (pool) (asyncpool_jobs_submitted_total)"
         if not await _until(lambda: _is_answered(prometheus, pools), seconds=10):
@@ -335,37 +337,35 @@ async def check_service(check: Check, page: str, seconds: float, interval: float
             check.say(True, f"pool {name!r} has accepted {series['value'][1]} jobs")
         await _check_law_and_queries(check, prometheus, interval)
         firing = await prometheus.alerts()
-        print(f"        alerts that fire: {', '.join(sorted(firing)) or 'none'}")
+        print(f"        firing alerts: {', '.join(sorted(firing)) or 'none'}")
 
 
 # -- The command -------------------------------------------------------------------------------------------------------
 
 
 def page(text: str) -> str:
-    """Read the argument URL."""
+    """Validate the argument URL."""
     try:
         parts = urlsplit(text)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         good = False
     if not good:
-        raise argparse.ArgumentTypeError(
-            f"it must be an http URL such as http://127.0.0.1:8080/metrics, got {text!r:.80}"
-        )
+        raise argparse.ArgumentTypeError(f"must be an http URL such as http://127.0.0.1:8080/metrics, got {text!r:.80}")
     return text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command, and return its exit status: 0 if all is right."""
-    parser = Parser(prog=PROGRAM, description="Let a real Prometheus scrape pools, and check what it sees.")
-    parser.add_argument("url", nargs="?", type=page, metavar="URL", help="the metrics of a service that runs already")
+    """Run the command and return its exit status: 0 if all checks passed."""
+    parser = Parser(prog=PROGRAM, description="Let a real Prometheus scrape pools, and check its data.")
+    parser.add_argument("url", nargs="?", type=page, metavar="URL", help="the metrics page of a running service")
     parser.add_argument(
         "--seconds", type=positive(3600), default=10.0, help="how long to watch a service (default: 10)"
     )
     parser.add_argument("--interval", type=positive(60), default=1.0, help="seconds between two scrapes (default: 1)")
     options = parser.parse_args(arguments)
     if shutil.which("prometheus") is None:
-        parser.error("there is no program 'prometheus' on PATH: install it (Debian: apt install prometheus)")
+        parser.error("the program 'prometheus' is not on PATH; install it (Debian: apt install prometheus)")
     check = Check()
 
     async def run() -> None:
@@ -373,7 +373,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             await check_own_pools(check, options.interval)
         else:
             await check_service(check, options.url, options.seconds, options.interval)
-        print(f"{check.done - check.failed} of {check.done} right")
+        print(f"{check.done - check.failed} of {check.done} checks passed")
 
     status = finish(PROGRAM, run, lambda: f"{check.done} checks done")
     return FAILED if status == OK and check.failed else status

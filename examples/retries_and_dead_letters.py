@@ -1,10 +1,10 @@
-"""Retries with backoff, and an alert for each job that failed for good: 3 workers, 10 jobs, 3 attempts.
+"""Retries with backoff, and an alert for each job that failed permanently: 3 workers, 10 jobs, 3 attempts.
 
     python -m examples.retries_and_dead_letters
 
-The Go program that it follows has a channel of jobs to try again, a goroutine that sleeps through the backoff of one
-after the other, and a goroutine that monitors the channel of dead letters. Here a job that backs off waits on a heap
-and holds no worker, and the monitor is a loop over `watch()`.
+The equivalent Go program has a channel of jobs to retry, a goroutine that sleeps through their backoffs, one after the
+other, and a goroutine that monitors a channel of dead letters. Here a job in its backoff does not occupy a worker, and
+the monitor is a loop over `watch()`.
 """
 
 import asyncio
@@ -14,21 +14,21 @@ from asyncpool import DeadLetters, Retry, WorkerPool, current_job
 
 
 async def deliver(number: int) -> str:
-    """Work for a while, and fail four times in ten."""
+    """Work for a while, and fail in 40% of the attempts."""
     await asyncio.sleep(0.05)
     if random.random() < 0.4:
         raise ConnectionError(f"attempt {current_job().attempt}: no connection")
-    return f"delivered at attempt {current_job().attempt}"
+    return f"delivered in attempt {current_job().attempt}"
 
 
 async def alert(letters: DeadLetters[int]) -> None:
-    """Tell of each job that failed for good, as it happens, until the pool closes."""
+    """Print each permanent failure as it happens, until the pool closes."""
     async for letter in letters.watch():
         print(f"ALERT: job {letter.job} failed after {letter.attempts} attempts: {letter.error_type}: {letter.error}")
 
 
 async def main() -> None:
-    """Run 10 jobs on 3 workers, then give those that failed for good another chance."""
+    """Run 10 jobs on 3 workers, then replay those that failed permanently."""
     letters: DeadLetters[int] = DeadLetters()
     monitor = asyncio.create_task(alert(letters))
     retry = Retry(attempts=3, backoff=0.1, on=ConnectionError)
@@ -36,7 +36,7 @@ async def main() -> None:
         async for outcome in pool.outcomes(range(1, 11)):
             print(outcome)
         if letters:
-            print(f"Once more: {await letters.replay(pool)} of them")
+            print(f"Replaying {await letters.replay(pool)} dead letters")
             await pool.join()
     await monitor
     print(f"{pool.stats.succeeded} delivered, {pool.stats.retries} retries, {len(letters)} dead letters left")

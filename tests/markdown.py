@@ -12,7 +12,11 @@ from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parent.parent
 PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *PAGES]
+DOCUMENTS = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
+    *PAGES,
+    *sorted((ROOT / "examples").rglob("README.md")),
+]
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Block:
 
     @property
     def place(self) -> str:
-        """Where it stands: `tutorial.md:12`."""
+        """Its file and line: `tutorial.md:12`."""
         return f"{self.document.name}:{self.line}"
 
     @property
@@ -50,7 +54,7 @@ class Command:
 
     @property
     def place(self) -> str:
-        """Where it stands, and what it is."""
+        """Its file, its line and its words."""
         return f"{self.block.place}:{' '.join(self.words)}"
 
 
@@ -83,9 +87,9 @@ def commands(document: Path) -> Iterator[Command]:
 
 
 def sample(document: Path, command: str) -> set[str]:
-    """The lines, without their figures, of the first ```text block after the command in a ```console block.
+    """Return the lines, without their figures, of the first ```text block after the command in a ```console block.
 
-    So that a test which runs the command anyway can see whether the document shows lines that it prints.
+    A test that runs the command anyway uses it to check that the document shows lines that the command prints.
     """
     is_after = False
     for block in blocks(document):
@@ -96,7 +100,7 @@ def sample(document: Path, command: str) -> set[str]:
 
 
 def without_figures(text: str) -> str:
-    """The text with a 0 in the place of each number, for what varies from run to run."""
+    """Replace each number by 0, for output that varies from run to run."""
     return re.sub(r"\d+([.,]\d+)*", "0", text)
 
 

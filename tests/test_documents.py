@@ -1,16 +1,17 @@
-"""What the documents say is what happens.
+"""The programs, commands and outputs in the documents are correct.
 
-* A ```python block of README.md, CONTRIBUTING.md or docs is a whole program. It is run, with warnings as errors, and
-  must print what the ```text block right after it says; nothing, if there is none. stderr counts as output.
-* If the first line of a block is the comment `# shop.py`, it is that file, and is not run by itself: what stands below
-  it in the document finds the file in its folder. There, `$ python shop.py` in a ```console block runs it.
-* In a ```console block, `$ ` begins a command. With output under it, a Python command is run, and its output compared:
-  of what the document itself shows (`python shop.py`) to the letter; of the repository's commands, and of pytest,
-  without the figures, for they vary. Other commands, and those without output, are not run here, but what they name
-  must exist: the make target, the module, the extra. `make demo`, `make campaign` and the examples are run by
-  tests/examples, which also look whether README shows lines that these two print; the benchmarks by
-  tests/test_benchmarks.py, and `make test` and `make check` by CI.
-* `...` in an output stands for anything.
+* A ```python block of README.md, CONTRIBUTING.md, docs or the READMEs of the examples is a whole program. It is run
+  with warnings as errors, and must print the ```text block that follows, or nothing if there is none. stderr counts as
+  output.
+* If the first line of a block is a comment such as `# shop.py`, the block is that file and is not run. The blocks after
+  it find the file in their folder, and `$ python shop.py` in a ```console block runs it.
+* In a ```console block, `$ ` starts a command. A Python command with output is run and its output is compared: exactly
+  if the document shows the program (`python shop.py`), without the figures for commands of the repository and for
+  pytest. Other commands, and those without output, are not run here, but the make target, module or extra that they
+  name must exist. tests/examples runs `make demo`, `make campaign`, `make service` and the other examples, and checks
+  that the READMEs of these three show lines that they print. tests/test_benchmarks.py runs the benchmarks, and CI runs
+  `make test` and `make check`.
+* `...` in an output matches anything.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
 COMMANDS = [command for document in DOCUMENTS for command in commands(document)]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 NOT_OURS = {"curl", "dask", "docker", "git", "go", "prometheus", "promtool"}
-"""Commands of other projects: whoever shows them has tried them."""
+"""Commands of other projects, which are not checked."""
 CODE_WIDTH = 92
 """The site shows this many characters of code in a window of 1280 px (docs/static/site.css)."""
 WIDER_THAN_THE_SITE = {
@@ -67,7 +68,7 @@ def programs() -> Iterator[Programs]:
 
 @pytest.fixture
 def run(programs: Programs, tmp_path: Path) -> Callable[[Block, list[str]], Ran]:
-    """Run `python ARGV...` where the files are that stand above a block."""
+    """Run `python ARGV...` in a folder with the files that the document has shown before a block."""
 
     def run(block: Block, argv: list[str]) -> Ran:
         for name, text in block.files.items():
@@ -143,11 +144,11 @@ def missing(command: Command) -> str | None:
         case ["bash", file]:
             return None if (ROOT / file).is_file() else f"a file {file}"
         case [program, *_]:
-            return None if program in NOT_OURS else f"anybody who knows how to check {program!r} (see NOT_OURS)"
+            return None if program in NOT_OURS else f"a rule to check {program!r} (see NOT_OURS)"
     return "a command"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.relative_to(ROOT).as_posix())
 def test_what_commands_name_exists(document: Path) -> None:
     lacking = {command.place: missing(command) for command in COMMANDS if command.block.document == document}
     assert {place: what for place, what in lacking.items() if what is not None} == {}
@@ -160,12 +161,12 @@ def test_programs_and_commands_are_marked_so_that_they_are_found() -> None:
     assert with_options == []
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.relative_to(ROOT).as_posix())
 def test_no_document_has_a_placeholder(document: Path) -> None:
     assert re.findall(r"^(?:[A-Z]+_[A-Z_]+|TODO.*)$", document.read_text(encoding="utf-8"), re.MULTILINE) == []
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.relative_to(ROOT).as_posix())
 def test_links_between_documents_lead_somewhere(document: Path) -> None:
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", document.read_text(encoding="utf-8"))
     missing = [link for link in links if not (document.parent / link).exists()]

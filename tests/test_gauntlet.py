@@ -1,4 +1,4 @@
-"""The gauntlet: our own column is held, and what becomes of others is told as it is. No peer need be installed."""
+"""The gauntlet: our own column is held, and the results of others are reported unchanged. It needs no other library."""
 
 from __future__ import annotations
 

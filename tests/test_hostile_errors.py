@@ -31,7 +31,7 @@ from tests.helpers import echo, virtual
 
 
 class HandsOffError(Exception):
-    """Whoever asks for one of its attributes gets an error: a proxy of a connection that is gone."""
+    """Reading one of its attributes raises an error, as with a proxy of a closed connection."""
 
     def __getattribute__(self, name: str) -> Any:
         raise RuntimeError(f"no {name}")

@@ -222,7 +222,7 @@ async def test_a_source_that_ignores_its_end_is_waited_for_five_seconds(caplog: 
     await asyncio.sleep(1000)
 
 
-# -- A failure with a full queue leaves the producer blocked for ever
+# -- A failure with a full queue leaves the producer blocked permanently
 
 
 @fuzzed
@@ -461,7 +461,7 @@ async def test_a_reader_cancelled_when_it_was_woken_leaves_the_outcome_to_the_ne
         assert values in ([1], [])
 
 
-# -- A put_nowait overtakes waiting putters for ever
+# -- A put_nowait overtakes waiting putters indefinitely
 
 
 @fuzzed
@@ -593,7 +593,7 @@ async def test_outcomes_make_no_reference_cycles() -> None:
         gc.enable()
 
 
-# -- A job's StopAsyncIteration or CancelledError, re-raised to an innocent caller
+# -- A job's StopAsyncIteration or CancelledError, re-raised in the waiting task
 
 
 async def stop_async_iteration(job: object) -> None:

@@ -147,7 +147,7 @@ def test_a_real_prometheus_sees_what_is_true() -> None:
     command = [sys.executable, "-W", "error", "-m", "examples.prometheus_check", "--interval", "0.25"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert (ran.returncode, ran.stderr) == (0, ""), ran.stdout
-    assert ran.stdout.splitlines()[-1] == "23 of 23 right"
+    assert ran.stdout.splitlines()[-1] == "23 of 23 checks passed"
 
 
 @needs("promtool")
@@ -183,4 +183,4 @@ def test_the_check_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys:
     with pytest.raises(SystemExit) as exit:
         main([])
     assert exit.value.code == 2
-    assert "there is no program 'prometheus' on PATH: install it" in capsys.readouterr().err
+    assert "the program 'prometheus' is not on PATH; install it" in capsys.readouterr().err

@@ -320,7 +320,7 @@ async def test_a_handler_that_returns_no_awaitable_fails_its_job_with_an_error_t
 
 
 class Unbound:
-    """As the proxies of web frameworks are outside of a request: whoever asks for its class gets an error."""
+    """Like the proxies of web frameworks outside of a request: reading its class raises an error."""
 
     @property
     def __class__(self) -> Any:

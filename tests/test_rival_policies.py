@@ -18,7 +18,7 @@ MOST = 400.0  # jobs a second of the twenty servers
 
 
 def ended(workers: int, seconds: float, *, now: float = 0.0, jobs: int = 20, **more: Any) -> PoolLoad:
-    """What is seen after a second in which so many jobs have taken so long."""
+    """The load after a second in which `jobs` jobs have taken `seconds` each."""
     return PoolLoad(
         **{
             "now": now,

@@ -749,7 +749,7 @@ async def test_a_cancelled_job_that_returns_at_once_is_not_called_stuck_later(ca
     async with WorkerPool(swallows_cancel, workers=2) as pool:
         first, second = await pool.submit(1), await pool.submit(2)
         await settle()
-        first.cancel()  # its end is looked at in any case, and the next look is due in two milliseconds
+        first.cancel()  # the pool checks its end in any case, and checks again in two milliseconds
         await settle()
         second.cancel()
         assert [await handle for handle in (first, second)] == [1, 2]

@@ -1,8 +1,8 @@
-"""`EmailCampaign`: sends a mail to each inactive user, on a `WorkerPool`, and never two to the same one.
+"""`EmailCampaign`: sends one mail to each inactive user, in a `WorkerPool`.
 
-The way of one mail: it is sent over the worker's own connection; then that it was sent is written down and committed;
-only then is the job done. Wherever a campaign is killed, the mails that were sent and not written down are no more
-than the workers, and the next run sends to all who have none.
+Each mail is sent over the connection of its worker. Then the delivery is recorded and committed, and only then is the
+job done. So if a campaign is killed at any moment, at most one mail per worker was sent but not recorded. The next run
+sends to all users without a record.
 """
 
 from __future__ import annotations
@@ -29,46 +29,46 @@ from examples.email_campaign.users import User, connect, count_inactive, in_sent
 __all__ = ["RETRY", "EmailCampaign", "check_name"]
 
 RETRY = asyncpool.Retry(attempts=6, backoff=0.05, factor=3.0, on=is_transient)
-"""At once after a dropped connection, and more patient each time: up to 0.05, 0.15, 0.45, 1.35 and 4.05 seconds."""
+"""Delays of up to 0.05, 0.15, 0.45, 1.35 and 4.05 seconds: short after a dropped connection, then longer each time."""
 
 
 def check_name(name: str) -> str:
-    """Return the name of a campaign if a Message-ID can hold it; else raise a `ValueError`."""
+    """Return the name of a campaign if it is valid in a Message-ID; otherwise raise `ValueError`."""
     if not re.fullmatch("[A-Za-z0-9]+(-[A-Za-z0-9]+)*", name):
-        raise ValueError(f"a campaign's name must be of letters, digits and hyphens, got {name!r}")
+        raise ValueError(f"the name must consist of letters, digits and single hyphens, got {name!r}")
     return name
 
 
 class EmailCampaign:
-    """Sends one mail to each inactive user of a database, over as many SMTP connections as there are workers.
+    """Sends one mail to each inactive user of a database, over one SMTP connection per worker.
 
         async with EmailCampaign("users.db", relay=Relay(host="localhost", port=25)) as campaign:
             report = await campaign.run()
             print(report.sent, report.failed)
 
-    A campaign is known by its name: whoever has got its mail gets no other, however often it is run. One process runs
-    campaigns on a database at a time. `pool` is the `WorkerPool`, for its `stats` and for `drain_on_signal`.
+    The name identifies a campaign: it sends each user at most one mail, however often it is run. Only one process can
+    run campaigns on a database at a time. `pool` is the `WorkerPool`, for its `stats` and for `drain_on_signal`.
 
     Args:
-        database: The file of the users, with a table `users` as `make_users` makes it.
+        database: The file of the users, with a table `users` like that of `make_users`.
         relay: The SMTP server.
-        name: Of the campaign: letters, digits and hyphens.
-        sender: Who the mails are from; its domain is that of the Message-IDs too.
-        subject: Of the mails.
-        workers: How many connections there are, and how many mails are under way at a time.
-        timeout: Seconds that one attempt at a mail may take.
-        retry: When a mail is tried again.
-        rate: The most mails a second; None for no limit.
-        limit: The most users that one run takes; None for all.
-        dead_letters: The file of the mails that failed for good; None: beside the database.
-        patience: Seconds without any connection after which the campaign gives up.
-        durable: Whether what was sent outlives a power failure too, and not only the end of the process. It costs as
-            long as the disk takes, 0.2 to 2 ms for each mail of a worker.
-        observers: Get the events of the pool.
+        name: The name of the campaign: letters, digits and hyphens.
+        sender: The sender address. The Message-IDs have the same domain.
+        subject: The subject of the mails.
+        workers: The number of connections, and of mails that are sent at a time.
+        timeout: Time limit in seconds for each attempt at a mail.
+        retry: When to retry a mail.
+        rate: The maximum number of mails per second; None for no limit.
+        limit: The maximum number of users in one run; None for all.
+        dead_letters: The file for mails that failed permanently; None for a file next to the database.
+        patience: Give up after this many seconds without any connection.
+        durable: Whether the record of each delivery is synced to disk, so that it survives a power failure. Each mail
+            then waits 0.2 to 2 ms for the disk.
+        observers: Receive the events of the pool.
 
     Raises:
-        ValueError: A number is out of range, or the name is none.
-        OSError: The dead letters have no folder.
+        ValueError: A number is out of range, or the name is invalid.
+        OSError: The folder for the dead letters does not exist.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class EmailCampaign:
     ) -> None:
         self.name = check_name(name)
         self.total = 0
-        """How many mails this run has to send."""
+        """The number of mails that this run has to send."""
         self._path = Path(database)
         self._sender = sender
         self._subject = subject
@@ -105,7 +105,7 @@ class EmailCampaign:
         self.pool: asyncpool.WorkerPool[User, None] = asyncpool.WorkerPool(
             self._send,
             workers=workers,
-            queue_size=0,  # no waiting room: a drain would send what is in it
+            queue_size=0,  # no queue, because a drain would send the mails in it
             timeout=timeout,
             retry=retry,
             limiter=None if rate is None else asyncpool.RateLimit(rate),
@@ -125,16 +125,16 @@ class EmailCampaign:
         self._is_idle.set()
 
     async def __aenter__(self) -> Self:
-        """Open the database, connect the first worker.
+        """Open the database and connect the first worker.
 
         Raises:
             DatabaseError: The database cannot be used, or another campaign is using it.
-            RelayError: The SMTP server cannot be reached, or does not serve us.
+            RelayError: The SMTP server cannot be reached, or rejects the connection.
         """
         async with AsyncExitStack() as stack:
             with in_sentences(self._path):
-                # Two connections: while the one reads users, the other one writes. The first tells whether the file is
-                # a database at all, before a lock is put beside it.
+                # One connection reads users while the other one writes. The first one also checks that the file is a
+                # database, before a lock file is created next to it.
                 self._reader = await stack.enter_async_context(connect(self._path))
                 await stack.enter_async_context(sole_use(self._path))
                 writer = await stack.enter_async_context(connect(self._path))
@@ -147,7 +147,7 @@ class EmailCampaign:
                 self.total = min(self.total, self._limit)
             self._loop = asyncio.get_running_loop()
             self._last_contact = self._loop.time()
-            stack.push_async_callback(self._is_idle.wait)  # a run that is under way reads and writes to its end
+            stack.push_async_callback(self._is_idle.wait)  # a run in progress still reads and writes
             await stack.enter_async_context(self.pool)
             self._exit = stack.pop_all()
         return self
@@ -155,14 +155,14 @@ class EmailCampaign:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Finish what is under way; leaving by an exception cancels it. What was sent is written down either way."""
+        """Finish the mails in progress, or cancel them after an exception. Record what was sent in both cases."""
         await self._exit.__aexit__(kind, error, traceback)
 
     async def run(self) -> CampaignReport:
-        """Send a mail to each inactive user who has none yet. Returns early if the pool is drained or cancelled.
+        """Send a mail to each inactive user who has not received one. Return early if the pool is drained or cancelled.
 
         Raises:
-            CampaignError: It cannot go on; what was sent is written down, unless that is the reason.
+            CampaignError: The campaign cannot continue. All deliveries are recorded, unless that failed.
         """
         self._is_idle.clear()
         try:
@@ -176,19 +176,19 @@ class EmailCampaign:
         with in_sentences(self._path):
             try:
                 async for _ in self.pool.outcomes(users):
-                    pass  # failures are dead letters, and the rest is in pool.stats
+                    pass  # failures become dead letters, and pool.stats counts the rest
             except asyncpool.PoolClosed:
-                pass  # by a signal, or by _stop: the report tells what is left
+                pass  # after a signal or _stop(); the report shows what is left
         return await self._finish(began)
 
     async def replay(self, letters: str | os.PathLike[str] | None = None) -> CampaignReport:
-        """Send the dead letters of this campaign again, of its own file or of another one.
+        """Send the dead letters of this campaign again, from its own file or from another one.
 
-        A letter leaves the file when the pool has taken its mail over; if it fails again, it is another letter. Killed
-        meanwhile, the mails that have left the file and are not sent are sent by the next `run`.
+        A letter is removed from the file when the pool accepts its mail. If the mail fails again, it becomes a new
+        letter. If the process is killed meanwhile, the next `run` sends the mails that were removed but not sent.
 
         Raises:
-            CampaignError: It cannot go on.
+            CampaignError: The campaign cannot continue.
             OSError: The file cannot be read or written.
         """
         self._is_idle.clear()
@@ -207,7 +207,7 @@ class EmailCampaign:
             raise DatabaseError(f"dead letters cannot be read from {source.path}: {error.strerror}") from error
         self.total = len(ids)
         with in_sentences(self._path):
-            # First of all: from here on each of them is in the file, or to be sent as all others, or both.
+            # Do this first: from now on, each mail is in the file, or will be sent by the next run, or both.
             await self.journal.forget_failures(ids)
         try:
             await source.replay(self.pool, where=self._is_mine)
@@ -227,7 +227,7 @@ class EmailCampaign:
     async def _send(self, user: User, connection: MailConnection) -> None:
         if self._is_replay and await self.journal.is_sent(user):
             self._sent_before += 1
-            return  # the letter is older than the mail
+            return  # the mail was sent after this letter was recorded
         _, _, domain = self._sender.rpartition("@")
         mail = Mail(sender=self._sender, subject=self._subject, id=f"<{self.name}.{user.id}@{domain}>", user=user)
         try:
@@ -238,9 +238,9 @@ class EmailCampaign:
             raise
         except RelayError as error:
             self._stop(error)
-            await asyncio.Event().wait()  # until we are cancelled: this mail is unfinished, and not a failure
+            await asyncio.Event().wait()  # until _stop() cancels this job: the mail is unfinished, not failed
         self._last_contact = self._loop.time()
-        # The mail is sent. A timeout or a cancellation comes too late now: the mail would be sent once more for it.
+        # The mail is sent. Ignore timeouts and cancellations now, because they would cause a second delivery.
         written = self.journal.write(user, Mark.SENT)
         await surely(written)
         if isinstance(failure := written.exception(), JournalError):
@@ -248,7 +248,7 @@ class EmailCampaign:
             self._stop(failure)
 
     def _stop(self, error: CampaignError) -> None:
-        """End the campaign. What is under way is cancelled, as it could not be written down, or not be sent."""
+        """Stop the campaign and cancel the mails in progress, which cannot be sent or recorded."""
         if self._failure is None:
             self._failure = error
             self.pool.cancel()
@@ -256,12 +256,12 @@ class EmailCampaign:
     def _observe(self, event: asyncpool.Event) -> None:
         if not isinstance(event, ResourceFailed) or not isinstance(event.error, RelayError):
             return
-        # A worker without a connection tries again and again, and its mails wait: that needs an end.
+        # A worker without a connection keeps trying to reconnect while mails wait. Give up at some point.
         if self._loop.time() - self._last_contact > self._patience:
             self._stop(event.error)
 
     def _check_letters(self) -> None:
-        # Before the first mail, and not at the first that fails.
+        # Check this before the first mail, not when the first one fails.
         path = self.dead_letters.path
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise DatabaseError(f"dead letters cannot be written to {path}: permission denied")
@@ -275,7 +275,7 @@ class EmailCampaign:
         cut_off = [mail.job for mail in ended.unfinished if mail.started]
         if isinstance(self._failure, JournalError):
             who = ", ".join(user.email for user in self._sent_unwritten + cut_off)
-            raise JournalError(f"{self._failure}; who has or may have a mail for all that: {who}")
+            raise JournalError(f"{self._failure}; users who may have received a mail without a record: {who}")
         if self._failure is not None:
             raise self._failure
         await self.journal.flush()
@@ -293,7 +293,7 @@ class EmailCampaign:
 
 
 class _DeadLetters(asyncpool.DeadLetterFile[User]):
-    """The file of the letters; each is in the journal too, so that the next run does not try it again."""
+    """The file of the dead letters. Each is also marked in the journal, so that the next run does not send it again."""
 
     def __init__(self, campaign: EmailCampaign, path: Path) -> None:
         super().__init__(path, encode=asdict, decode=_user)
@@ -301,7 +301,7 @@ class _DeadLetters(asyncpool.DeadLetterFile[User]):
         self.reasons: Counter[str] = Counter()
 
     def record(self, letter: asyncpool.DeadLetter[User]) -> None:
-        # The letter first: killed in between, the mail is tried once more, and not forgotten.
+        # Write the letter first: if the process is killed in between, the mail is sent again, not forgotten.
         super().record(letter)
         self._campaign.journal.write(letter.job, Mark.FAILED)
         kind = letter.error_type.rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""Why a campaign cannot go on, in sentences. What goes wrong with a single mail is in `mailer.py`."""
+"""The reasons for which a campaign stops. The errors of a single mail are in `mailer.py`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ __all__ = ["CampaignError", "DatabaseError", "JournalError", "RelayError"]
 
 
 class CampaignError(Exception):
-    """The campaign cannot start, or cannot go on; the text says why, in a sentence."""
+    """The campaign cannot start or continue. The message can be shown to users."""
 
 
 class DatabaseError(CampaignError):
-    """The database cannot be opened, read, or used by this campaign now."""
+    """The database cannot be opened or read, or another campaign is using it."""
 
 
 class JournalError(CampaignError):
-    """What was sent can no longer be written down."""
+    """Deliveries can no longer be recorded."""
 
 
 class RelayError(CampaignError):
-    """The SMTP server cannot be reached, or will have none of our mails."""
+    """The SMTP server cannot be reached, or rejects all mails of this sender."""

@@ -1,4 +1,4 @@
-"""What goes wrong with mails: the faults of the debug server, and who meets which of them."""
+"""The faults of the debug server, and which mail gets which of them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ __all__ = ["MIX", "Fault", "Faults", "draw", "no_faults", "random_faults", "read
 
 
 class Fault(Enum):
-    """What may go wrong with a mail."""
+    """The faults that a mail can have."""
 
     CLOSING = "421"
-    """The server says that it is not available, and closes the connection."""
+    """The server replies that it is not available and closes the connection."""
     BUSY = "451"
-    """The server asks to try again later."""
+    """The server asks the client to try again later."""
     NO_MAILBOX = "550"
-    """There is no such mailbox, however often it is tried."""
+    """The mailbox does not exist, in every attempt."""
     DROP = "drop"
     """The connection is dropped in the middle of the mail."""
     LOST = "lost"
-    """The mail is accepted, and the connection dropped before the server says so."""
+    """The server accepts the mail, but the connection is dropped before it replies."""
     STALL = "stall"
-    """The server has the mail, and says no more."""
+    """The server receives the mail and stops responding."""
 
 
 MIX: Mapping[Fault, float] = {
@@ -35,25 +35,25 @@ MIX: Mapping[Fault, float] = {
     Fault.LOST: 0.10,
     Fault.STALL: 0.02,
 }
-"""How the faults are shared out where only a total is given."""
+"""The distribution of the faults if only their total is given."""
 
 Faults: TypeAlias = Callable[[str, int], Fault | None]
-"""Which fault the n-th attempt at a mail to an address meets, counted from 1."""
+"""Returns the fault of an attempt, by address and number of the attempt, starting from 1."""
 
 
 def no_faults(address: str, attempt: int) -> Fault | None:
-    """Nothing ever goes wrong."""
+    """Return no fault for any attempt."""
     return None
 
 
 def random_faults(shares: Mapping[Fault, float], seed: int = 0) -> Faults:
-    """Give each fault to its share of the attempts.
+    """Return a function that gives each fault to its share of the attempts.
 
-    Drawn by address and attempt, so that a seed means the same faults in whatever order the mails come.
+    The draw depends on the seed, the address and the attempt, so the order of the mails does not change the faults.
     """
 
     def fault_of(address: str, attempt: int) -> Fault | None:
-        # A mailbox that does not exist does not exist for ever: drawn once for the address.
+        # A missing mailbox is missing in every attempt, so draw it once per address.
         if draw(seed, address, 0) < shares.get(Fault.NO_MAILBOX, 0.0):
             return Fault.NO_MAILBOX
         point = draw(seed, address, attempt)
@@ -68,16 +68,16 @@ def random_faults(shares: Mapping[Fault, float], seed: int = 0) -> Faults:
 
 
 def draw(seed: int, address: str, attempt: int) -> float:
-    """A random number from 0 to 1, always the same for the same arguments."""
+    """Return a random number from 0 to 1, always the same for the same arguments."""
     digest = blake2b(f"{seed} {attempt} {address}".encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big") / 256**7
 
 
 def read_faults(text: str) -> dict[Fault, float]:
-    """Read `0.05`, a total shared out by `MIX`, or `451=0.03,stall=0.01`.
+    """Parse `0.05`, a total that is distributed by `MIX`, or `451=0.03,stall=0.01`.
 
     Raises:
-        ValueError: It is neither, or the shares are not from 0 to 1 in all.
+        ValueError: The text has neither form, or the total of the shares is not between 0 and 1.
     """
     try:
         if "=" in text:
@@ -90,6 +90,7 @@ def read_faults(text: str) -> dict[Fault, float]:
     except ValueError:
         kinds = ", ".join(fault.value for fault in Fault)
         raise ValueError(
-            f"faults must be a share from 0 to 1, or KIND=SHARE,... of {kinds} that are 1 at most in all, got {text!r}"
+            f"must be a share from 0 to 1, or KIND=SHARE,... with kinds from {kinds} and a total of at most 1, "
+            f"got {text!r}"
         ) from None
     return shares

@@ -1,7 +1,7 @@
-"""Who got a mail, and whose mail failed: written into the users' database as it happens.
+"""Record which mails were sent and which failed, in the database of the users, as it happens.
 
-A commit for each mail would cost more than the mail. So whoever has something to write down waits, and a single task
-writes all that waits in one transaction: with ten who wait, a commit is shared by ten.
+A commit for each mail would cost more than the mail itself. So a single task writes all waiting entries in one
+transaction: if ten workers wait, they share one commit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Journal", "Mark", "surely"]
 
 
 class Mark(Enum):
-    """What is written down of a user. Without a mark, his mail is still to be sent."""
+    """The recorded state of a user's mail. Without a mark, the mail has not been sent yet."""
 
     SENT = "sent"
     FAILED = "failed"
@@ -40,8 +40,8 @@ _SCHEMA = """
         PRIMARY KEY (campaign, user)
     ) WITHOUT ROWID;
 """
-# One statement, and so one transaction and one trip to the thread of the connection, for all that waits. What was sent
-# stays sent, whoever says what later.
+# One statement writes all waiting entries, so it takes one transaction and one call to the thread of the connection. A
+# mail that is marked as sent stays so, whatever is written later.
 _WRITE = """
     INSERT INTO mails (campaign, user, mark)
     SELECT ?, json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?) WHERE true
@@ -52,7 +52,7 @@ _Entry: TypeAlias = tuple[User, Mark, "asyncio.Future[None]"]
 
 
 async def surely(future: asyncio.Future[Any]) -> bool:
-    """Wait until the future is done, however often we are cancelled meanwhile; return whether we were."""
+    """Wait until the future is done, even if the wait is cancelled; return whether it was cancelled."""
     was_cancelled = False
     while not future.done():
         try:
@@ -63,20 +63,20 @@ async def surely(future: asyncio.Future[Any]) -> bool:
 
 
 class Journal:
-    """The marks of one campaign. Use it as an async context manager; leaving it writes what is still to be written.
+    """The marks of one campaign. Use it as an async context manager; the exit writes all entries that are left.
 
     Args:
-        database: A connection of its own, in autocommit mode.
-        path: Of its file, for the errors.
-        name: Of the campaign.
-        durable: Whether a commit waits until the disk has it. Without, what is written outlives the process, however
-            that ends, but the last of it not a power failure.
+        database: A connection in autocommit mode that nothing else uses.
+        path: The path of its file, for error messages.
+        name: The name of the campaign.
+        durable: Whether each commit is synced to disk. If not, entries survive a crash of the process, but the latest
+            ones may be lost in a power failure.
     """
 
     campaign: int
     as_of: str
-    """The day as of which users count as inactive, the same for every run of a campaign: on the first, the last day on
-    which any user was seen."""
+    """The day relative to which users count as inactive. The first run sets it to the last day on which any user was
+    seen, and all later runs of the campaign keep it."""
 
     def __init__(self, database: aiosqlite.Connection, path: Path, name: str, *, durable: bool = False) -> None:
         self._database = database
@@ -85,11 +85,11 @@ class Journal:
         self._is_durable = durable
         self._waiting: list[_Entry] = []
         self._last: asyncio.Future[None] | None = None
-        self._bell = asyncio.Event()
+        self._has_entries = asyncio.Event()
         self._is_closing = False
         self._task: asyncio.Task[None] | None = None
         self.error: JournalError | None = None
-        """Why nothing can be written any more."""
+        """The reason why nothing can be written any more."""
 
     async def __aenter__(self) -> Self:
         await self._database.executescript(_SCHEMA)
@@ -110,54 +110,54 @@ class Journal:
     ) -> None:
         assert self._task is not None
         self._is_closing = True
-        self._bell.set()
+        self._has_entries.set()
         if await surely(self._task):
             raise asyncio.CancelledError
 
     def write(self, user: User, mark: Mark) -> asyncio.Future[None]:
-        """Write something down. What is asked for is done, whether the future is awaited or not.
+        """Record a mark. It is written whether or not the returned future is awaited.
 
-        The future is done when it is committed, or has a `JournalError`: then nothing is written any more.
+        The future completes when the mark is committed, or fails with a `JournalError`; then no more marks are written.
         """
         written = self._last = asyncio.get_running_loop().create_future()
         if self.error is None:
             self._waiting.append((user, mark, written))
-            self._bell.set()
+            self._has_entries.set()
         else:
             _settle(written, self.error)
         return written
 
     async def flush(self) -> None:
-        """Wait until all that was to be written down is.
+        """Wait until all marks are written.
 
         Raises:
-            JournalError: It cannot be.
+            JournalError: Some of them cannot be written.
         """
         if self._last is not None:
-            await asyncio.wait([self._last])  # they are written in their order
+            await asyncio.wait([self._last])  # marks are written in order
         if self.error is not None:
             raise self.error
 
     async def is_sent(self, user: User) -> bool:
-        """Whether the user has his mail, as far as is written down."""
+        """Return whether the user's mail is marked as sent."""
         sql = "SELECT 1 FROM mails WHERE campaign = ? AND user = ? AND mark = 'sent'"
         async with self._database.execute(sql, (self.campaign, user.id)) as cursor:
             return await cursor.fetchone() is not None
 
     async def forget_failures(self, users: Iterable[int]) -> None:
-        """Take back that the mails of these users, given by their ids, have failed: they are still to be sent."""
+        """Delete the failure marks of these users, given by their ids, so that their mails are sent again."""
         await self._database.execute_fetchall(
             "DELETE FROM mails WHERE campaign = ? AND mark = 'failed' AND user IN (SELECT value FROM json_each(?))",
             (self.campaign, json.dumps(list(users))),
         )
 
     async def _write_all(self) -> None:
-        """The task: one transaction after the other, each of all that waits."""
+        """The task that writes all waiting entries, in one transaction after the other."""
         batch: list[_Entry] = []
         try:
             while self._waiting or not self._is_closing:
-                await self._bell.wait()
-                self._bell.clear()
+                await self._has_entries.wait()
+                self._has_entries.clear()
                 batch, self._waiting = self._waiting, []
                 if not batch:
                     continue
@@ -167,7 +167,7 @@ class Journal:
                     _settle(written)
                 batch = []
         except sqlite3.Error as error:
-            self.error = JournalError(f"what was sent can no longer be written to {self._path}: {error}")
+            self.error = JournalError(f"sent mails can no longer be recorded in {self._path}: {error}")
         finally:
             if self.error is None:
                 self.error = JournalError(f"the journal in {self._path} is closed")
@@ -177,9 +177,9 @@ class Journal:
 
 def _settle(written: asyncio.Future[None], error: Exception | None = None) -> None:
     if written.done():
-        return  # cancelled, with the task that awaited it
+        return  # it was cancelled together with the task that awaited it
     if error is None:
         written.set_result(None)
     else:
         written.set_exception(error)
-        written.exception()  # nobody may be waiting: it is not "never retrieved"
+        written.exception()  # mark it as retrieved: possibly no task waits for it

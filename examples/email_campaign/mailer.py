@@ -1,4 +1,4 @@
-"""One SMTP connection: what is sent over it, and what its errors mean for the mail and for the connection."""
+"""One SMTP connection, and what its errors mean for the mail and for the connection."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from examples.email_campaign.users import User
 __all__ = ["Disconnected", "Mail", "MailConnection", "Refused", "Relay", "is_transient", "spoils_connection"]
 
 _TEXT = """\
-Dear {name},
+Hello {name},
 
-we have not seen you for a while, and we miss you.
+We have not seen you for a while, and we miss you.
 
 Your friends at Example
 """
@@ -31,7 +31,7 @@ _CHARSET.body_encoding = QP
 
 
 class Refused(Exception):
-    """The server has answered a mail with an error: 4xx means not now, and 5xx never."""
+    """The server rejected a mail: with 4xx temporarily, with 5xx permanently."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(code, text)
@@ -43,37 +43,37 @@ class Refused(Exception):
 
 
 class Disconnected(ConnectionError):
-    """The connection ended before the server had answered. If it had the whole mail by then, it may have taken it."""
+    """The connection was lost before the server replied. If it already had the whole mail, it may have accepted it."""
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether another attempt at the mail makes sense."""
+    """Return whether another attempt at the mail makes sense."""
     if isinstance(error, Refused):
         return 400 <= error.code < 500
     return isinstance(error, (Disconnected, asyncpool.JobTimeout))
 
 
 def spoils_connection(error: BaseException) -> bool:
-    """Whether the next attempt should be made over a fresh connection.
+    """Return whether the next attempt needs a new connection.
 
-    Not after a 5xx: the server has said what it thinks of this one mail, and waits for the next.
+    A 5xx reply concerns only this mail, so the connection stays usable.
     """
     return not (isinstance(error, Refused) and error.code >= 500)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mail:
-    """What a user is sent."""
+    """The mail to one user."""
 
     sender: str
     subject: str
     id: str
-    """The same in each attempt, and in each run of the campaign: a relay can tell that it has the mail already."""
+    """The Message-ID. It is the same in all attempts and runs, so a server can recognize a mail that it has already."""
     user: User
 
     def encode(self) -> bytes:
-        """The mail as it goes over the wire. (An `email.message.EmailMessage` takes five times as long to make.)"""
-        name = " ".join(self.user.name.split())  # a line break in a name would begin another header
+        """Return the mail as bytes. (Creating an `email.message.EmailMessage` takes five times as long.)"""
+        name = " ".join(self.user.name.split())  # a line break in a name would start another header
         message = Message()
         message.set_payload(_TEXT.format(name=name), _CHARSET)
         message["From"] = self.sender
@@ -85,33 +85,33 @@ class Mail:
 
 
 class MailConnection:
-    """A connection over which mails are sent, one after the other."""
+    """A connection that sends mails, one after the other."""
 
     def __init__(self, smtp: aiosmtplib.SMTP) -> None:
         self._smtp = smtp
         self.is_between_mails = True
-        """Whether both sides agree that no mail is under way. After a cancellation in the middle of one nobody can
-        know what the server would make of the next command."""
+        """Whether client and server agree that no mail is in progress. After a cancellation in the middle of a mail,
+        the state of the server is unknown."""
 
     async def send(self, mail: Mail) -> None:
-        """Send a mail; returns when the server has taken it over.
+        """Send a mail; return when the server has accepted it.
 
         Raises:
-            Refused: The server will not have it.
-            Disconnected: The connection ended meanwhile.
-            RelayError: The server will have no mail from this sender.
+            Refused: The server rejected the mail.
+            Disconnected: The connection was lost.
+            RelayError: The server rejects all mails of this sender.
         """
         message = mail.encode()
         self.is_between_mails = False
         try:
             await self._smtp.sendmail(mail.sender, [mail.user.email], message)
-        except aiosmtplib.SMTPRecipientsRefused as error:  # it has no code of its own
+        except aiosmtplib.SMTPRecipientsRefused as error:  # the code is that of its recipient
             refused = error.recipients[0]
             raise self._refused(refused.code, refused.message) from error
         except aiosmtplib.SMTPSenderRefused as error:
             if error.code >= 500:
                 raise RelayError(
-                    f"the mail server refuses the sender {mail.sender}: {error.code} {error.message}"
+                    f"the mail server rejected the sender {mail.sender}: {error.code} {error.message}"
                 ) from error
             raise self._refused(error.code, error.message) from error
         except aiosmtplib.SMTPResponseException as error:
@@ -121,28 +121,28 @@ class MailConnection:
         self.is_between_mails = True
 
     def _refused(self, code: int, text: str) -> Refused:
-        # aiosmtplib has reset the server for the next mail, unless the server was leaving.
+        # aiosmtplib has already reset the session for the next mail, unless the server closes the connection.
         self.is_between_mails = code != 421 and self._smtp.is_connected
         return Refused(code, " ".join(text.split()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relay:
-    """Where mails are sent to."""
+    """The SMTP server."""
 
     host: str
     port: int
     username: str | None = None
     password: str | None = None
     timeout: float = 10.0
-    """Seconds that it may take to connect, greet and log in."""
+    """Time limit in seconds to connect, greet and log in."""
 
     @asynccontextmanager
     async def connect(self) -> AsyncGenerator[MailConnection]:
-        """A connection: the resource of a worker.
+        """Open a connection: the resource of a worker.
 
         Raises:
-            RelayError: There is none to be had; the text says why, in a sentence.
+            RelayError: The connection could not be opened.
         """
         smtp = aiosmtplib.SMTP(
             hostname=self.host,
@@ -150,7 +150,7 @@ class Relay:
             username=self.username,
             password=self.password,
             local_hostname=socket.gethostname() or "localhost",
-            timeout=None,  # of each command: the pool's timeout covers all of them
+            timeout=None,  # no timeout per command: the timeout of the pool covers the whole mail
         )
         connection = MailConnection(smtp)
         try:
@@ -165,11 +165,11 @@ class Relay:
             async with asyncio.timeout(self.timeout):
                 await smtp.connect()
         except TimeoutError as error:
-            raise RelayError(f"{where} does not answer within {self.timeout:g} s") from error
+            raise RelayError(f"{where} did not respond within {self.timeout:g} s") from error
         except aiosmtplib.SMTPAuthenticationError as error:
-            raise RelayError(f"{where} refuses the login: {error.code} {error.message}") from error
+            raise RelayError(f"{where} rejected the login: {error.code} {error.message}") from error
         except aiosmtplib.SMTPResponseException as error:
-            raise RelayError(f"{where} refuses to serve us: {error.code} {error.message}") from error
+            raise RelayError(f"{where} rejected the connection: {error.code} {error.message}") from error
         except (aiosmtplib.SMTPException, OSError) as error:
             raise RelayError(f"{where} cannot be reached: {error}") from error
 
@@ -183,10 +183,10 @@ async def _close(smtp: aiosmtplib.SMTP, *, politely: bool) -> None:
         if politely and smtp.is_connected:
             async with asyncio.timeout(_QUIT_SECONDS):
                 await smtp.quit()
-    except (aiosmtplib.SMTPException, OSError):  # TimeoutError among them: we are leaving anyway
+    except (aiosmtplib.SMTPException, OSError):  # also TimeoutError; the connection is closed anyway
         pass
     finally:
-        # Hard: what an unfinished mail still has in the buffers must not go out any more.
+        # Abort, so that buffered data of an unfinished mail is not sent.
         if isinstance(transport, asyncio.WriteTransport):
             transport.abort()
         smtp.close()

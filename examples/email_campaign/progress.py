@@ -1,4 +1,4 @@
-"""How far a campaign is, twice a second: in lines, or on a terminal in a bar."""
+"""Show the progress of a campaign twice a second: as lines, or as a bar on a terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INTERVAL = 0.5
 
 @asynccontextmanager
 async def show_progress(campaign: EmailCampaign) -> AsyncGenerator[None]:
-    """Show how far the campaign is while the block runs."""
+    """Show the progress of the campaign while the block runs."""
     task = asyncio.create_task(_show(campaign), name="progress")
     try:
         yield
@@ -27,7 +27,7 @@ async def show_progress(campaign: EmailCampaign) -> AsyncGenerator[None]:
         task.cancel()
         await asyncio.wait([task])
     if not task.cancelled():
-        task.result()  # it could not print
+        task.result()  # raise the error if it could not print
 
 
 async def _show(campaign: EmailCampaign) -> None:
@@ -56,5 +56,5 @@ def _processed(stats: PoolStats) -> int:
 
 
 def _figures(stats: PoolStats) -> str:
-    waiting = f", {stats.delayed:,} to be tried again" if stats.delayed else ""
+    waiting = f", {stats.delayed:,} waiting for a retry" if stats.delayed else ""
     return f"{stats.succeeded:,} sent, {stats.failed:,} failed{waiting} ({stats.throughput:.1f} mails/s)"

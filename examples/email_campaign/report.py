@@ -1,4 +1,4 @@
-"""The figures of a campaign, and how they are told."""
+"""The figures of a campaign, and their text."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ __all__ = ["CampaignReport"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CampaignReport:
-    """What came of one run."""
+    """The results of one run."""
 
     sent: int
-    """Mails that the server has taken over, all of them written down."""
+    """Mails that the server has accepted. All of them are recorded."""
     failed: int
-    """Mails that failed for good: they are dead letters."""
+    """Mails that failed permanently. They are dead letters."""
     cut_off: int
-    """Mails that were cut off: unfinished, though the server may have taken them over."""
+    """Mails that were interrupted. The server may or may not have accepted them."""
     left: int
-    """Users who still have no mail."""
+    """Users who still have to get a mail."""
     seconds: float
-    """From the first mail to the last."""
+    """The time from the first mail to the last."""
     retries: int
     reasons: Mapping[str, int]
-    """Why mails failed: the code of the reply, or the kind of the error."""
+    """The number of failed mails by reason: the code of the reply, or the type of the error."""
     latency: Distribution
-    """How long the attempts took, in seconds, with writing down what was sent."""
+    """The duration of the attempts in seconds, including the time to record them."""
 
     @property
     def processed(self) -> int:
-        """Mails that were sent or have failed."""
+        """Mails that were sent or failed."""
         return self.sent + self.failed
 
     @property
     def rate(self) -> float:
-        """Mails processed a second."""
+        """Mails processed per second."""
         return self.processed / self.seconds if self.seconds else 0.0
 
     def lines(self) -> Iterator[str]:
-        """The closing block."""
+        """Return the lines of the summary."""
         yield f"Total processed: {self.processed:,}"
         yield f"Sent: {self.sent:,}"
         yield f"Failed: {self.failed:,}{_list(self.reasons)}"
         yield f"Retries: {self.retries:,}"
         if self.cut_off:
-            yield f"Unfinished: {self.cut_off:,} cut off (the next run sends them again, with the same Message-IDs)"
+            yield f"Unfinished: {self.cut_off:,} (the next run sends them again, with the same Message-IDs)"
         yield f"Total time: {self.seconds:.2f}s"
         yield f"Rate: {self.rate:.1f} mails/s"
         if self.latency.count:

@@ -1,9 +1,9 @@
-"""An SMTP server on loopback that takes its time, and has the faults that real ones have.
+"""An SMTP server on loopback with latency, and with the faults of real servers.
 
     python -m examples.email_campaign.server --latency 20-100 --faults 0.05
 
-It delivers nothing. It tells its port in its first line, and ends when its standard input does: so it never outlives
-the program that has started it.
+It delivers nothing. Its first line of output is its port. It stops when its standard input is closed, so it never
+outlives the program that started it.
 """
 
 from __future__ import annotations
@@ -28,23 +28,24 @@ __all__ = ["Accepted", "DebugServer", "read_latency", "server_process"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted:
-    """A mail that the server has taken over."""
+    """A mail that the server has accepted."""
 
     connection: int
-    """Over which connection it came, counted from 1."""
+    """The number of its connection, starting from 1."""
     recipient: str
     message_id: str
     content: bytes
 
 
 class DebugServer:
-    """Takes mails over SMTP and forgets them. Use it as an async context manager.
+    """Accepts mails over SMTP and discards them. Use it as an async context manager.
 
     Args:
-        latency: The least and the most seconds that a mail takes, from MAIL to the last reply; drawn by address.
-        faults: What goes wrong, and when.
-        seed: Of the latencies.
-        on_accept: Called with each mail that is taken over, before the client is told.
+        latency: The minimum and the maximum duration of a mail in seconds, from MAIL to the last reply. The duration
+            depends on the address.
+        faults: Returns the fault of each attempt.
+        seed: The seed of the latencies.
+        on_accept: Called with each accepted mail before the server replies to the client.
     """
 
     def __init__(
@@ -56,10 +57,10 @@ class DebugServer:
         on_accept: Callable[[Accepted], None] = lambda mail: None,
     ) -> None:
         self.connections = 0
-        """How many connections there have been."""
+        """How many connections were opened."""
         self.port = 0
         self.attempts: dict[str, int] = {}
-        """How often a mail was begun to each address."""
+        """The number of attempts by address."""
         self.faults = faults
         self.on_accept = on_accept
         self._latency = latency
@@ -77,12 +78,12 @@ class DebugServer:
         await self.stop()
 
     async def start(self, port: int = 0) -> None:
-        """Listen on a port of loopback; 0: on one that is free."""
+        """Listen on a port of loopback; 0 chooses a free port."""
         self._server = await asyncio.get_running_loop().create_server(lambda: _Session(self), "127.0.0.1", port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Listen no more, and drop what is connected."""
+        """Stop listening and drop all connections."""
         if self._server is None:
             return
         self._server.close()
@@ -94,18 +95,18 @@ class DebugServer:
         self._server = None
 
     def seconds(self, address: str) -> float:
-        """How long a mail to this address takes."""
+        """Return how long a mail to this address takes."""
         low, high = self._latency
         return low + (high - low) * draw(self._seed, address, -1)
 
     def opened(self, session: _Session) -> int:
-        """Note a new connection, and return its number."""
+        """Register a new connection and return its number."""
         self._sessions.add(session)
         self.connections += 1
         return self.connections
 
     def closed(self, session: _Session) -> None:
-        """Note that a connection has ended."""
+        """Unregister a closed connection."""
         self._sessions.discard(session)
 
 
@@ -113,7 +114,7 @@ class _Session(SMTP):
     """One connection."""
 
     def __init__(self, server: DebugServer) -> None:
-        # With a name and a loop of ours: it would look them up, and block for that.
+        # Pass the host name and the loop, because aiosmtpd would look them up and block.
         super().__init__(self, hostname="localhost", ident="debug server", loop=asyncio.get_running_loop())
         self._owner = server
         self._number = 0
@@ -133,7 +134,7 @@ class _Session(SMTP):
         self._owner.closed(self)
 
     def drop(self) -> None:
-        """End the connection at once, without a word."""
+        """Abort the connection without a reply."""
         if isinstance(self.transport, asyncio.WriteTransport):
             self.transport.abort()
 
@@ -149,7 +150,7 @@ class _Session(SMTP):
                 await self.push("421 4.3.2 localhost is closing down")
                 assert self.transport is not None
                 self.transport.close()
-                await asyncio.Event().wait()  # until the end of the connection cancels us
+                await asyncio.Event().wait()  # until the closed connection cancels this task
             case Fault.BUSY:
                 return "451 4.3.0 try again later"
             case Fault.NO_MAILBOX:
@@ -169,7 +170,7 @@ class _Session(SMTP):
         address = envelope.rcpt_tos[0]
         if self._fault is Fault.STALL:
             await asyncio.Event().wait()
-        # A mail is taken over in the middle of its time: who is cut off while he waits cannot know.
+        # Accept the mail in the middle of its duration: a client that is cut off while it waits cannot know.
         seconds = self._owner.seconds(address)
         await self._sleep_until(self._began + seconds / 2)
         found = re.search(rb"(?im)^Message-ID:\s*(<[^>\r\n]*>)", envelope.content)
@@ -188,19 +189,19 @@ class _Session(SMTP):
         return "250 OK"
 
     async def _sleep_until(self, when: float) -> None:
-        # A loop on epoll wakes up 0 to 1 ms late, half a millisecond on the average.
+        # An epoll loop wakes up 0 to 1 ms late, by half a millisecond on average.
         await asyncio.sleep(when - self.loop.time() - 0.0005)
 
 
-# -- In a process of its own --
+# -- In a separate process --
 
 
 @asynccontextmanager
 async def server_process(latency: str, faults: str, seed: int) -> AsyncGenerator[int]:
-    """Run the server in a process of its own, and give its port. The arguments are those of its command line.
+    """Run the server in a separate process and yield its port. The arguments are those of its command line.
 
-    In a process and not in our loop: what it computes would be taken from the campaign. In a session of its own: a
-    Ctrl+C is not meant for it.
+    A server in the same process would use CPU time of the campaign. The process has its own session, so a Ctrl+C on the
+    terminal does not reach it.
     """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", __spec__.name if __spec__ else __name__),
@@ -220,15 +221,15 @@ async def server_process(latency: str, faults: str, seed: int) -> AsyncGenerator
 
 
 def read_latency(text: str) -> tuple[float, float]:
-    """Read `20-100` or `20`, in milliseconds, as seconds.
+    """Parse `20-100` or `20`, in milliseconds, and return seconds.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: The text has neither form.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(?:-(\d+(?:\.\d+)?))?", text)
     low, high = (float(match[1]), float(match[2] or match[1])) if match else (1.0, 0.0)
     if low > high:
-        raise ValueError(f"latency must be LEAST-MOST milliseconds, such as 20-100, got {text!r}")
+        raise ValueError(f"must be MIN-MAX in milliseconds, such as 20-100, got {text!r}")
     return low / 1000, high / 1000
 
 
@@ -243,11 +244,11 @@ async def _serve(server: DebugServer, port: int) -> None:
 def main() -> None:
     """Serve until standard input ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--latency", default="0", type=read_latency, help="milliseconds that a mail takes: LEAST-MOST")
+    parser.add_argument("--latency", default="0", type=read_latency, help="milliseconds per mail: MIN-MAX")
     parser.add_argument("--faults", default="0", type=read_faults, help="a share, or KIND=SHARE,...")
     parser.add_argument("--seed", default=0, type=int)
     parser.add_argument("--port", default=0, type=int)
-    parser.add_argument("--log", type=Path, help="where to write a line for each mail accepted: its Message-ID")
+    parser.add_argument("--log", type=Path, help="write the Message-ID of each accepted mail to this file")
     found = parser.parse_args()
     log = found.log.open("a", buffering=1) if found.log else None
 

@@ -1,6 +1,6 @@
-"""The users in a SQLite file: made with Faker on first use, and read in a stream.
+"""The users in a SQLite file: created with Faker on the first run, and read as a stream.
 
-Who got a mail is in the same file, and the business of `journal.py`.
+The file also records who has received a mail; that is the task of `journal.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["User", "connect", "count_inactive", "in_sentences", "inactive_users"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """Who gets a mail."""
+    """A recipient."""
 
     id: int
     name: str
@@ -40,7 +40,7 @@ class User:
 
 @contextmanager
 def in_sentences(path: Path) -> Iterator[None]:
-    """Turn what SQLite and the disk raise into a `DatabaseError` that names the file."""
+    """Convert errors of SQLite and of the disk to a `DatabaseError` that names the file."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
@@ -49,8 +49,8 @@ def in_sentences(path: Path) -> Iterator[None]:
 
 @asynccontextmanager
 async def _open(name: str | Path, **options: Any) -> AsyncGenerator[aiosqlite.Connection]:
-    # Tried first without aiosqlite: it (0.22) does not wait for its thread if the file cannot be opened, and that
-    # thread prints a traceback if the loop is closed before it ends.
+    # Try it first without aiosqlite. If the file cannot be opened, aiosqlite (0.22) does not wait for its thread, which
+    # prints a traceback if the loop is closed before the thread ends.
     await asyncio.to_thread(lambda: sqlite3.connect(name, **options).close())
     async with aiosqlite.connect(name, **options) as database:
         yield database
@@ -58,8 +58,8 @@ async def _open(name: str | Path, **options: Any) -> AsyncGenerator[aiosqlite.Co
 
 @asynccontextmanager
 async def connect(path: Path) -> AsyncGenerator[aiosqlite.Connection]:
-    """A connection in autocommit mode, to a file that must be there. Reading and writing do not wait for each other."""
-    # As a URI, so that a file that is missing is not made. Every path is one, with its ?, # and % escaped.
+    """Open an existing file in autocommit mode. Readers and writers do not block each other."""
+    # A URI with mode=rw does not create a missing file. as_uri() escapes ?, # and % in the path.
     uri = await asyncio.to_thread(lambda: path.absolute().as_uri())
     async with _open(f"{uri}?mode=rw", uri=True, timeout=30.0, isolation_level=None) as database:
         await database.execute_fetchall("PRAGMA journal_mode = WAL")
@@ -68,12 +68,12 @@ async def connect(path: Path) -> AsyncGenerator[aiosqlite.Connection]:
 
 @asynccontextmanager
 async def sole_use(path: Path) -> AsyncGenerator[None]:
-    """Keep other campaigns from the database meanwhile: two at once would send everybody two mails.
+    """Lock the database against other campaigns: two at once would send every mail twice.
 
-    A lock of SQLite's own, on a file beside it: the system lifts it when the process ends, however it ends.
+    This is a SQLite lock on a separate file. The system releases it when the process ends, even after a crash.
 
     Raises:
-        DatabaseError: Another process has it.
+        DatabaseError: Another process holds the lock.
     """
     lock = path.with_name(f"{path.name}.lock")
     async with AsyncExitStack() as stack:
@@ -90,7 +90,7 @@ async def sole_use(path: Path) -> AsyncGenerator[None]:
 
 # -- Reading --
 
-# A portion at a time, as an open cursor keeps SQLite from reusing the log (-wal) that the journal fills meanwhile.
+# Read in portions, because an open cursor keeps SQLite from reusing the log (-wal) that the journal fills meanwhile.
 _PORTION = 1000
 _INACTIVE = """
     FROM users
@@ -102,9 +102,9 @@ _INACTIVE = """
 async def inactive_users(
     database: aiosqlite.Connection, campaign: int, as_of: str, limit: int | None = None
 ) -> AsyncGenerator[User]:
-    """The users not seen in the 30 days before `as_of` who have no mail of the campaign yet, in the order of their ids.
+    """Yield the users not seen in the 30 days before `as_of` who have no mark in the campaign yet, ordered by id.
 
-    What is in memory is no more than what the cursor reads ahead: 64 rows.
+    Only the rows that the cursor reads ahead are in memory: 64.
     """
     last, left = 0, limit
     while left is None or left > 0:
@@ -124,25 +124,26 @@ async def inactive_users(
 
 
 async def count_inactive(database: aiosqlite.Connection, campaign: int, as_of: str) -> int:
-    """How many `inactive_users` would give."""
+    """Return how many users `inactive_users` would yield."""
     async with database.execute(f"SELECT count(*) {_INACTIVE}", {"as_of": as_of, "campaign": campaign}) as cursor:
         row = await cursor.fetchone()
     assert row is not None
     return int(row[0])
 
 
-# -- Making --
+# -- Creating --
 
-_TODAY = date(2025, 6, 1)  # and not the day of the making: the same seed means the same file, on any day
-_MOST_DAYS = 75  # away for 0 to 74: about 60% of the users are inactive
+_TODAY = date(2025, 6, 1)  # a fixed day, so that the same seed gives the same file on any day
+_MOST_DAYS = 75  # away for 0 to 74 days, so about 60% of the users are inactive
 _BATCH = 5000
-_DOMAINS = ("example.com", "example.net", "example.org")  # reserved: nobody ever gets a mail there (RFC 2606)
+_DOMAINS = ("example.com", "example.net", "example.org")  # reserved by RFC 2606: they have no mailboxes
 
 
 async def make_users(path: Path, count: int, seed: int = 0) -> bool:
-    """Make a database of users with invented names, unless the file is there. Returns whether it was made.
+    """Create a database of users with made-up names, unless the file exists. Return whether it was created.
 
-    Whole or not at all: whoever is killed here leaves another file, which the next one to come begins anew.
+    The users are written to a temporary file, which is renamed at the end. If the process is killed, the next run
+    starts again with a new temporary file.
     """
     unfinished = path.with_name(f"{path.name}.unfinished")
     if await asyncio.to_thread(path.exists):
@@ -154,7 +155,7 @@ async def make_users(path: Path, count: int, seed: int = 0) -> bool:
             "CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT NOT NULL, email TEXT NOT NULL UNIQUE, "
             "last_seen TEXT NOT NULL)"
         )
-        rows = _invent(count, seed)  # runs where executemany does: in the thread of the connection
+        rows = _invent(count, seed)  # executemany runs the generator in the thread of the connection
         for _ in range(0, count, _BATCH):
             await database.executemany("INSERT INTO users VALUES (?, ?, ?, ?)", islice(rows, _BATCH))
         await database.commit()
@@ -163,8 +164,8 @@ async def make_users(path: Path, count: int, seed: int = 0) -> bool:
 
 
 def _invent(count: int, seed: int) -> Iterator[tuple[int, str, str, str]]:
-    # Faker takes 176 us for a user and these here 3: it invents the first and the last names, 200 of each to a country,
-    # and each user gets one of each.
+    # Faker takes 176 us per user, this code 3 us: Faker only generates 200 first names and 200 last names per country,
+    # and each user gets a random pair.
     from faker import Faker
 
     names: list[tuple[list[str], list[str]]] = []
@@ -183,6 +184,6 @@ def _invent(count: int, seed: int) -> Iterator[tuple[int, str, str, str]]:
 
 @cache
 def _plain(name: str) -> str:
-    """The name in the letters that an address may have: without accents, and with nothing but letters."""
+    """Reduce a name to the letters that an address can have: lower case, without accents or other characters."""
     letters = unicodedata.normalize("NFKD", name.replace("\u0142", "l").replace("\u00df", "ss"))
     return "".join(letter for letter in letters.lower() if "a" <= letter <= "z")

@@ -1,27 +1,27 @@
-"""Download photos and make thumbnails of them, on a pool of workers: a command, and a class to import.
+"""Download photos and make thumbnails of them in a worker pool: a command, and a class to import.
 
     python -m examples.image_service [SOURCE ...] --out DIR
 
     from examples.image_service.service import ImageService
 
-This module imports nothing, so that the command can say in a sentence which package is missing.
+This module imports nothing, so the command can report a missing package in one line.
 
 Reading order:
 
-    service.py        ImageService: the way of one image, on a WorkerPool
-    download.py       a URL's bytes, within limits of size and time
-    images.py         a photo's bytes to a thumbnail's bytes (Pillow; plain functions for threads)
-    output.py         which file of the folder an image has, and whether it is there already
-    files.py          writing a file whole or not at all
-    names.py          a file name out of whatever a URL says
-    contact_sheet.py  one picture of all thumbnails
-    errors.py         why an image failed, in sentences
+    service.py        ImageService: processes each image in a WorkerPool
+    download.py       downloads a URL, within limits of size and time
+    images.py         turns a photo into a thumbnail (Pillow; plain functions, run in threads)
+    output.py         chooses the file of each thumbnail and finds those that exist already
+    files.py          writes a file atomically
+    names.py          derives a safe file name from a URL
+    contact_sheet.py  draws one picture of all thumbnails
+    errors.py         the reasons for which an image fails
 
-    command.py        the command line: what is asked for, and the exit status
-    report.py         what is told of each image, and of all of them at the end
-    sources.py        what a SOURCE is: a URL, a file of URLs, a folder of photos
-    console.py        lines, and a progress bar on a terminal
-    server.py         photos over loopback HTTP, and replies that are broken on purpose
-    demo.py           the demo's list of images, and how the broken ones must fail
-    demo_photos.py    the demo's photos; scenes.py and brushes.py paint them
+    command.py        the command line: arguments and exit status
+    report.py         what is printed for each image, and the summary
+    sources.py        reads a SOURCE: a URL, a file of URLs, a folder of photos
+    console.py        plain lines, and a progress bar on a terminal
+    server.py         serves photos over loopback HTTP, and deliberately broken responses
+    demo.py           the images of the demo, and how the broken ones must fail
+    demo_photos.py    the photos of the demo; scenes.py and brushes.py paint them
 """

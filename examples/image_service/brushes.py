@@ -1,6 +1,6 @@
-"""What a landscape is painted with: gradients, fractal noise, skylines, stars, water.
+"""Tools to paint a landscape: gradients, fractal noise, skylines, stars, water.
 
-Only Pillow is used: noise is random bytes, enlarged; shapes are drawn, blurred and laid over one another. The
+They need only Pillow: noise is made of enlarged random bytes, and shapes are drawn, blurred and composited. The
 pictures themselves are in `scenes.py`.
 """
 
@@ -22,7 +22,7 @@ WHITE: Color = (255, 255, 255)
 
 
 def mix(one: Color, other: Color, share: float) -> Color:
-    """The color that is `share` of the way from `one` to `other`."""
+    """Mix two colors: 0 gives `one`, 1 gives `other`."""
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(one, other, strict=True))
     return (red, green, blue)
 
@@ -50,13 +50,13 @@ def clouds(rng: Random, size: Size, cells: Size, octaves: int = 6) -> Image.Imag
 
 
 def curve(picture: Image.Image, new_value: Callable[[int], float]) -> Image.Image:
-    """Give each pixel, in each of its bands, a new value for the one that it has."""
+    """Replace the value of each pixel, in each band, by a function of that value."""
     table = [max(0, min(255, round(new_value(value)))) for value in range(256)]
     return picture.point(table * len(picture.getbands()))
 
 
 def window(picture: Image.Image, low: int, high: int, most: int = 255) -> Image.Image:
-    """Stretch the grays from `low` to `high` over 0 to `most`: makes a mask of noise."""
+    """Stretch the grays from `low` to `high` to the range 0 to `most`, to make a mask from noise."""
     return curve(picture, lambda gray: (gray - low) / (high - low) * most if gray < high else most)
 
 
@@ -64,7 +64,7 @@ def glow(size: Size, center: tuple[float, float], radius: float, strength: float
     """A mask that is brightest at the center and fades out to the radius."""
     side = max(2, round(2 * radius))
     spot = ImageOps.invert(Image.radial_gradient("L")).resize((side, side), Image.Resampling.BICUBIC)
-    # The gradient is 0 only in its corners: cut where it meets the sides, it is a circle.
+    # The gradient is 0 only in the corners. Cut it off where it meets the sides, so that it becomes a circle.
     spot = curve(spot, lambda gray: (max(0, gray - 75) / 180) ** 1.6 * 255 * strength)
     mask = Image.new("L", size)
     mask.paste(spot, (round(center[0] * size[0] - radius), round(center[1] * size[1] - radius)))
@@ -84,7 +84,7 @@ def shine(picture: Image.Image, color: Color, mask: Image.Image) -> Image.Image:
 
 
 def ridge(rng: Random, width: int, base: float, height: float, roughness: float) -> list[tuple[int, float]]:
-    """The skyline of a mountain range, by displacing midpoints: (x, y) pairs from the left to the right."""
+    """Return the skyline of a mountain range, by midpoint displacement: (x, y) pairs from left to right."""
     heights = [rng.uniform(-0.5, 0.5), rng.uniform(-0.5, 0.5)]
     spread = 1.0
     while len(heights) < width // 3:
@@ -115,10 +115,10 @@ def stars(rng: Random, picture: Image.Image, count: int, horizon: float = 1.0) -
 
 
 def water(rng: Random, above: Image.Image, size: Size, deep: Color, share: float) -> Image.Image:
-    """What a lake shows: the picture above it upside down, in ripples that grow towards the viewer."""
+    """Paint a lake: the picture above it upside down, in ripples that grow towards the viewer."""
     mirror = ImageOps.flip(above).resize(size)
     ripples = noise(rng, size, (size[0] // 60, size[1] // 3))
-    # Rows shift sideways by a soft random walk: the eye reads it as water.
+    # Shift each row sideways by a smooth random walk, which looks like water.
     shaken = Image.new("RGB", size)
     for y in range(0, size[1], 2):
         drift = round((1 + 10 * y / size[1]) * math.sin(y * 0.55 + 3 * rng.random()))

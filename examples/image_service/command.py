@@ -1,6 +1,6 @@
-"""The command line: what is asked for, and the exit status.
+"""The command line: arguments and exit status.
 
-The work is done by `service.py`, and told of by `report.py`.
+`service.py` does the work, and `report.py` prints the results.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = ["main"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What was asked for."""
+    """The command-line arguments."""
 
     sources: Sequence[str]
     out: Path
@@ -51,11 +51,10 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status. Raises `SystemExit(2)` if the arguments make no sense."""
+    """Run the command and return its exit status. Raises `SystemExit(2)` if the arguments are invalid."""
     options = _parse(arguments)
-    # Choices for a whole program, which a library must not make: photos with too many pixels are refused where
-    # Pillow would only warn, EXIF blocks that are not quite right are nobody's business; and what the pool does
-    # is told by the report, so that its log needs to tell no more than what must never be.
+    # A program can make these choices; a library must not. Photos with too many pixels are rejected where Pillow only
+    # warns, and slightly invalid EXIF blocks are ignored. The report shows what the pool does, so log errors only.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     logging.getLogger("asyncpool").setLevel(logging.ERROR)
@@ -69,13 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("Interrupted.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our lines has enough. What Python would still write at its exit goes nowhere.
+        # The reader of our output closed the pipe. Python flushes stdout once more when it exits: drop that.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
 
 
 def _is_not_of_an_interrupt(record: logging.LogRecord) -> bool:
-    # Two Ctrl+C at once make asyncio cancel every task there is. That jobs died of it is no news.
+    # Two Ctrl+C at once make asyncio cancel all tasks. Jobs that were cancelled by that are not worth a log line.
     return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
 
 
@@ -87,19 +86,19 @@ async def _run(options: Options, console: Console) -> int:
             sources = await asyncpool.offload(read_sources)(options.sources, server, options.out)
         else:
             console.say(
-                f"Demo: {options.demo_count} photos of 4 to 12 megapixels (painted on the first run, which "
-                f"takes some seconds; kept in {options.demo_photos})"
+                f"Demo: {options.demo_count} photos of 4 to 12 megapixels, kept in {options.demo_photos} "
+                "(generating them takes a few seconds on the first run)"
             )
             demo = await make_demo(server, options.demo_photos, options.demo_count)
             if demo is None:
-                console.say("Interrupted: run the same command again to go on.")
+                console.say("Interrupted: run the same command again to continue.")
                 return INTERRUPTED
             sources, expected = demo.sources, demo.expected
             broken = ", ".join(f"{stem_of(source.url)} {why.what}" for source, why in expected.items())
-            console.say(f"and {len(expected)} images that are broken on purpose: {broken}")
+            console.say(f"plus {len(expected)} images that are broken on purpose: {broken}")
         report = Report(sources, expected, console)
         if await _process(sources, options, console, report):
-            rest = ": run the same command again to do the rest" if report.unfinished else ""
+            rest = ": run the same command again to process the rest" if report.unfinished else ""
             console.say(f"Interrupted{rest}.")
             return INTERRUPTED
     if not report.thumbnails:
@@ -116,12 +115,12 @@ async def _run(options: Options, console: Console) -> int:
 
 
 async def _process(sources: Sequence[Source], options: Options, console: Console, report: Report) -> bool:
-    """Process and tell of all the sources; return whether it was interrupted."""
+    """Process all sources and report them; return whether the run was interrupted."""
     signals: asyncpool.drain_on_signal | None = None
 
-    def tell_of_the_stop(event: asyncpool.Event) -> None:
+    def announce_stop(event: asyncpool.Event) -> None:
         if isinstance(event, PoolStopping) and signals is not None and signals.received:
-            console.say("Stopping: what is under way is finished first; Ctrl+C once more cancels it.", "yellow")
+            console.say("Stopping: finishing the images in progress; press Ctrl+C again to cancel them.", "yellow")
 
     service = ImageService(
         options.out,
@@ -130,21 +129,21 @@ async def _process(sources: Sequence[Source], options: Options, console: Console
         workers=options.workers,
         max_width=options.max_width,
         timeout=options.timeout,
-        observers=[tell_of_the_stop],
+        observers=[announce_stop],
     )
     async with service:
         width, height = options.size
         console.say(
-            f"Fitting {len(sources):,} image{'s' * (len(sources) != 1)} into {width}x{height} pixels, "
-            f"{options.workers} at a time, in {options.out}{os.sep}"
+            f"Resizing {len(sources):,} image{'s' * (len(sources) != 1)} to fit {width}x{height} pixels, "
+            f"{options.workers} at a time, into {options.out}{os.sep}"
         )
         began = time.perf_counter()
         with asyncpool.drain_on_signal(service.pool) as signals, console.bar(len(sources)):
             try:
                 async for outcome in service.process(sources):
-                    report.tell(outcome)
+                    report.add(outcome)
             except asyncpool.PoolClosed:
-                if not signals.received:  # what a signal left unfinished is told below
+                if not signals.received:  # after a signal, the report lists what is unfinished
                     raise
         report.sum_up(time.perf_counter() - began)
     return signals.received > 0
@@ -157,31 +156,31 @@ def _parse(arguments: Sequence[str] | None) -> Options:
     parser = Parser(
         prog="image_service",
         usage="python -m examples.image_service [SOURCE ...] --out DIR [options]",
-        description="Download photos and make thumbnails of them, many at a time.",
+        description="Download photos and make thumbnails of them, several at a time.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("sources", nargs="*", metavar="SOURCE", help="a URL, a file of URLs, a photo or a folder of photos")
-    add("--out", required=True, type=_folder, metavar="DIR", help="where the thumbnails go")
-    add("--size", default="800x600", type=_size, metavar="WxH", help="the box that they fit into (800x600)")
-    add("--quality", default=85, type=_whole(1, 100), metavar="N", help="of the JPEGs, 1 to 100 (85)")
+    add("--out", required=True, type=_folder, metavar="DIR", help="the folder for the thumbnails")
+    add("--size", default="800x600", type=_size, metavar="WxH", help="the size that thumbnails must fit into (800x600)")
+    add("--quality", default=85, type=_whole(1, 100), metavar="N", help="JPEG quality, 1 to 100 (85)")
     add(
         "--workers",
         default=8,
         type=_whole(1),
         metavar="N",
-        help="how many images are under way at a time (8)",
+        help="how many images are processed at a time (8)",
     )
-    add("--max-width", default=4000, type=_whole(1), metavar="N", help="wider photos are refused (4000)")
-    add("--timeout", type=_seconds, metavar="S", help="seconds that a download may take (30; in the demo 4)")
+    add("--max-width", default=4000, type=_whole(1), metavar="N", help="reject photos that are wider (4000)")
+    add("--timeout", type=_seconds, metavar="S", help="time limit for a download in seconds (30; in the demo 4)")
     add(
         "--demo-photos",
         type=Path,
         metavar="DIR",
-        help="where the demo keeps its photos (.demo-photos in --out)",
+        help="the folder for the photos of the demo (.demo-photos in --out)",
     )
-    add("--demo-count", default=24, type=_whole(1, 999), metavar="N", help="how many photos the demo has (24)")
+    add("--demo-count", default=24, type=_whole(1, 999), metavar="N", help="the number of photos in the demo (24)")
     found = parser.parse_args(arguments)
     if found.timeout is None:
         found.timeout = 30.0 if found.sources else 4.0
@@ -191,28 +190,28 @@ def _parse(arguments: Sequence[str] | None) -> Options:
 
 
 _EPILOG = """\
-Photos from the disk are served over loopback HTTP, so that they are downloaded as all others.
-A file of URLs has one to a line; # begins a comment. Without a SOURCE, a set of photos is made
-and served, some of them broken on purpose.
+Photos on disk are served over loopback HTTP, so they are downloaded like any others. A file of
+URLs has one URL per line; # starts a comment. Without a SOURCE, a set of photos is generated and
+served, some of them broken on purpose.
 
-Thumbnails that are there already, whole, and made in the same way, are not made again. Ctrl+C
-finishes what is under way and tells what is unfinished; once more cancels.
+Thumbnails that already exist, are complete and were made with the same options are skipped.
+Ctrl+C finishes the images in progress and lists the unfinished ones; a second Ctrl+C cancels.
 
-Exit status: 0 if all is well; 1 if an image failed (in the demo: if other images failed than
-should); 2 if the command makes no sense; 130 if it was interrupted.
+Exit status: 0 on success; 1 if an image failed (in the demo: if not exactly the broken images
+failed); 2 if the arguments are invalid; 130 if it was interrupted.
 """
 
 
 def _folder(text: str) -> Path:
     if not text:
-        raise argparse.ArgumentTypeError("a folder must have a name, got '' (use . for the current one)")
+        raise argparse.ArgumentTypeError("the folder name must not be empty (use . for the current folder)")
     return Path(text)
 
 
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([0-9]{1,5})[xX]([0-9]{1,5})", text)
     if match is None or not all(1 <= int(part) <= 65_500 for part in match.groups()):
-        rule = "a size must be WIDTHxHEIGHT, each from 1 to 65500 pixels, such as 800x600"
+        rule = "must be WIDTHxHEIGHT, each from 1 to 65500 pixels, such as 800x600"
         raise argparse.ArgumentTypeError(f"{rule}, got {text!r}")
     return (int(match[1]), int(match[2]))
 
@@ -225,7 +224,7 @@ def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
             number = least - 1
         if number < least or (most is not None and number > most):
             rule = f">= {least}" if most is None else f"from {least} to {most}"
-            raise argparse.ArgumentTypeError(f"it must be a whole number {rule}, got {text!r}")
+            raise argparse.ArgumentTypeError(f"must be an integer {rule}, got {text!r}")
         return number
 
     return read
@@ -237,5 +236,5 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"it must be a number of seconds > 0, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a number of seconds > 0, got {text!r}")
     return seconds

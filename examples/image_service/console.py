@@ -1,4 +1,4 @@
-"""What the user sees: plain lines; and on a terminal, in color, with a progress bar that stays below them."""
+"""Output: plain lines; on a terminal, colored lines above a progress bar."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ __all__ = ["BarConsole", "Console", "make_console"]
 
 
 class Console:
-    """Lines only: for files, pipes and logs."""
+    """Plain lines, for files, pipes and logs."""
 
     def say(self, text: str, style: str = "") -> None:
-        """Print a line, at once: whoever reads a pipe wants to follow. The style is for terminals."""
+        """Print a line and flush it, for programs that follow a pipe. Only terminals use the style."""
         print(printable(text), flush=True)
 
     @contextmanager
     def bar(self, total: int) -> Generator[None]:
-        """Show how many of `total` images are done, while the block runs. Not here."""
+        """Show how many of `total` images are done while the block runs. Does nothing in this class."""
         yield
 
     def advance(self, bytes_in: int | None) -> None:
-        """Note that one more image is done, for which so many bytes were downloaded. Not here."""
+        """Count one more image, for which `bytes_in` bytes were downloaded. Does nothing in this class."""
 
 
 class BarConsole(Console):
-    """Lines in color, and a bar below them: for terminals."""
+    """Colored lines above a progress bar, for terminals."""
 
     def __init__(self) -> None:
         self._console = rich.console.Console(highlight=False)
@@ -51,18 +51,18 @@ class BarConsole(Console):
 
     def say(self, text: str, style: str = "") -> None:
         """Print a line above the bar."""
-        # A Text and not a string: square brackets in names are no markup.
+        # A Text, because rich would interpret square brackets in a string as markup.
         self._progress.console.print(rich.text.Text(printable(text), style), soft_wrap=True)
 
     @contextmanager
     def bar(self, total: int) -> Generator[None]:
-        """Show how many of `total` images are done, while the block runs."""
+        """Show how many of `total` images are done while the block runs."""
         self._task = self._progress.add_task("images", total=total, speed="")
         with self._progress:
             yield
 
     def advance(self, bytes_in: int | None) -> None:
-        """Move the bar on by one image, for which so many bytes were downloaded; None if it was there already."""
+        """Advance the bar by one image, for which `bytes_in` bytes were downloaded; None: it was skipped."""
         if self._task is None:
             return
         if bytes_in is not None:
@@ -74,9 +74,9 @@ class BarConsole(Console):
 
 
 def make_console() -> Console:
-    """The console that suits where standard output goes."""
+    """Return the console for standard output: with a bar if that is a terminal."""
     out = sys.stdout
     if isinstance(out, io.TextIOWrapper):
-        # What the encoding of the terminal or the file cannot show is shown somehow.
+        # Escape characters that the encoding of the terminal or file does not have.
         out.reconfigure(errors="backslashreplace")
     return BarConsole() if out.isatty() else Console()

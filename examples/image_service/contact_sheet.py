@@ -1,6 +1,6 @@
-"""One picture of all thumbnails, with their names: to see at a glance what came out.
+"""Draw one picture of all thumbnails with their names, to see the results at a glance.
 
-The tiles are made in threads, on a pool of their own; the loop only puts them side by side.
+A separate pool draws the tiles in threads; the event loop only pastes them onto the sheet.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ __all__ = ["SheetLayout", "make_contact_sheet"]
 
 _PAPER = (24, 26, 30)
 _INK = (200, 204, 210)
-_MAX_PIXELS = 40_000_000  # of the sheet, about, so that it opens everywhere: the more images, the smaller their tiles
+_MAX_PIXELS = 40_000_000  # approximate limit of the sheet, so any viewer can open it: more images get smaller tiles
 _WIDEST_TILE = 240
-_READABLE_TILE = 90  # names are left out under narrower ones
+_READABLE_TILE = 90  # narrower tiles get no name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SheetLayout:
-    """Where the tiles are: a grid of about 3:2, with tiles as large as the limit of the sheet allows."""
+    """The positions of the tiles: a grid of about 3:2, with tiles as large as the limit of the sheet allows."""
 
     count: int
     columns: int
@@ -39,27 +39,27 @@ class SheetLayout:
 
     @classmethod
     def of(cls, count: int, proportions: float = 4 / 3) -> SheetLayout:
-        """The layout for so many images whose box is so much wider than it is high."""
+        """Return the layout for `count` images; `proportions` is the width of their box divided by its height."""
         proportions = min(max(proportions, 0.25), 4.0)
         room = _MAX_PIXELS / max(1, count)
         width = max(8, min(_WIDEST_TILE, int(math.sqrt(room * proportions * 0.6))))
         height = max(6, round(width / proportions))
         gap = max(1, width // 15)
         label = 20 if width >= _READABLE_TILE else 0
-        # As many columns as make the whole sheet 3:2.
+        # Choose the number of columns that makes the whole sheet about 3:2.
         columns = round(math.sqrt(count * 1.5 * (height + gap + label) / (width + gap)))
         columns = max(1, min(count, columns))
         return cls(count=count, columns=columns, tile=(width, height), gap=gap, label=label)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Of the sheet, in pixels."""
+        """The size of the sheet in pixels."""
         rows = math.ceil(self.count / self.columns)
         step = self._step
         return (self.columns * step[0] + self.gap, rows * step[1] + self.gap)
 
     def corner(self, number: int) -> tuple[int, int]:
-        """Where the tile with this number begins: from the left to the right, from the top to the bottom."""
+        """Return the top left corner of a tile. Tiles are numbered from left to right, then from top to bottom."""
         row, column = divmod(number, self.columns)
         return (self.gap + column * self._step[0], self.gap + row * self._step[1])
 
@@ -68,8 +68,7 @@ class SheetLayout:
         return (self.tile[0] + self.gap, self.tile[1] + self.label + self.gap)
 
     def draw_tile(self, path: Path) -> Image.Image:
-        """The thumbnail in the middle of its tile, and its name under it. A file that is gone by now stays
-        blank."""
+        """Draw a thumbnail in the middle of its tile, with its name below. The tile of a missing file stays blank."""
         width, height = self.tile
         tile = Image.new("RGB", (width, height + self.label), _PAPER)
         try:
@@ -89,7 +88,7 @@ class SheetLayout:
 def _shortened(
     name: str, width: int, pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
 ) -> str:
-    width -= 8  # so that names do not touch
+    width -= 8  # keep neighboring names apart
     if pen.textlength(name, font) <= width:
         return name
     while len(name) > 1 and pen.textlength(f"{name}...", font) > width:
@@ -101,7 +100,7 @@ async def make_contact_sheet(thumbnails: Sequence[Path], path: Path, proportions
     """Write a PNG with a tile for each thumbnail, in their order. Waits for threads.
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: The file cannot be written.
     """
     layout = SheetLayout.of(len(thumbnails), proportions)
     sheet = Image.new("RGB", layout.size, _PAPER)

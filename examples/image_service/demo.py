@@ -1,5 +1,4 @@
-"""The demo: two dozen photos, and five that are broken on purpose, each with the reason for which it must
-fail."""
+"""The demo: two dozen photos, and five images that are broken on purpose, each with the error that it must cause."""
 
 from __future__ import annotations
 
@@ -32,10 +31,10 @@ class Expectation:
     """How an image must fail."""
 
     what: str
-    """What is wrong with it."""
+    """What is wrong with the image."""
     error: type[ImageServiceError]
     says: str
-    """A part of the error's message."""
+    """A part of the error message."""
 
     def is_met_by(self, error: BaseException) -> bool:
         """Whether the image failed for this reason."""
@@ -44,19 +43,19 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demo:
-    """The images to process, in their order, and how some of them must fail."""
+    """The images to process, in order, and how some of them must fail."""
 
     sources: Sequence[Source]
     expected: dict[Source, Expectation]
 
 
 async def make_demo(server: PhotoServer, folder: Path, count: int) -> Demo | None:
-    """Make what is missing of the photos in the folder, and add them all to the server.
+    """Create the photos that are missing in the folder, and add all of them to the server.
 
-    Takes seconds, of all cores, and only the first time: the photos are kept.
+    The first call keeps all cores busy for some seconds. Later calls find the photos in the folder.
 
     Returns:
-        None if Ctrl+C came first.
+        The images; None if Ctrl+C interrupted the work.
 
     Raises:
         OutputError: The folder cannot be written to.
@@ -83,15 +82,15 @@ async def make_demo(server: PhotoServer, folder: Path, count: int) -> Demo | Non
             return None
         await asyncpool.offload(break_some)()
     except OSError as error:
-        raise OutputError(f"cannot keep the demo's photos in {folder}: {error.strerror or error}") from error
+        raise OutputError(f"cannot write the photos of the demo to {folder}: {error.strerror or error}") from error
 
-    # Each image: what is served, and how it must fail. The names are given at the end, by the order.
+    # For each image: what to serve, and how it must fail. Names follow from the final order, so they come last.
     images: list[tuple[Callable[[str], str], Expectation | None]] = [
         (partial(server.add, path), None) for path in photos
     ]
     for place, served, what, kind, says in (
-        # First the one that stalls, so that its timeout passes while the others are at work.
-        (2, partial(server.add_stalled, photos[0]), "stops halfway", DownloadTimedOut, "not done after"),
+        # The stalled download is an early one, so its timeout passes while the others are processed.
+        (2, partial(server.add_stalled, photos[0]), "stalls halfway", DownloadTimedOut, "timed out after"),
         (4, partial(server.add, wide), "is too wide", ImageTooLarge, "max width is"),
         (10, partial(server.add, cut), "is cut off", ImageDamaged, "truncated"),
         (16, partial(server.add, text), "is text", NotAnImage, "not an image"),
@@ -111,11 +110,11 @@ async def make_demo(server: PhotoServer, folder: Path, count: int) -> Demo | Non
 
 
 async def _run_all(make: Callable[[int], None], numbers: Iterable[int]) -> bool:
-    """Call `make` for all the numbers, on all cores; return whether no signal came first."""
+    """Call `make` for all numbers, on all cores; return False if a signal interrupted it."""
     pool = asyncpool.WorkerPool(
         asyncpool.offload(make),
         workers=os.cpu_count() or 1,
-        queue_size=0,  # a signal waits for what is being painted, and for no more
+        queue_size=0,  # after a signal, finish only the photos that are being painted
         name="painters",
     )
     async with pool:

@@ -1,7 +1,7 @@
-"""The demo's photos: JPEGs of 4 to 12 megapixels, as a camera would make them, but painted by `scenes.py`.
+"""The photos of the demo: JPEGs of 4 to 12 megapixels like those of a camera, but painted by `scenes.py`.
 
-As large in pixels and bytes as photos, with a sensor's grain, some of them taken with the camera on its
-side. Made once and kept: the same number gives the same photo.
+They have the pixels, the file size and the sensor noise of photos, and some are stored on their side. They are created
+once and kept; the same number always gives the same photo.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from examples.image_service.scenes import SCENES
 __all__ = ["VERSION", "make_photo", "make_wide_photo"]
 
 VERSION = "1"
-"""Goes up when the photos change, so that those which were kept are not taken for them."""
+"""Increase it when the photos change, so that old ones are not reused."""
 
 _SIZES = (
     (4000, 3000),
@@ -30,18 +30,18 @@ _SIZES = (
     (3456, 2592),
     (3000, 2000),
 )
-_SIDEWAYS = (3, 8, 15)  # photo numbers that are upright, and stored lying on their side, as phones do it
-_CANVAS = 1600  # pixels of the longer side that a scene is painted in; details finer than that are grain
+_SIDEWAYS = (3, 8, 15)  # numbers of portrait photos, which are stored on their side, like those of phones
+_CANVAS = 1600  # pixels of the longer side of the painted scene, which is then enlarged; finer detail is only grain
 _GRAIN = 20
 
 
 def make_photo(path: Path, number: int) -> None:
-    """Paint and write photo `number`, counted from 0. Takes about a second of CPU time. Raises `OSError`."""
+    """Paint and write photo `number`, starting from 0. Takes about a second of CPU time. Raises `OSError`."""
     _write(path, number, _SIZES[number % len(_SIZES)])
 
 
 def make_wide_photo(path: Path) -> None:
-    """The same for a panorama that is wider than the service allows."""
+    """Paint and write a panorama that is wider than the service allows. Raises `OSError`."""
     _write(path, 0, (4800, 2400))
 
 
@@ -58,14 +58,14 @@ def _write(path: Path, number: int, size: tuple[int, int]) -> None:
     exif = Image.Exif()
     if sideways:
         photo = photo.transpose(Image.Transpose.ROTATE_90)
-        exif[0x0112] = 6  # to be turned clockwise by a quarter, to be seen upright
+        exif[0x0112] = 6  # orientation: rotate by 90 degrees clockwise to view it upright
     target = BytesIO()
     photo.save(target, "JPEG", quality=92, exif=exif)
     write_whole(path, target.getvalue())
 
 
 def _grain(rng: Random, size: tuple[int, int]) -> Image.Image:
-    # One piece of noise, laid out like tiles, mirrored at random: random bytes cost more than copies.
+    # Tile one piece of noise, mirrored at random: copies are cheaper than random bytes.
     noise = Image.frombytes("L", (1024, 1024), rng.randbytes(1024 * 1024))
     piece = curve(noise, lambda gray: gray * _GRAIN / 255)
     sheet = Image.new("L", size)

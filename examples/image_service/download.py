@@ -1,7 +1,7 @@
-"""A URL's bytes, within limits of size and time.
+"""Download a URL, within limits of size and time.
 
-Only http and https, also after redirects. It does not keep a program from addresses inside its own network:
-one that takes URLs from strangers must check them first.
+Only http and https are allowed, also after redirects. Addresses inside your own network are not blocked: a program that
+accepts URLs from strangers must check them first.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ __all__ = ["Downloads", "check_url"]
 
 
 def check_url(url: str) -> None:
-    """Raise `BadUrl` unless `url` is an http or https address with a host."""
+    """Raise `BadUrl` unless `url` is an http or https URL with a host."""
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         good = False
     if not good:
-        raise BadUrl("not an http or https address")
+        raise BadUrl("not an http or https URL")
 
 
 class Downloads:
     """One HTTP session that all downloads share. Use it as an async context manager.
 
     Args:
-        connections: How many connections there are at most; further downloads wait for one.
-        timeout: Seconds that a download may take in all, from asking for a connection to the last byte. (A
-            limit for each read would not do: a byte now and then would hold a worker for ever.)
-        max_bytes: The largest file that is read. It is held in memory.
+        connections: The maximum number of connections; further downloads wait for one.
+        timeout: Time limit in seconds for a whole download, including the wait for a connection. (A limit for each
+            read would not be enough: a server that sends a byte now and then could block a worker indefinitely.)
+        max_bytes: The largest file to download. Each file is held in memory.
     """
 
     def __init__(self, *, connections: int, timeout: float, max_bytes: int) -> None:
@@ -65,28 +65,28 @@ class Downloads:
             await self._session.close()
 
     async def fetch(self, url: str) -> BytesIO:
-        """Return the whole body of the reply, rewound. Waits for a connection and for the server.
+        """Return the whole response body, positioned at its start. Waits for a connection and for the server.
 
         Raises:
-            BadUrl: It is not an http or https address.
-            DownloadTooLarge: The body is, or is said to be, longer than `max_bytes`.
-            DownloadTimedOut: It took longer than `timeout`.
-            DownloadFailed: Anything else went wrong on the way.
+            BadUrl: `url` is not an http or https URL.
+            DownloadTooLarge: The body, or its Content-Length, exceeds `max_bytes`.
+            DownloadTimedOut: The download took longer than `timeout`.
+            DownloadFailed: The download failed for any other reason.
         """
         check_url(url)
         if self._session is None:
-            raise RuntimeError("the session is not open: use `async with`")
+            raise RuntimeError("the session is not open; use `async with`")
         try:
             async with self._session.get(url) as response:
                 if response.status != HTTPStatus.OK:
-                    raise DownloadFailed(f"the server answered {_status(response.status)}", response.status)
+                    raise DownloadFailed(f"the server responded with {_status(response.status)}", response.status)
                 return await self._read(response)
         except TimeoutError as error:
             raise DownloadTimedOut(self._timeout) from error
         except (aiohttp.InvalidURL, UnicodeError) as error:
-            if isinstance(error, aiohttp.RedirectClientError):  # an invalid URL, and not the one that we were given
+            if isinstance(error, aiohttp.RedirectClientError):  # the URL of a redirect is invalid, not ours
                 raise DownloadFailed(_reason(error)) from error
-            raise BadUrl("not an http or https address") from error
+            raise BadUrl("not an http or https URL") from error
         except (aiohttp.ClientError, OSError) as error:
             raise DownloadFailed(_reason(error)) from error
 
@@ -94,7 +94,7 @@ class Downloads:
         if (response.content_length or 0) > self._max_bytes:
             raise DownloadTooLarge(self._max_bytes)
         body = BytesIO()
-        # Counted as it comes: what the header promised, and what gzip unpacks to, is the server's word only.
+        # Count the bytes as they arrive: the header can be wrong, and a small gzip can unpack to a huge body.
         async for chunk in response.content.iter_any():
             if body.tell() + len(chunk) > self._max_bytes:
                 raise DownloadTooLarge(self._max_bytes)
@@ -104,7 +104,7 @@ class Downloads:
 
 
 def _status(status: int) -> str:
-    # The phrase of the standard, not the one that the server sent: that could be any text.
+    # Use the standard phrase: the one that the server sent could be any text.
     try:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
@@ -114,18 +114,18 @@ def _status(status: int) -> str:
 def _reason(error: Exception) -> str:
     match error:
         case aiohttp.ClientConnectorDNSError():
-            return f"no host of the name {error.host} was found"
+            return f"the host {error.host} was not found"
         case aiohttp.ClientConnectorCertificateError():
-            return f"the certificate of {error.host} cannot be trusted"
+            return f"the certificate of {error.host} is not trusted"
         case aiohttp.ClientConnectorError():
-            return f"no connection to {error.host}:{error.port} ({error.os_error.strerror or 'unreachable'})"
+            return f"cannot connect to {error.host}:{error.port} ({error.os_error.strerror or 'unreachable'})"
         case aiohttp.TooManyRedirects():
             return "too many redirects"
         case aiohttp.RedirectClientError():
-            return "redirected to something that is not an http or https address"
+            return "redirected to something that is not an http or https URL"
         case aiohttp.ClientPayloadError() | aiohttp.ServerDisconnectedError() | ConnectionError():
-            return "the connection broke off"
+            return "the connection was lost"
         case aiohttp.ClientResponseError():
-            return "the server's answer is not proper HTTP"
+            return "the response is not valid HTTP"
         case _:
             return f"{type(error).__name__}: {error}"

@@ -1,12 +1,12 @@
-"""Why an image failed, as exceptions whose messages can be shown to the user as they are.
+"""The reasons for which an image fails. The messages can be shown to users as they are.
 
 ImageServiceError
-├── BadUrl                   nothing that can be downloaded
-├── DownloadFailed           no connection, no 200, not the whole body
+├── BadUrl                   not an http or https URL
+├── DownloadFailed           no connection, a status other than 200, an incomplete body
 │   ├── DownloadTimedOut
 │   └── DownloadTooLarge
-├── NotAnImage               the bytes are something else
-├── ImageDamaged             an image, but it cannot be decoded to its end
+├── NotAnImage               the data is not an image
+├── ImageDamaged             an image that cannot be decoded completely
 ├── ImageTooLarge            too wide, or too many pixels
 └── OutputError              the thumbnail cannot be written
 """
@@ -27,15 +27,15 @@ __all__ = [
 
 
 class ImageServiceError(Exception):
-    """The root. `str(error)` is a short sentence that does not repeat which image it was."""
+    """The base class. `str(error)` is a short message that does not name the image."""
 
 
 class BadUrl(ImageServiceError):
-    """The address is not one of an http or https server."""
+    """The address is not an http or https URL."""
 
 
 class DownloadFailed(ImageServiceError):
-    """The server could not be reached, did not answer 200, or broke off. `status` is its answer, if any."""
+    """The server was unreachable, did not respond with 200, or broke off. `status` is the one that it sent, if any."""
 
     def __init__(self, reason: str, status: int | None = None) -> None:
         super().__init__(reason, status)
@@ -47,16 +47,16 @@ class DownloadFailed(ImageServiceError):
 
 
 class DownloadTimedOut(DownloadFailed):
-    """The download was not done in time."""
+    """The download exceeded its time limit."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"not done after {seconds:g} s")
+        super().__init__(f"timed out after {seconds:g} s")
         self.seconds = seconds
         self.args = (seconds,)
 
 
 class DownloadTooLarge(DownloadFailed):
-    """The file has more bytes than are allowed: more are not read, whatever the server promised."""
+    """The file exceeds the size limit. No more than the limit is read."""
 
     def __init__(self, max_bytes: int) -> None:
         super().__init__(f"the file is larger than {max_bytes / 1024**2:.3g} MB")
@@ -65,15 +65,15 @@ class DownloadTooLarge(DownloadFailed):
 
 
 class NotAnImage(ImageServiceError):
-    """The bytes are not an image in one of the formats that are read."""
+    """The data is not an image in a supported format."""
 
 
 class ImageDamaged(ImageServiceError):
-    """The image breaks off, or its data contradict themselves."""
+    """The image is truncated or corrupt."""
 
 
 class ImageTooLarge(ImageServiceError):
-    """The image has more pixels than are allowed: it is refused by its header, before anything is decoded."""
+    """The image has too many pixels. It is rejected by its header, before anything is decoded."""
 
 
 class OutputError(ImageServiceError):

@@ -1,8 +1,8 @@
-"""Write a file whole or not at all.
+"""Write a file atomically.
 
-The data goes to a temporary file in the same folder, to the disk, and then to its name in one step
-(`os.replace`). At whatever moment the program or the machine dies, the name holds the old file, the new
-one, or nothing.
+The data is written to a temporary file in the same folder and synced to disk. Then `os.replace` moves the file to its
+name in one step. If the program or the machine crashes at any moment, the name refers to the old file, to the new file,
+or to nothing, but never to a part of a file.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 
 __all__ = ["staged", "sweep", "write_whole"]
 
-# Temporary files carry the process that writes them and a number of its own, as container after container
-# has the same process id: so that what a killed run left behind can be told from what is being written now.
+# The names of temporary files hold the process id and a random number, because containers often have the same process
+# ids. This distinguishes the leftovers of a killed run from files that are being written now.
 _RUN = secrets.token_hex(4)
 _numbers = itertools.count()
 _TEMPORARY = re.compile(r"\.image-service-(\d{1,9})-([0-9a-f]{8})-\d+\.part")
@@ -28,9 +28,9 @@ _ABANDONED_AFTER = 3600.0  # seconds; a write takes milliseconds
 
 @contextlib.contextmanager
 def staged(folder: Path, data: bytes) -> Generator[Path]:
-    """A temporary file in `folder` that holds `data`, on the disk: to be moved to its name inside the block.
+    """Write `data` to a temporary file in `folder`, synced to disk. The block must move it to its final name.
 
-    If it was not, it is removed at the end. Raises `OSError`.
+    If it does not, the file is removed at the end. Raises `OSError`.
     """
     temporary = folder / f".image-service-{os.getpid()}-{_RUN}-{next(_numbers)}.part"
     try:
@@ -40,12 +40,12 @@ def staged(folder: Path, data: bytes) -> Generator[Path]:
             os.fsync(file.fileno())
         yield temporary
     finally:
-        with contextlib.suppress(OSError):  # it is moved by now; or the error that brought us here is the one to tell
+        with contextlib.suppress(OSError):  # it has been moved; or another error is being raised, which matters more
             temporary.unlink()
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Put `data` into the file `path`, replacing what is there. Raises `OSError`."""
+    """Write `data` to the file `path`, replacing an existing file. Raises `OSError`."""
     with staged(path.parent, data) as temporary:
         os.replace(temporary, path)
 
@@ -64,10 +64,10 @@ def _in_use(path: Path, process: int, run: str) -> bool:
         if time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
             return False
         if os.name == "nt":
-            return True  # there, os.kill(pid, 0) is not a question
+            return True  # on Windows, os.kill(pid, 0) would interrupt the process
         os.kill(process, 0)
     except (FileNotFoundError, ProcessLookupError):
         return False
     except PermissionError:
-        return True  # it runs, and is somebody else's
+        return True  # the process runs, and belongs to another user
     return True

@@ -1,8 +1,8 @@
-"""A photo's bytes to a thumbnail's bytes: plain functions on Pillow, to be run in threads.
+"""Turn a photo into a thumbnail: plain functions that use Pillow, to be run in threads.
 
-Pillow releases the interpreter lock while it decodes, resizes and encodes, so threads use all cores. What
-is never done: decode a photo whose header says that it is too large, read a format that starts other
-programs (EPS), or pass on the metadata of a photo (where it was taken).
+Pillow releases the GIL while it decodes, resizes and encodes, so threads use all cores. For safety, photos that are too
+large according to their header are not decoded, formats that start other programs (EPS) are not read, and metadata such
+as the location is not copied.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIDEWAYS = (5, 6, 7, 8)  # orientations in which the stored width is the height that one sees
+_SIDEWAYS = (5, 6, 7, 8)  # orientations whose stored width is the visible height
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What to make of a photo, and which photos to refuse.
+    """The thumbnail to make, and the limits of the photo.
 
     Raises:
         ValueError: A number is out of range.
     """
 
     size: tuple[int, int] = (800, 600)
-    """The box that the thumbnail fits into: width and height in pixels. Smaller photos are not enlarged."""
+    """The box that the thumbnail must fit into: width and height in pixels. Smaller photos are not enlarged."""
     quality: int = 85
-    """Of the JPEG, from 1 to 100."""
+    """The JPEG quality, from 1 to 100."""
     max_width: int = 4000
-    """Photos that are wider, as one sees them, are refused."""
+    """Wider photos are rejected. The width is that of the upright photo."""
     max_pixels: int = 50_000_000
-    """Photos of more pixels are refused: this bounds the memory that a photo can take."""
+    """Photos with more pixels are rejected. This bounds the memory that a photo can use."""
 
     def __post_init__(self) -> None:
         width, height = self.size
@@ -70,37 +70,37 @@ class Encoded:
 
 
 def make_thumbnail(photo: IO[bytes], recipe: Recipe, comment: bytes = b"") -> Encoded:
-    """Decode a photo, turn it upright, fit it into the recipe's box, and encode it as an RGB JPEG.
+    """Decode a photo, turn it upright, fit it into the box, and encode it as an RGB JPEG.
 
-    Takes CPU time: about 70 ms for a JPEG of 12 megapixels, which libjpeg shrinks while it decodes.
+    Takes about 70 ms of CPU time for a JPEG of 12 megapixels, which libjpeg shrinks while it decodes.
 
     Raises:
         NotAnImage: The data is not a JPEG, PNG, WebP, GIF, BMP or TIFF.
-        ImageTooLarge: It is wider than `max_width` or has more than `max_pixels`.
-        ImageDamaged: It cannot be decoded to its end.
+        ImageTooLarge: The photo is wider than `max_width` or has more than `max_pixels`.
+        ImageDamaged: The photo cannot be decoded completely.
     """
     with _open(photo) as image:
         orientation = _orientation(image)
         _check_size(image.size, orientation, recipe)
         target = _fit(image.size, orientation, recipe)
         try:
-            # To decode at a half, a quarter or an eighth is most of the speed. Only a JPEG can do it.
+            # Decoding at 1/2, 1/4 or 1/8 of the size gives most of the speed. Only JPEG supports it.
             draft = image.draft("RGB", target)
             image.load()
         except MemoryError:
             raise
-        except Exception as error:  # damaged data make Pillow's decoders raise nearly anything
+        except Exception as error:  # Pillow's decoders raise almost anything for damaged data
             raise ImageDamaged(_damage(error)) from error
         if draft is None:
-            orientation = _orientation(image)  # once more: Pillow has turned a TIFF upright by now
+            orientation = _orientation(image)  # read it again: while loading, Pillow has turned a TIFF upright
             target = _fit(image.size, orientation, recipe)
         small = _resizable(image)
         if small.size != target:
-            part = None if draft is None else draft[1]  # a half of 5 pixels is stored as 3, of which 2.5 count
+            part = None if draft is None else draft[1]  # half of 5 pixels is stored as 3, of which 2.5 count
             small = small.resize(target, Image.Resampling.LANCZOS, part, reducing_gap=2.0)
         if orientation in _UPRIGHT:
             small = small.transpose(_UPRIGHT[orientation])
-        # A profile says what the numbers of an RGB photo mean, and nothing of numbers that were converted.
+        # Keep the color profile of an RGB photo only: it does not apply to converted pixels.
         profile = image.info.get("icc_profile") if image.mode == "RGB" else None
         rgb = _on_white(small)
     jpeg = BytesIO()
@@ -112,9 +112,9 @@ def _open(photo: IO[bytes]) -> Image.Image:
     try:
         return Image.open(photo, formats=_FORMATS)
     except UnidentifiedImageError as error:
-        raise NotAnImage("not an image: no JPEG, PNG, WebP, GIF, BMP or TIFF") from error
+        raise NotAnImage("not an image: expected JPEG, PNG, WebP, GIF, BMP or TIFF") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        # Pillow's own limit; the warning is raised where the program has made it an error.
+        # Pillow's own limit. The warning is raised if the program has turned it into an error.
         raise ImageTooLarge("image too large: far too many pixels") from error
     except MemoryError:
         raise
@@ -124,10 +124,10 @@ def _open(photo: IO[bytes]) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        # Not image.getexif(): a PNG would be decoded for it, before its size is checked.
+        # Not image.getexif(): it would decode a PNG before its size is checked.
         orientation = Image.Image.getexif(image).get(_ORIENTATION, 1)
     except Exception:
-        return 1  # a broken EXIF block is no reason to refuse a photo: it is shown as it is stored
+        return 1  # ignore a broken EXIF block, and leave the photo as it is stored
     return orientation if isinstance(orientation, int) else 1
 
 
@@ -140,7 +140,7 @@ def _check_size(size: tuple[int, int], orientation: int, recipe: Recipe) -> None
 
 
 def _fit(size: tuple[int, int], orientation: int, recipe: Recipe) -> tuple[int, int]:
-    """The largest size that fits into the recipe's box, as pixels are stored: a photo on its side is turned later."""
+    """Return the largest size that fits into the box, as pixels are stored: a photo on its side is turned later."""
     width, height = recipe.size
     box = (height, width) if orientation in _SIDEWAYS else (width, height)
     scale = min(box[0] / size[0], box[1] / size[1], 1.0)
@@ -148,15 +148,15 @@ def _fit(size: tuple[int, int], orientation: int, recipe: Recipe) -> tuple[int, 
 
 
 def _resizable(image: Image.Image) -> Image.Image:
-    """The image in a mode whose pixels can be averaged: palettes and 16 bit cannot."""
+    """Convert the image to a mode whose pixels can be averaged; palettes and 16-bit modes cannot."""
     if image.has_transparency_data:
         return image.convert("RGBA")
     if image.mode == "P":
         return image.convert("RGB")
     if image.mode.startswith("I;16"):
         return image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    if image.mode in ("I", "F"):  # no fixed range: from the darkest pixel there is to the brightest
-        low, high = cast("tuple[float, float]", image.getextrema())  # one band: one pair
+    if image.mode in ("I", "F"):  # these have no fixed range: use the darkest and the brightest pixel
+        low, high = cast("tuple[float, float]", image.getextrema())  # one band, so one pair
         scale = 255 / (high - low) if high > low else 1.0
         return image.point(lambda value: value * scale - low * scale).convert("L")
     if image.mode == "1":

@@ -1,7 +1,7 @@
-"""A file name out of whatever a URL says.
+"""Derive a safe file name from any URL.
 
-The name is only ever one component, of letters, digits, `_`, `-` and `.`, so that joined to a folder it is
-a file in that folder. That two URLs do not get the same file is seen to in `output.py`.
+The name is always a single component of letters, digits, `_`, `-` and `.`, so joined to a folder it is a file in that
+folder. `output.py` ensures that two URLs do not get the same file.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from urllib.parse import unquote, urlsplit
 __all__ = ["PHOTO_SUFFIXES", "stem_of"]
 
 PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".mpo"))
-"""How the names of photos end that the service can read."""
+"""The suffixes of the photos that the service can read."""
 
-_MAX_BYTES = 100  # of 255 that file systems allow: with room for a hash and a suffix, and still readable
-_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # not files, on Windows
+_MAX_BYTES = 100  # file systems allow 255; this leaves room for a hash and a suffix, and names stay readable
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # device names on Windows
 
 
 def stem_of(url: str) -> str:
-    """Return a safe file name, without a suffix, that looks like the last part of the URL's path.
+    """Return a safe file name without a suffix, based on the last part of the URL's path.
 
-    `https://example.com/a/my%20photo.png?v=2` gives `my_photo`. Any string is taken; one of which nothing
-    is left gives `image`.
+    `https://example.com/a/my%20photo.png?v=2` gives `my_photo`. Any string is accepted; if no usable character is left,
+    the name is `image`.
     """
     try:
         path = urlsplit(url).path
@@ -34,7 +34,7 @@ def stem_of(url: str) -> str:
     if not dot or f".{suffix.lower()}" not in PHOTO_SUFFIXES:
         stem = last
     stem = re.sub("\0+", "_", "".join(map(_safe, unicodedata.normalize("NFC", stem))))
-    # No hidden files, no options to other programs; and Windows drops dots at the end.
+    # A leading "." would hide the file, a leading "-" would look like an option, and Windows drops trailing dots.
     stem = stem.encode()[:_MAX_BYTES].decode(errors="ignore").lstrip(".-").rstrip(".")
     if _DEVICES.match(stem):
         stem = f"_{stem}"
@@ -42,5 +42,5 @@ def stem_of(url: str) -> str:
 
 
 def _safe(character: str) -> str:
-    # Letters, marks and numbers of any script. Zero bytes stand for all else: a run of them becomes one "_".
+    # Keep letters, marks and numbers of any script. Replace the rest by zero bytes, each run of which becomes one "_".
     return character if character in "_-." or unicodedata.category(character)[0] in "LMN" else "\0"

@@ -1,9 +1,9 @@
-"""The folder of thumbnails: which file an image has, whether it is there already, and how it gets there.
+"""The folder of thumbnails: choose the file of each image, find existing thumbnails, and write new ones.
 
-`https://a/photo.jpg` is written as `photo.jpg`, and `https://b/photo.jpg`, when that name is taken, as
-`photo-0123456789ab.jpg`: the number is a hash of where the image comes from. Into each file a stamp is
-written (as the JPEG's comment) of where it came from and how it was made. So a rerun knows its files again,
-whichever of the two has which name, and no file is replaced that was made of something else.
+`https://a/photo.jpg` is written as `photo.jpg`. If that name is taken, `https://b/photo.jpg` is written as
+`photo-0123456789ab.jpg`, with a hash of its source. Each file contains a stamp (as the JPEG comment) with its source
+and its options. So a rerun recognizes its own files, whatever their names, and never replaces a file with another
+source.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ __all__ = ["OutputFolder", "Stamp", "Whole"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stamp:
-    """Where a thumbnail came from and how it was made. Equal stamps: the same thumbnail.
+    """The source and the options of a thumbnail. Equal stamps mean equal thumbnails.
 
-    The source is stored as a hash: addresses may hold passwords, and thumbnails get published.
+    The source is stored as a hash, because URLs can contain passwords and thumbnails are often published.
     """
 
     source: str
@@ -38,11 +38,11 @@ class Stamp:
 
     @classmethod
     def of(cls, origin: str, revision: str, size: tuple[int, int], quality: int) -> Stamp:
-        """The stamp of what is made of the photo at `origin`."""
+        """Return the stamp of the thumbnail of the photo at `origin`."""
         return cls(source=_hash(origin), revision=_hash(revision), size=size, quality=quality)
 
     def encode(self) -> bytes:
-        """The stamp as text, for a JPEG's comment."""
+        """Return the stamp as text, for the comment of a JPEG."""
         width, height = self.size
         return (
             f"image_service: source {self.source}, revision {self.revision}, "
@@ -51,7 +51,7 @@ class Stamp:
 
     @classmethod
     def decode(cls, comment: bytes) -> Stamp | None:
-        """Read what `encode` wrote; None if it is something else."""
+        """Parse the result of `encode`; return None for any other comment."""
         match = _STAMP.fullmatch(comment)
         if match is None:
             return None
@@ -68,7 +68,7 @@ def _hash(text: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Whole:
-    """A thumbnail that is there already, up to date and whole."""
+    """An existing thumbnail that is complete and up to date."""
 
     path: Path
     width: int
@@ -77,42 +77,41 @@ class Whole:
 
 
 class _Taken(Enum):
-    """What stands where a thumbnail could be, and is not a whole one of the right making."""
+    """The state of a possible file name that does not hold a complete and current thumbnail."""
 
     NOTHING = "nothing"
-    OURS = "made of the same photo: to be made anew"
-    FOREIGN = "made of another photo, or not by us"
+    OURS = "a thumbnail of the same photo that must be made again"
+    FOREIGN = "a file of another photo or another program"
 
 
 class OutputFolder:
-    """A folder that thumbnails are written to. Its methods read and write files: call them in threads."""
+    """A folder of thumbnails. Its methods read and write files, so call them in threads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._naming = Lock()
 
     def prepare(self) -> None:
-        """Make the folder, see that it can be written to, and remove what a killed run left half-written.
+        """Create the folder, check that it is writable, and remove the temporary files of a killed run.
 
         Raises:
-            OutputError: It cannot be made or written to.
+            OutputError: The folder cannot be created or written to.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise OutputError(f"{self.path} is a file, and not a folder to write to")
+            raise OutputError(f"{self.path} is a file, not a folder")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             sweep(self.path)
             with staged(self.path, b""):
-                pass  # it can be written to
+                pass  # the folder is writable
         except OSError as error:
             raise OutputError(f"cannot write to the folder {self.path}: {_reason(error)}") from error
 
     def find(self, stem: str, stamp: Stamp) -> Whole | None:
-        """Return the thumbnail with this stamp if it is there and whole.
+        """Return the thumbnail with this stamp if it exists and is complete.
 
-        It is whole if its header can be read and bears this very stamp, it fits the box, and the mark that
-        ends a JPEG is at its end. As files are only ever written whole, that is enough to find what others
-        have cut short.
+        A complete file has a readable header with this exact stamp, fits the box, and ends with the end marker of a
+        JPEG. Since this program writes files atomically, this is enough to detect files that others have truncated.
         """
         for path in self._names(stem, stamp):
             if isinstance(what := _look(path, stamp), Whole):
@@ -120,13 +119,13 @@ class OutputFolder:
         return None
 
     def write(self, stem: str, stamp: Stamp, data: bytes) -> Path:
-        """Write a thumbnail, whole or not at all, and return where: as its stem if that is free or its own.
+        """Write a thumbnail atomically and return its path. The stem is its name unless another image has it.
 
         Raises:
-            OutputError: It cannot be written.
+            OutputError: The file cannot be written.
         """
         try:
-            # The lock: of two thumbnails that would like the same name, one finds that the other has it.
+            # The lock makes two thumbnails with the same stem choose their names one after the other.
             with staged(self.path, data) as temporary, self._naming:
                 path = self._choose(stem, stamp)
                 os.replace(temporary, path)
@@ -140,14 +139,14 @@ class OutputFolder:
         for wanted in (_Taken.OURS, _Taken.NOTHING):
             if wanted in found:
                 return names[found.index(wanted)]
-        raise OutputError(f"cannot write {names[-1].name}: it is there, and is not a thumbnail of this image")
+        raise OutputError(f"cannot write {names[-1].name}: the file exists and is not a thumbnail of this image")
 
     def _names(self, stem: str, stamp: Stamp) -> tuple[Path, Path]:
         return self.path / f"{stem}.jpg", self.path / f"{stem}-{stamp.source[:12]}.jpg"
 
 
 def _look(path: Path, stamp: Stamp) -> Whole | _Taken:
-    if not path.is_file():  # a folder or a device of that name is nobody's thumbnail
+    if not path.is_file():  # a folder or a device cannot be a thumbnail
         return _Taken.FOREIGN if path.exists() or path.is_symlink() else _Taken.NOTHING
     try:
         with path.open("rb") as file:
@@ -158,7 +157,7 @@ def _look(path: Path, stamp: Stamp) -> Whole | _Taken:
                 width, height = image.size
                 theirs = Stamp.decode(image.info.get("comment", b""))
     except Exception:
-        return _Taken.FOREIGN  # whatever it is: nothing that this program wrote
+        return _Taken.FOREIGN  # this program did not write it
     if theirs is None or theirs.source != stamp.source:
         return _Taken.FOREIGN
     if theirs != stamp or not closed or width > stamp.size[0] or height > stamp.size[1]:

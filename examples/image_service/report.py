@@ -1,4 +1,4 @@
-"""What is told of each image, and of all of them at the end."""
+"""Print a line for each image, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Report"]
 
 
 class Report:
-    """Tells of each image as it is done, and remembers what the end needs.
+    """Prints each image when it is done, and collects the figures for the summary.
 
     Args:
-        sources: All the images, in their order.
-        expected: Those that must fail, and how: for the demo.
-        console: Where it is told.
+        sources: All images, in their order.
+        expected: The images of the demo that must fail, and how.
+        console: Prints the lines.
     """
 
     def __init__(self, sources: Sequence[Source], expected: Mapping[Source, Expectation], console: Console) -> None:
@@ -29,12 +29,12 @@ class Report:
         self._expected = expected
         self._console = console
         self._thumbnails: dict[Photo, Thumbnail] = {}
-        self._failed: dict[Photo, bool] = {}  # and whether it failed as expected
+        self._failed: dict[Photo, bool] = {}  # the value: whether it failed as expected
         self._wrong = 0
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing failed that should not, and nothing that should fail did not."""
+        """Whether exactly the images failed that had to fail."""
         return not self._wrong and not self.unfinished
 
     @property
@@ -44,38 +44,38 @@ class Report:
 
     @property
     def thumbnails(self) -> list[Path]:
-        """The files that are there now, in the order of their sources."""
+        """The existing files, in the order of their sources."""
         return [self._thumbnails[source].path for source in self._sources if source in self._thumbnails]
 
-    def tell(self, outcome: asyncpool.Outcome[Photo, Thumbnail]) -> None:
-        """Tell of one image."""
+    def add(self, outcome: asyncpool.Outcome[Photo, Thumbnail]) -> None:
+        """Print the outcome of an image."""
         match outcome:
             case asyncpool.Succeeded(photo, thumbnail):
                 self._thumbnails[photo] = thumbnail
-                self._tell_success(thumbnail, outcome.seconds_running)
+                self._print_success(thumbnail, outcome.seconds_running)
                 self._console.advance(None if thumbnail.skipped else thumbnail.bytes_in)
                 if (expectation := self._expectation(photo)) is not None:
                     self._wrong += 1
-                    self._console.say(f"WRONG: Image {thumbnail.name} {expectation.what}, and did not fail", "red")
+                    self._console.say(f"WRONG: Image {thumbnail.name} {expectation.what} but did not fail", "red")
             case asyncpool.Failed(photo, error):
                 expectation = self._expectation(photo)
                 as_expected = expectation is not None and expectation.is_met_by(error)
                 self._failed[photo] = as_expected
                 self._wrong += not as_expected
-                note = " (as expected)" if as_expected else self._whence(photo)
+                note = " (as expected)" if as_expected else self._origin(photo)
                 self._console.say(
-                    f"FAILED: Image {_name(photo)} - {_sentence(error)}{note}",
+                    f"FAILED: Image {_name(photo)} - {_message(error)}{note}",
                     "yellow" if as_expected else "red",
                 )
                 self._console.advance(0)
             case asyncpool.Cancelled():
-                pass  # told at the end, among what is unfinished
+                pass  # the summary lists it among the unfinished images
 
     def sum_up(self, seconds: float) -> None:
-        """Tell what is unfinished, how many images there were, and how fast it went."""
+        """Print the unfinished images, the counts and the throughput."""
         unfinished = self.unfinished
         for source in unfinished:
-            self._console.say(f"UNFINISHED: Image {_name(source)}{self._whence(source)}", "yellow")
+            self._console.say(f"UNFINISHED: Image {_name(source)}{self._origin(source)}", "yellow")
         done = [thumbnail for thumbnail in self._thumbnails.values() if not thumbnail.skipped]
         parts = [f"{len(done)} done", f"{len(self._thumbnails) - len(done)} skipped"]
         expected = sum(self._failed.values())
@@ -85,7 +85,7 @@ class Report:
             parts.append(f"{len(unfinished)} unfinished")
         self._console.say(f"{_images(len(self._sources))} in {seconds:.1f} s: {', '.join(parts)}", "bold")
         if not done:
-            return  # what was skipped or failed says nothing of the speed
+            return  # skipped and failed images say nothing about the throughput
         megabytes_in = sum(thumbnail.bytes_in for thumbnail in done) / 1024**2
         megabytes_out = sum(thumbnail.bytes_out for thumbnail in done) / 1024**2
         self._console.say(
@@ -93,11 +93,11 @@ class Report:
             f"{megabytes_out / seconds:.1f} MB/s out"
         )
 
-    def _tell_success(self, thumbnail: Thumbnail, seconds: float) -> None:
+    def _print_success(self, thumbnail: Thumbnail, seconds: float) -> None:
         kilobytes = f"{thumbnail.bytes_out / 1024:.1f} KB"
         if thumbnail.skipped:
             size = f"{thumbnail.width}x{thumbnail.height}"
-            self._console.say(f"SKIPPED: Image {thumbnail.name} - already there ({size}, {kilobytes})", "dim")
+            self._console.say(f"SKIPPED: Image {thumbnail.name} - already exists ({size}, {kilobytes})", "dim")
         else:
             self._console.say(
                 f"SUCCESS: Image {thumbnail.name} processed in {seconds * 1000:.0f}ms "
@@ -108,8 +108,8 @@ class Report:
     def _expectation(self, photo: Photo) -> Expectation | None:
         return self._expected.get(photo) if isinstance(photo, Source) else None
 
-    def _whence(self, photo: Photo) -> str:
-        # The demo's images come from nowhere.
+    def _origin(self, photo: Photo) -> str:
+        # The images of the demo have no origin that is worth printing.
         if self._expected:
             return ""
         return f" ({photo.origin if isinstance(photo, Source) else photo})"
@@ -123,6 +123,6 @@ def _images(count: int) -> str:
     return "1 image" if count == 1 else f"{count:,} images"
 
 
-def _sentence(error: BaseException) -> str:
-    # Anything else is a mistake of this program: told by its type, as its text alone may say little.
+def _message(error: BaseException) -> str:
+    # Any other error is a bug in this program: print its type too, because its text alone can be unclear.
     return str(error) if isinstance(error, ImageServiceError) else f"{type(error).__name__}: {error}"

@@ -1,6 +1,6 @@
-"""Procedural landscapes: each scene is a function that paints one picture, the same for the same arguments.
+"""Procedural landscapes: each scene is a function that paints a picture, always the same for the same arguments.
 
-How large the photo becomes, its grain and its file are the business of `demo_photos.py`.
+`demo_photos.py` enlarges the picture to the size of a photo, adds grain and writes the file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = ["SCENES", "Scene"]
 
 T = TypeVar("T")
 Scene: TypeAlias = Callable[[Random, Size, int], Image.Image]
-"""Paints a picture of that size. The number is the mood: which colors, of the few sets that the scene has."""
+"""Paints a picture of the given size. The number is the mood, which selects one of the color sets of the scene."""
 
 
 def pick(moods: Sequence[T], mood: int) -> T:
@@ -105,7 +105,7 @@ def sea(rng: Random, size: Size, mood: int) -> Image.Image:
     x = rng.uniform(0.3, 0.7)
     picture = shine(picture, dawn[-1], glow(picture.size, (x, 0.86), size[0] * 0.5, 0.9))
     picture = shine(picture, WHITE, curve(glow(picture.size, (x, 0.86), size[0] * 0.05), lambda gray: gray * 3))
-    # Waves: noise drawn out sideways, and squeezed together towards the horizon.
+    # Waves: noise that is stretched sideways and compressed towards the horizon.
     sea_size = (size[0], size[1] - horizon)
     surface = sky(sea_size, [mix(dawn[-2], dawn[0], 0.4), mix(dawn[0], BLACK, 0.35), mix(dawn[0], BLACK, 0.65)])
     waves = clouds(rng, sea_size, (10, 60), 4)
@@ -146,7 +146,7 @@ def aurora(rng: Random, size: Size, mood: int) -> Image.Image:
             )
             for i in range(81)
         ]
-        # The lower hem is sharp and the light fades upwards: strips, the higher the fainter.
+        # The lower edge is sharp and the light fades upwards: draw strips that get fainter with their height.
         for strip in range(26, 0, -1):
             rise = strip * size[1] * 0.013
             higher = [(px, py - rise) for px, py in reversed(points)]
@@ -174,7 +174,7 @@ def _forest(rng: Random, picture: Image.Image, color: Color) -> Image.Image:
 
 
 def dunes(rng: Random, size: Size, mood: int) -> Image.Image:
-    """Sand, each crest with a lit and a shadow side."""
+    """Sand dunes, each crest with a lit side and a shadow side."""
     sand, dusk = pick(
         [((236, 178, 112), (96, 50, 46)), ((222, 132, 84), (70, 30, 50)), ((240, 206, 160), (110, 84, 90))],
         mood,
@@ -207,7 +207,7 @@ def dunes(rng: Random, size: Size, mood: int) -> Image.Image:
 
 
 def city(rng: Random, size: Size, mood: int) -> Image.Image:
-    """A skyline at the blue hour, its windows lit, doubled by the river."""
+    """A skyline at the blue hour with lit windows, reflected in the river."""
     shore = round(size[1] * 0.68)
     dusk: Sequence[Color] = pick(
         [
@@ -347,7 +347,7 @@ def balloons(rng: Random, size: Size, mood: int) -> Image.Image:
 
 
 def _balloon(picture: Image.Image, at: tuple[float, float], radius: float, gores: Sequence[Color]) -> None:
-    big = 3  # drawn three times as large: its edges are smooth when it is laid into the picture
+    big = 3  # draw it three times as large, so that its edges are smooth in the picture
     side = round(radius * 2 * big)
     skin = Image.new("RGB", (side, round(side * 1.6)))
     shape = Image.new("L", skin.size)
@@ -363,7 +363,7 @@ def _balloon(picture: Image.Image, at: tuple[float, float], radius: float, gores
     cut.polygon(funnel, fill=255)
     count = 13
     for i in range(count, 0, -1):
-        # A gore's edge is a meridian: an ellipse as high as the balloon, and ever narrower.
+        # The edges of the gores are meridians: ellipses as high as the balloon, each narrower than the last.
         reach = side / 2 * math.sin(i / count * math.pi / 2)
         pen.ellipse((side / 2 - reach, -side * 0.02, side / 2 + reach, side * 1.5), fill=gores[i % len(gores)])
     light = glow(skin.size, (0.32, 0.24), side * 0.75, 0.75)

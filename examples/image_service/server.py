@@ -1,7 +1,7 @@
-"""A small HTTP server on loopback: photos from files, for a real download, and replies broken on purpose.
+"""A small HTTP server on loopback. It serves photos from files, and responses that are broken on purpose.
 
-What is served is only what was added, each under a number of its own: no path is ever looked up. A secret in
-the URLs keeps it from the other users of the machine.
+It serves only the files that were added, each under its own number, and never resolves a path from a request. A
+secret in the URLs keeps other users of the machine out.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _Reply: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class PhotoServer:
-    """Serves files at the URLs that `add` and its sisters return. Use it as an async context manager.
+    """Serves files at the URLs that the `add` methods return. Use it as an async context manager.
 
-    The URLs are known before it serves, as its port is bound at once.
+    The port is bound immediately, so URLs are valid before the server is started.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class PhotoServer:
         self._socket.close()
 
     def add(self, path: Path, name: str | None = None) -> str:
-        """Serve a file, and return its URL, which ends in its name or another one."""
+        """Serve a file and return its URL, which ends in `name`, by default the name of the file."""
 
         async def file(request: web.Request) -> web.StreamResponse:
             return web.FileResponse(path)
@@ -58,7 +58,7 @@ class PhotoServer:
         return self._url(file, path.name if name is None else name)
 
     def add_missing(self, name: str) -> str:
-        """A URL that is answered by 404."""
+        """Return a URL that responds with 404."""
 
         async def missing(request: web.Request) -> web.StreamResponse:
             raise web.HTTPNotFound
@@ -66,7 +66,7 @@ class PhotoServer:
         return self._url(missing, name)
 
     def add_stalled(self, path: Path, name: str) -> str:
-        """A URL that sends the first half of a file, promises the other half, and then says no more."""
+        """Return a URL that sends the first half of a file and then stalls."""
 
         async def stalled(request: web.Request) -> web.StreamResponse:
             data = await asyncio.to_thread(path.read_bytes)
@@ -81,7 +81,7 @@ class PhotoServer:
     def _url(self, reply: _Reply, name: str) -> str:
         self._replies.append(reply)
         port = self._socket.getsockname()[1]
-        # Names of files are bytes: those that are not text survive as they are, percent-encoded.
+        # File names are bytes. Percent-encoding also preserves those that are not valid text.
         name = quote(name, safe="", errors="surrogateescape")
         return f"http://127.0.0.1:{port}/{self._secret}/{len(self._replies) - 1}/{name}"
 

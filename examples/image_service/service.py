@@ -1,7 +1,8 @@
-"""`ImageService`: downloads photos and writes thumbnails of them, on a `WorkerPool`.
+"""`ImageService`: downloads photos and writes thumbnails of them, in a `WorkerPool`.
 
-The way of one image: find its file, and be done if that is there and whole; else download, convert, write.
-The loop only waits for the network. All that reads files or computes runs in threads, one for each core.
+For each image, the service looks for an existing thumbnail. If there is none, it downloads the photo, converts it and
+writes the thumbnail. The event loop only waits for the network; file access and computation run in threads, one per
+core.
 """
 
 from __future__ import annotations
@@ -29,43 +30,43 @@ __all__ = ["ImageService", "Photo", "Source", "Thumbnail"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A photo to download that is not known by its URL alone."""
+    """A photo to download that has an identity other than its URL."""
 
     url: str
-    """Where it is downloaded from, and what its file is named after."""
+    """The URL to download. The file name is derived from it."""
     origin: str
-    """What it is known by on the next run: not the URL, if a server on loopback has another port then."""
+    """Identifies the photo across runs, if its URL cannot: a server on loopback has another port in each run."""
     revision: str = ""
-    """Another revision of the same origin is another picture: it is made anew, and replaces the old one."""
+    """The version of the photo. If it differs from that of an existing thumbnail, the thumbnail is made again."""
 
 
 Photo: TypeAlias = str | Source
-"""What the service takes: a URL, or a `Source`."""
+"""The input of the service: a URL or a `Source`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thumbnail:
-    """A thumbnail that is on the disk, whole."""
+    """A complete thumbnail on disk."""
 
     path: Path
     width: int
     height: int
     bytes_in: int
-    """How much was downloaded for it."""
+    """The size of the download."""
     bytes_out: int
-    """How large its file is."""
+    """The size of the file."""
     skipped: bool
-    """Whether it was there already, so that nothing was done."""
+    """Whether the thumbnail existed already, so there was nothing to do."""
 
     @property
     def name(self) -> str:
-        """The name of its file, without the suffix."""
+        """The file name without the suffix."""
         return self.path.stem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Wanted:
-    """What the threads get: which thumbnail is wanted, and the photo once it is downloaded."""
+    """The input of the threads: which thumbnail to make, and the photo once it is downloaded."""
 
     stem: str
     stamp: Stamp
@@ -73,7 +74,7 @@ class _Wanted:
 
 
 class ImageService:
-    """Makes thumbnails of photos that it downloads, many at a time, and never more than `workers`.
+    """Downloads photos and makes thumbnails of them, at most `workers` at a time.
 
         async with ImageService("thumbnails", size=(800, 600), workers=8) as service:
             async for outcome in service.process(urls):
@@ -83,20 +84,20 @@ class ImageService:
                     case Failed(url, error):
                         print(url, error)
 
-    Files are written whole or not at all, and only into the folder `out`. What is there already, whole and
-    made of the same photo in the same way, is not made again. One service writes to a folder at a time.
-    `pool` is the `WorkerPool` it runs on, for its `stats` and for `drain_on_signal`.
+    Files are written atomically, and only into the folder `out`. A thumbnail that is complete and was made from the
+    same photo with the same options is not made again. Only one service may write to a folder at a time. `pool` is
+    the `WorkerPool`, for its `stats` and for `drain_on_signal`.
 
     Args:
-        out: The folder of the thumbnails. It is made if it is missing.
-        size: The box that thumbnails fit into: width and height in pixels.
-        quality: Of the JPEGs, from 1 to 100.
-        workers: How many images are under way at a time, and how many connections there are.
-        max_width: Photos that are wider are refused, in pixels.
-        max_pixels: Photos of more pixels are refused.
-        max_bytes: Files that are larger are not downloaded. Those under way are in memory.
-        timeout: Seconds that a download may take.
-        observers: Get the events of the pool.
+        out: The folder for the thumbnails. It is created if it does not exist.
+        size: The box that thumbnails must fit into: width and height in pixels.
+        quality: The JPEG quality, from 1 to 100.
+        workers: How many images are processed at a time; also the maximum number of connections.
+        max_width: Reject photos that are wider, in pixels.
+        max_pixels: Reject photos that have more pixels.
+        max_bytes: Reject larger files. Each file in progress is held in memory.
+        timeout: Time limit in seconds for each download.
+        observers: Receive the events of the pool.
 
     Raises:
         ValueError: A number is out of range.
@@ -121,12 +122,12 @@ class ImageService:
         self.pool = asyncpool.WorkerPool(
             self._make,
             workers=workers,
-            # No waiting room: a drain finishes what is under way, and nothing that merely waits in a queue.
+            # No queue: a drain should only finish the images in progress.
             queue_size=0,
             observers=observers,
             name="images",
         )
-        # Threads for the cores and not for the workers: more would take memory and turns from one another.
+        # One thread per core, not per worker: more threads would use more memory without being faster.
         self._threads = ThreadPoolExecutor(os.cpu_count(), "images")
         self._find = asyncpool.offload(self._find_now, executor=self._threads)
         self._convert = asyncpool.offload(self._convert_now, executor=self._threads)
@@ -134,10 +135,10 @@ class ImageService:
         self._exit = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        """Prepare the folder, open the session, start the workers.
+        """Prepare the folder, open the HTTP session, start the workers.
 
         Raises:
-            OutputError: The folder cannot be made or written to.
+            OutputError: The folder cannot be created or written to.
         """
         async with AsyncExitStack() as stack:
             stack.callback(self._threads.shutdown, wait=False)
@@ -150,24 +151,24 @@ class ImageService:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Finish what is under way; leaving by an exception cancels it. Waits for its threads either way."""
+        """Finish the images in progress, or cancel them after an exception. Waits for the threads in both cases."""
         await self._exit.__aexit__(kind, error, traceback)
 
     def process(
         self, photos: Iterable[Photo] | AsyncIterable[Photo]
     ) -> asyncpool.Stream[asyncpool.Outcome[Photo, Thumbnail]]:
-        """Make thumbnails of all the photos: a stream of outcomes, in the order in which they are done.
+        """Make thumbnails of all photos. Returns a stream of outcomes in order of completion.
 
-        Lazy on both sides: it takes a photo when a worker is free, and works ahead of its reader by no more
-        than the number of workers. `Failed.error` is an `ImageServiceError`.
+        The stream is lazy at both ends: it takes a photo when a worker is free, and it is ahead of its reader by at
+        most the number of workers. `Failed.error` is an `ImageServiceError`.
         """
         return self.pool.outcomes(photos)
 
     async def thumbnail(self, photo: Photo) -> Thumbnail:
-        """Make one thumbnail. Waits for a free worker, then for the work; cancelling it cancels the work.
+        """Make one thumbnail. Waits for a free worker and for the thumbnail. Cancelling the call cancels the work.
 
         Raises:
-            ImageServiceError: It could not be made; which subclass says why.
+            ImageServiceError: The thumbnail could not be made; the subclass gives the reason.
             asyncpool.PoolClosed: The service is closing.
         """
         return await self.pool.run(photo)
@@ -176,7 +177,7 @@ class ImageService:
         source = photo if isinstance(photo, Source) else Source(url=photo, origin=photo)
         stamp = Stamp.of(source.origin, source.revision, self._recipe.size, self._recipe.quality)
         wanted = _Wanted(stem=stem_of(source.url), stamp=stamp)
-        # One at a time of the same photo: asked for twice, the second finds what the first made.
+        # Process the same photo only once at a time: a second request finds the thumbnail of the first.
         async with self._turns.setdefault(source.origin, asyncio.Lock()):
             if (there := await self._find(wanted)) is not None:
                 return there

@@ -1,7 +1,7 @@
-"""What a SOURCE on the command line is: a URL, a file of URLs, a photo, or a folder of photos.
+"""Read the SOURCE arguments: each is a URL, a file of URLs, a photo, or a folder of photos.
 
-Photos on the disk are served over loopback HTTP, so that they come the way that all photos come. It reads
-folders and files: call it in a thread.
+Photos on disk are served over loopback HTTP, so they are downloaded like all others. The functions read folders and
+files, so call them in a thread.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ __all__ = ["SourceError", "read_sources"]
 
 
 class SourceError(Exception):
-    """A source is not there, cannot be read, or has no photos in it. The message is a sentence."""
+    """A source does not exist, cannot be read, or contains no photos."""
 
 
 def read_sources(arguments: Iterable[str], server: PhotoServer, out: Path) -> list[Source]:
-    """Return the photos that the arguments mean, in their order, each once.
+    """Return the photos of all arguments, in their order and without duplicates.
 
     Args:
-        arguments: The SOURCEs as they were typed.
-        server: Where photos from the disk are added, to be served.
-        out: The folder of the thumbnails, which cannot be a source.
+        arguments: The SOURCE arguments as typed.
+        server: The server to which photos on disk are added.
+        out: The folder for the thumbnails, which cannot be a source.
 
     Raises:
-        SourceError: An argument means nothing that can be processed.
+        SourceError: An argument cannot be used as a source.
     """
     sources = {source.origin: source for argument in arguments for source in _read(argument, server, out)}
     if not sources:
-        raise SourceError("there is not one photo in what was given")
+        raise SourceError("the sources contain no photos")
     return list(sources.values())
 
 
@@ -57,7 +57,7 @@ def _read(argument: str, server: PhotoServer, out: Path) -> Iterator[Source]:
         elif path.exists():
             yield from _read_list(path)
         else:
-            raise SourceError(f"{argument} is not a URL, and there is no file or folder of that name")
+            raise SourceError(f"{argument} is neither a URL nor an existing file or folder")
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         reason = error.strerror if isinstance(error, OSError) else None
         raise SourceError(f"{argument} cannot be read: {reason or error}") from error
@@ -65,7 +65,7 @@ def _read(argument: str, server: PhotoServer, out: Path) -> Iterator[Source]:
 
 def _read_folder(folder: Path, server: PhotoServer, out: Path) -> Iterator[Source]:
     if out.exists() and folder.samefile(out):
-        raise SourceError(f"{folder} is the output folder: it cannot be a source as well")
+        raise SourceError(f"{folder} is the output folder, which cannot also be a source")
     thumbnails = out.resolve()
     is_below = thumbnails.is_relative_to(folder.resolve())
     count = 0
@@ -74,7 +74,7 @@ def _read_folder(folder: Path, server: PhotoServer, out: Path) -> Iterator[Sourc
         if hidden or path.suffix.lower() not in PHOTO_SUFFIXES or not path.is_file():
             continue
         if is_below and path.resolve().is_relative_to(thumbnails):
-            continue  # what an earlier run has made
+            continue  # a thumbnail of an earlier run
         count += 1
         yield _photo(path, server)
     if not count:

@@ -1,19 +1,19 @@
-"""A web service that makes thumbnails of the photos that are posted to it, on a pool of workers.
+"""A web service that makes thumbnails of photos that are posted to it, in a worker pool.
 
     python -m examples.web_service [--port 8080] [--workers 2] [--queue-size 20]
     python -m examples.web_service --demo
 
-This module imports nothing, so that the command can say in a sentence which package is missing.
+This module imports nothing, so the command can report a missing package in one line.
 
 Reading order:
 
-    service.py   ThumbnailService: the aiohttp application, and the way of one request through its WorkerPool
-    uploads.py   the photo out of a request's body, within limits
-    refusals.py  why a request is refused: a status and a sentence
-    serving.py   listening; and how to stop without losing a request
+    service.py   ThumbnailService: the aiohttp application, which handles each request in its WorkerPool
+    uploads.py   reads the photo from the body of a request, within limits
+    refusals.py  the exception for a rejected request: a status and a message
+    serving.py   listens, and stops without losing a request
 
     command.py   the command line
     demo.py      a client that shows what the service does
 
-The thumbnails are made by `make_thumbnail` of the image service, `examples/image_service/images.py`.
+`make_thumbnail` in `examples/image_service/images.py` makes the thumbnails.
 """

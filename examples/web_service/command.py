@@ -1,4 +1,4 @@
-"""The command line: what is asked for, and the exit status. The service is `service.py`, its life `serving.py`."""
+"""The command line: arguments and exit status. `service.py` has the service, and `serving.py` runs it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Options", "main"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What was asked for."""
+    """The command-line arguments."""
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -40,10 +40,10 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status. Raises `SystemExit(2)` if the arguments make no sense."""
+    """Run the command and return its exit status. Raises `SystemExit(2)` if the arguments are invalid."""
     options = _parse(arguments)
-    # Choices for a whole program: photos with too many pixels are refused where Pillow would only warn, and EXIF
-    # blocks that are not quite right are nobody's business.
+    # A program can make these choices: reject photos with too many pixels, where Pillow only warns, and ignore slightly
+    # invalid EXIF blocks.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
@@ -84,23 +84,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _is_not_of_bad_http(record: logging.LogRecord) -> bool:
-    # What is no HTTP gets a 400 from aiohttp. Anybody can send it, so that a traceback each would fill the disk.
+    # aiohttp responds to invalid HTTP with 400. Anyone can send it, and a traceback for each would fill the disk.
     return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError | web.RequestPayloadError)
 
 
 def _what(options: Options) -> str:
     workers = "1 worker" if options.workers == 1 else f"{options.workers} workers"
-    return f"{workers}, a queue of {options.queue_size}"
+    return f"{workers}, queue size {options.queue_size}"
 
 
 class _Lines:
-    """Prints lines, until nobody takes them: that is no reason for a service to stop, or to stop in another way."""
+    """Prints lines until printing fails: a service should keep running, and stop as usual, if its output is closed."""
 
     def __init__(self) -> None:
         self._error: OSError | None = None
 
     def say(self, text: str) -> None:
-        """Print a line, at once. Never raises."""
+        """Print a line and flush it. Never raises."""
         if self._error is None:
             try:
                 print(printable(text), flush=True)
@@ -108,7 +108,7 @@ class _Lines:
                 self._error = error
 
     def check(self) -> None:
-        """At the end, raise the error that came when a line was printed."""
+        """Raise the first error of `say`, if there was one. Call it at the end."""
         if self._error is not None:
             raise self._error
 
@@ -117,29 +117,29 @@ def _parse(arguments: Sequence[str] | None) -> Options:
     parser = Parser(
         prog="web_service",
         usage="python -m examples.web_service [options]",
-        description="An HTTP service that makes thumbnails of the photos that are posted to it.",
+        description="Run an HTTP service that makes thumbnails of photos that are posted to it.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     default, add = Options(), parser.add_argument
     seconds = positive(86_400)
-    add("--demo", action="store_true", help="show it: start on a free port, post photos, stop")
-    add("--host", metavar="ADDRESS", help=f"where to listen ({default.host})")
-    add("--port", type=whole(0, 65_535), metavar="N", help=f"where to listen; 0 for a free port ({default.port})")
+    add("--demo", action="store_true", help="run a demo: start on a free port, post photos, stop")
+    add("--host", metavar="ADDRESS", help=f"the address to listen on ({default.host})")
+    add("--port", type=whole(0, 65_535), metavar="N", help=f"the port; 0 for a free one ({default.port})")
     add("--reuse-port", action="store_true", help="let other instances listen on the same port (SO_REUSEPORT)")
-    add("--workers", type=whole(1, 1000), metavar="N", help="how many thumbnails are made at a time (one a processor)")
-    add("--queue-size", type=whole(0, 100_000), metavar="N", help=f"how many photos may wait ({default.queue_size})")
-    add("--timeout", type=seconds, metavar="S", help=f"seconds until a client gets a 504 ({default.timeout:g})")
-    add("--upload-timeout", type=seconds, metavar="S", help=f"... and an upload a 408 ({default.upload_timeout:g})")
-    add("--max-mb", type=positive(10_000), metavar="N", help=f"larger bodies are refused ({default.max_mb:g})")
-    add("--max-megapixels", type=positive(1000), metavar="N", help=f"larger photos too ({default.max_megapixels:g})")
+    add("--workers", type=whole(1, 1000), metavar="N", help="the number of workers (one per processor)")
+    add("--queue-size", type=whole(0, 100_000), metavar="N", help=f"how many photos can wait ({default.queue_size})")
+    add("--timeout", type=seconds, metavar="S", help=f"time limit in seconds for a thumbnail ({default.timeout:g})")
+    add("--upload-timeout", type=seconds, metavar="S", help=f"time limit for an upload ({default.upload_timeout:g})")
+    add("--max-mb", type=positive(10_000), metavar="N", help=f"reject larger bodies ({default.max_mb:g})")
+    add("--max-megapixels", type=positive(1000), metavar="N", help=f"reject larger photos ({default.max_megapixels:g})")
     add(
         "--lame-duck",
         type=_seconds_or_none,
         metavar="S",
-        help=f"seconds between SIGTERM and the end of listening, in which /healthz is 503 ({default.lame_duck:g})",
+        help=f"keep listening for S seconds after SIGTERM, with 503 at /healthz ({default.lame_duck:g})",
     )
-    add("--drain-timeout", type=seconds, metavar="S", help=f"seconds to finish photos then ({default.drain_timeout:g})")
+    add("--drain-timeout", type=seconds, metavar="S", help=f"time limit for the drain ({default.drain_timeout:g})")
     parser.set_defaults(**{name: getattr(default, name) for name in Options.__slots__})
     options = Options(**vars(parser.parse_args(arguments)))
     if options.reuse_port and options.port == 0:
@@ -152,10 +152,10 @@ def _seconds_or_none(text: str) -> float:
 
 
 _EPILOG = """\
-GET / says how to use it. The first SIGTERM or Ctrl+C drains: see serving.py. The second cancels
-what is not done yet.
+GET / shows how to use the service. The first SIGTERM or Ctrl+C drains it (see serving.py); the
+second cancels unfinished photos.
 
-Exit status: 0 if all that was accepted was finished, or left by its client; 1 if --drain-timeout
-was too short for that, if it could not listen, or if nobody read its lines; 2 if the command
-makes no sense; 130 after a second signal.
+Exit status: 0 if all accepted photos were finished or abandoned by their clients; 1 if
+--drain-timeout was too short, if the service could not listen, or if its output could not be
+written; 2 if the arguments are invalid; 130 after a second signal.
 """

@@ -1,4 +1,4 @@
-"""A client that shows what the service does, while the service runs in the same process."""
+"""A client that shows what the service does. The service runs in the same process."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _BURST = 60
 
 
 class Demo:
-    """Posts photos as soon as it is told where, then stops the service. Use it as an async context manager.
+    """Posts photos to the service, then stops it. Use it as an async context manager.
 
     Args:
-        say: Is told what came back, in lines.
-        stop: Stops the service; it is called with the reason.
+        say: Prints a line.
+        stop: Stops the service; called with the reason.
     """
 
     def __init__(self, say: Callable[[str], None], stop: Callable[[str], None]) -> None:
@@ -44,8 +44,8 @@ class Demo:
                 self._task.result()
 
     def start(self, address: str) -> None:
-        """Begin, with the service at this address."""
-        self._say(f"The service listens on {address}")
+        """Start, with the service at this address."""
+        self._say(f"The service is listening on {address}")
         self._task = asyncio.create_task(self._show(address), name="demo")
 
     async def _show(self, address: str) -> None:
@@ -55,19 +55,19 @@ class Demo:
                 await self._show_burst(session)
                 await self._show_metrics(session)
                 await self._show_drain(session)
-        except aiohttp.ClientError as error:  # somebody else has stopped the service
-            self._say(f"The demo ends early: {error}")
+        except aiohttp.ClientError as error:  # a signal has stopped the service
+            self._say(f"The demo was stopped early: {error}")
         finally:
             self._stop("The demo is over")
 
     async def _show_answers(self, session: aiohttp.ClientSession) -> None:
         photo = await asyncio.to_thread(_photo, 4000, 3000)
         await self._post(session, "a photo", photo)
-        await self._post(session, "the same for a box of 100x100", photo, "/thumbnail?size=100x100")
-        await self._post(session, "half of it", photo[: len(photo) // 2])
-        await self._post(session, "a text", b"Hello, this is not a photo.")
-        await self._post(session, "nothing", b"")
-        await self._post(session, "11 MB", bytes(11 * 1024**2))
+        await self._post(session, "the same, with size=100x100", photo, "/thumbnail?size=100x100")
+        await self._post(session, "half of the photo", photo[: len(photo) // 2])
+        await self._post(session, "some text", b"Hello, this is not a photo.")
+        await self._post(session, "an empty body", b"")
+        await self._post(session, "11 MB of zeros", bytes(11 * 1024**2))
 
     async def _show_burst(self, session: aiohttp.ClientSession) -> None:
         self._say(f"{_BURST} photos at once:")
@@ -85,7 +85,7 @@ class Demo:
         photo = await asyncio.to_thread(_photo, 4000, 3000)
         last = asyncio.create_task(_count(session, photo, 8))
         await self._get(session, "/healthz")
-        self._stop("Stopped while 8 photos are under way")
+        self._stop("Stopped with 8 photos in progress")
         await self._get(session, "/healthz")
         self._say(f"The 8 photos: {await last}")
 
@@ -98,14 +98,14 @@ class Demo:
             body = await response.read()
         if response.status == 200:
             with Image.open(BytesIO(body)) as image:
-                told = f"a {image.format} of {image.width}x{image.height}, {len(body) / 1024:.1f} KB"
+                text = f"{image.width}x{image.height} {image.format}, {len(body) / 1024:.1f} KB"
         else:
-            told = body.decode().strip()
-        self._say(f"{what} ({len(photo) / 1024:.1f} KB): {response.status} {told}")
+            text = body.decode().strip()
+        self._say(f"{what} ({len(photo) / 1024:.1f} KB): {response.status} {text}")
 
 
 async def _count(session: aiohttp.ClientSession, photo: bytes, times: int) -> str:
-    """Post a photo so many times at once; return how often which answer came."""
+    """Post a photo `times` times at once; return the number of responses by status."""
 
     async def post() -> str:
         async with session.post("/thumbnail", data=BytesIO(photo)) as response:

@@ -1,4 +1,4 @@
-"""Why a request gets no thumbnail: a status and a sentence, which the client gets as they are."""
+"""The exception for a rejected request: a status and a message, which are sent to the client as they are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["Refusal"]
 
 
 class Refusal(Exception):
-    """Raised by whatever finds the reason, answered by the application. `retry_after` is in seconds."""
+    """Raised where a request is rejected; the application turns it into a response. `retry_after` is in seconds."""
 
     def __init__(self, status: int, sentence: str, *, retry_after: int | None = None) -> None:
         super().__init__(status, sentence)
@@ -16,5 +16,5 @@ class Refusal(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers that belong to it."""
+        """The headers of the response."""
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}

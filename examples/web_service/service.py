@@ -1,7 +1,8 @@
-"""`ThumbnailService`: an aiohttp application that makes thumbnails of the photos that are posted to it, on a pool.
+"""`ThumbnailService`: an aiohttp application that makes thumbnails of photos that are posted to it, in a pool.
 
-The way of a request: is there room, else 503; read the body; hand it to the pool, whose threads decode and resize;
-answer. The pool lives as long as the application. Where it listens and how it stops is `serving.py`.
+Each request is rejected with 503 if the pool is full. Otherwise the service reads the body, submits it to the pool,
+whose threads decode and resize it, and responds. The pool lives as long as the application. `serving.py` listens and
+stops.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from examples.web_service.uploads import Uploads
 __all__ = ["GONE", "ThumbnailService", "retry_after"]
 
 GONE = 499
-"""What is noted, and sent to nobody, for a request whose client went away: nginx's number for it."""
+"""The status that is counted, but not sent, for a request whose client has disconnected. nginx uses the same number."""
 
 _log = logging.getLogger("web_service")
 _USAGE = """\
@@ -40,13 +41,13 @@ POST a photo to /thumbnail and get a JPEG:
     curl --data-binary @photo.jpg 'http://HOST/thumbnail?size=320x240' > thumbnail.jpg
     curl -F image=@photo.jpg http://HOST/thumbnail > thumbnail.jpg
 
-GET /healthz: 200 while photos are taken, 503 when the service stops. GET /metrics: for Prometheus.
+GET /healthz: 200 while photos are accepted, 503 while the service stops. GET /metrics: for Prometheus.
 """
 _HOW_CONNECTIONS_ARE_HANDLED = {
-    "handler_cancellation": True,  # without, a handler would not notice that its client has gone
-    "auto_decompress": False,  # photos are compressed already, and nobody shall send us a gzip bomb
-    "lingering_time": 2.0,  # seconds for which the rest of a refused body is read, so that its client sees the answer
-    "keepalive_timeout": 75.0,  # seconds; longer than a reverse proxy keeps idle connections, so that it closes first
+    "handler_cancellation": True,  # otherwise a handler would not notice that its client has disconnected
+    "auto_decompress": False,  # photos are compressed already, and this excludes gzip bombs
+    "lingering_time": 2.0,  # seconds to read the rest of a rejected body, so that the client gets the response
+    "keepalive_timeout": 75.0,  # seconds; longer than that of a reverse proxy, so that the proxy closes first
 }
 
 
@@ -57,7 +58,7 @@ class _Job:
 
 
 def _make(job: _Job) -> Encoded | ImageServiceError:
-    """Make one thumbnail, in a thread. A photo that cannot be read is the client's failure, and no failure of a job."""
+    """Make one thumbnail, in a thread. An unreadable photo is an error of the client, so the job still succeeds."""
     try:
         return make_thumbnail(BytesIO(job.photo), job.recipe)
     except ImageServiceError as error:
@@ -67,16 +68,16 @@ def _make(job: _Job) -> Encoded | ImageServiceError:
 class ThumbnailService:
     """The application `app`, and the `pool` that is started and closed with it.
 
-    Memory is bounded: there are at most `queue_size + workers` photos in the pool, and as many on their way to it.
+    Memory is bounded: at most `queue_size + workers` photos are in the pool, and at most as many are being uploaded.
 
     Args:
         workers: How many thumbnails are made at a time, each in a thread.
-        queue_size: How many photos may wait for a worker; with one more, the answer is 503.
-        size: The box that thumbnails fit into, if the request names no other.
-        timeout: Seconds until the client gets a 504: from when its photo was there, the queue included.
-        upload_timeout: Seconds that a photo may take to arrive.
-        max_bytes: Larger bodies are refused.
-        max_pixels: Photos of more pixels are refused: this bounds the memory that a worker takes, and its time.
+        queue_size: How many photos can wait for a worker. Further requests get a 503.
+        size: The box that thumbnails must fit into, unless the request has another one.
+        timeout: Seconds from the end of the upload until the client gets a 504, including the time in the queue.
+        upload_timeout: Time limit in seconds for the upload of a photo.
+        max_bytes: Reject larger bodies.
+        max_pixels: Reject photos that have more pixels. This bounds the memory and the time of each worker.
 
     Raises:
         ValueError: A number is out of range.
@@ -101,11 +102,11 @@ class ThumbnailService:
         self._timeout = timeout
         self._places = queue_size + workers
         self.requests = 0
-        """How many requests have come. Each is in `answers`, or is under way."""
+        """The number of requests received. Each is counted in `answers` or still in progress."""
         self.answers: Counter[int] = Counter()
-        """How many were answered, by status: counted when the whole answer was written. `GONE`: there was nobody."""
+        """The number of responses by status, counted when completely written. `GONE`: the client had disconnected."""
         self.is_draining = False
-        """Whether the service is about to stop: `/healthz` says so, and each answer closes its connection."""
+        """Whether the service is stopping: `/healthz` reports it, and each response closes its connection."""
         self._busy: set[RequestHandler] = set()
         registry = prometheus_client.CollectorRegistry()
         registry.register(PoolCollector(self.pool))
@@ -122,31 +123,31 @@ class ThumbnailService:
         self.app.router.add_get("/", self._usage)
 
     def is_idle(self, connection: RequestHandler) -> bool:
-        """Whether no request is under way on it and none was answered by `Connection: close`: it closes by itself."""
+        """Return whether the connection has no request in progress and no pending `Connection: close`."""
         return connection not in self._busy
 
     async def _run_pool(self, app: web.Application) -> AsyncGenerator[None]:
         await self.pool.start()
         yield
         self.is_draining = True
-        await self.pool.close()  # at once, if `serving.py` has closed it
+        await self.pool.close()  # returns immediately if `serving.py` has closed it
 
-    # -- What is asked --
+    # -- Requests --
 
     async def _usage(self, request: web.Request) -> web.Response:
         return web.Response(text=_USAGE.replace("HOST", request.host))
 
     async def _healthz(self, request: web.Request) -> web.Response:
-        """Ready or not, for load balancers. Not whether the queue is full: then all instances would be taken out."""
+        """Readiness, for load balancers. A full queue still counts as ready, or all instances could be taken out."""
         if self.is_draining or self.pool.state != "open":
             raise Refusal(503, "draining")
         return web.Response(text="ok\n")
 
     async def _thumbnail(self, request: web.Request) -> web.Response:
         recipe = self._recipe_for(request)
-        # Before the body is read: there is no use in taking what will be refused, and memory for so many only.
+        # Check before reading the body: this saves the upload of a photo that would be rejected, and bounds the memory.
         stats = self.pool.stats
-        if max(self.uploads.under_way, stats.queued + stats.running) >= self._places:
+        if max(self.uploads.in_progress, stats.queued + stats.running) >= self._places:
             raise self._full()
         made = await self._made(_Job(photo=await self.uploads.read(request), recipe=recipe))
         if isinstance(made, ImageServiceError):
@@ -154,10 +155,10 @@ class ThumbnailService:
         return web.Response(body=made.data, content_type="image/jpeg")
 
     async def _made(self, job: _Job) -> Encoded | ImageServiceError:
-        """Run the job. It is cancelled if its client goes away, and if its time is over.
+        """Run the job. It is cancelled if the client disconnects or the time limit is reached.
 
-        Not `pool.run(job, if_full="raise")`, which would do for most handlers: it waits until a cancelled job has
-        ended, but a thread cannot be stopped, and the client shall not wait for that.
+        Most handlers can simply use `pool.run(job, if_full="raise")`. It waits until a cancelled job has stopped,
+        though, and a thread cannot be stopped: the client should not have to wait for that.
         """
         try:
             handle = self.pool.submit_nowait(job)
@@ -169,11 +170,11 @@ class ThumbnailService:
             async with asyncio.timeout(self._timeout):
                 return await handle
         except TimeoutError:  # a JobTimeout of the pool would be one too
-            raise Refusal(504, f"the thumbnail was not done after {self._timeout:g} s") from None
+            raise Refusal(504, f"the thumbnail was not ready within {self._timeout:g} s") from None
         except JobCancelled:
             raise Refusal(503, "the service was stopped", retry_after=1) from None
         finally:
-            handle.cancel()  # queued, it leaves the queue at once; done, nothing happens
+            handle.cancel()  # a queued job leaves the queue immediately; a finished job is not affected
 
     def _recipe_for(self, request: web.Request) -> Recipe:
         asked = request.query.get("size")
@@ -188,15 +189,16 @@ class ThumbnailService:
             raise Refusal(400, str(error)) from None
 
     def _full(self) -> Refusal:
-        return Refusal(503, "too many photos are waiting: try again", retry_after=retry_after(self.pool.stats))
+        return Refusal(503, "too many photos are waiting; try again later", retry_after=retry_after(self.pool.stats))
 
-    # -- How it is answered --
+    # -- Responses --
 
     @web.middleware
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Around each request: make an answer of what went wrong, write it, and count.
+        """Wrap each request: turn errors into responses, write the response, and count it.
 
-        It writes the answer itself, where aiohttp would do it after: so that "answered" means that it was written.
+        aiohttp would write the response after the middleware. This one writes it itself, so it counts only responses
+        that were really written.
         """
         self.requests += 1
         self._busy.add(request.protocol)
@@ -211,12 +213,12 @@ class ThumbnailService:
                 await response.write_eof()
                 status = response.status
             except ConnectionError:
-                pass  # aiohttp meets it too, and lets the connection go
+                pass  # aiohttp sees the same error and closes the connection
             return response
         finally:
             self.answers[status] += 1
             self._answers_by_status.labels(status).inc()
-            if not closes:  # else aiohttp closes it, when it has read what may still come of the request
+            if not closes:  # otherwise aiohttp closes it, after it has read the rest of the request
                 self._busy.discard(request.protocol)
 
 
@@ -225,19 +227,19 @@ async def _respond(request: web.Request, handler: Handler) -> web.StreamResponse
         return await handler(request)
     except Refusal as refusal:
         return web.Response(status=refusal.status, text=refusal.sentence + "\n", headers=refusal.headers)
-    except web.HTTPException as error:  # of aiohttp itself: 404, 405
-        response = web.Response(status=error.status, text=f"{error.reason}: GET / tells what there is\n")
+    except web.HTTPException as error:  # from aiohttp itself: 404, 405
+        response = web.Response(status=error.status, text=f"{error.reason}; see GET / for usage\n")
         if isinstance(error, web.HTTPMethodNotAllowed):
             response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
         return response
-    except ConnectionError:  # the client went away while it sent its photo
+    except ConnectionError:  # the client disconnected during the upload
         return web.Response(status=GONE)
     except Exception:
         _log.exception("%s %s failed", request.method, request.path)
-        return web.Response(status=500, text="something went wrong here, and is in the log\n")
+        return web.Response(status=500, text="internal error; see the log of the service\n")
 
 
 def retry_after(stats: PoolStats) -> int:
-    """Whole seconds after which there will be room: until what is there is done, at the speed so far. At least 1."""
+    """Estimate the time until the current jobs are done, from the speed so far: whole seconds, at least 1."""
     ahead = stats.queued + stats.running
     return max(1, math.ceil(ahead * stats.seconds_running.mean / max(1, stats.workers)))

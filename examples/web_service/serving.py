@@ -1,27 +1,31 @@
-"""`Server`: listens until a signal comes, and stops without losing a request.
+"""`Server`: listens until a signal arrives, and stops without losing a request.
 
-The steps of stopping, at the first SIGINT or SIGTERM:
+The first SIGINT or SIGTERM starts these steps:
 
-1. Say so, and go on for `lame_duck` seconds: `/healthz` is 503, so that load balancers send to others; photos are
-   taken as before, and each answer carries `Connection: close`, so that clients open their next connection elsewhere.
+1. Keep serving for `lame_duck` seconds. `/healthz` returns 503, so that load balancers use other instances. Photos are
+   still accepted, but each response has `Connection: close`, so that clients open their next connection elsewhere.
 2. Stop listening.
-3. Stop the intake: what is still being uploaded is answered by 503. What the pool has accepted is finished, for up to
-   `drain_timeout` seconds, and answered; the rest is cancelled then, and answered by 503.
-4. Close the connections that no answer has closed. Wait until all are closed, and what was written is sent.
-5. Close what is left, at most `_LAST_WORDS` seconds later, and the application.
+3. Stop accepting jobs: pending uploads get a 503. Jobs that the pool has accepted are finished for up to
+   `drain_timeout` seconds. The rest is then cancelled and gets a 503.
+4. Close connections that are still open, and wait until all written data has been sent.
+5. After at most `_CLOSE_TIMEOUT` seconds, close the remaining connections and the application.
 
-The second signal goes to step 3 with a `drain_timeout` of 0. It counts only half a second after the first: supervisors
-and terminals can send the same signal twice.
+A second signal jumps to step 3 with a `drain_timeout` of 0. It must arrive at least half a second after the first,
+because supervisors and terminals can send the same signal twice.
 
-Why not `drain_on_signal`: it would close the pool at once, in step 1. Why not `web.run_app`: `AppRunner.cleanup()`
-makes every connection deaf before it waits for its handlers, so a request whose body is still on its way hangs, and one
-that comes on an idle connection is never read. So here the cleanup comes when nothing is left to be read.
+`drain_on_signal` is not used here, because it would close the pool immediately, in step 1. `web.run_app` is not used
+either: `AppRunner.cleanup()` stops reading from all connections before it waits for their handlers. A request whose
+body is still being uploaded would hang, and a new request on an idle connection would never be read. So this server
+calls `cleanup()` only when nothing is left to read.
 
-What no server can help in HTTP/1.1: a client may send a request on an idle connection in the moment in which the
-server closes it, or connect in the moment in which it stops listening (the kernel then resets what it has queued, with
-SO_REUSEPORT too). Nothing of such a request was read, so it can be sent again. The lame duck is there so that nobody
-sends to this instance any more by then: it must be longer than the interval of the load balancer's checks. And a client
-that closes its sending half is taken for one that went away: asyncio's transports do not tell the two apart.
+HTTP/1.1 has two races that no server can avoid. A client can send a request on an idle connection at the moment when
+the server closes it. Or it can connect at the moment when the server stops listening: the kernel then resets the
+queued connections, even with SO_REUSEPORT. No part of the request was read, so the client can safely send it again.
+Make `lame_duck` longer than the interval of the load balancer's health checks, so that no client uses this instance
+by then.
+
+A client that closes only its sending half counts as disconnected, because asyncio transports do not distinguish the
+two.
 """
 
 from __future__ import annotations
@@ -41,24 +45,24 @@ from examples.web_service.service import GONE, ThumbnailService
 __all__ = ["Server"]
 
 _TICK = 0.02
-"""Seconds between two looks at the connections."""
+"""Seconds between two checks of the connections."""
 _SECOND_AFTER = 0.5
-"""Seconds after the first signal from which on another one is the second."""
-_LAST_WORDS = 5.0
-"""Seconds that clients have to take their answers."""
+"""Seconds after the first signal during which further signals are ignored."""
+_CLOSE_TIMEOUT = 5.0
+"""Seconds that clients have to read their responses."""
 
 
 class Server:
-    """Serves a `ThumbnailService` until a signal comes.
+    """Serves a `ThumbnailService` until a signal arrives.
 
     Args:
         service: The service, not started yet.
         host: The address to listen on.
         port: The port; 0 for a free one.
         reuse_port: Whether other processes may listen on the same port (SO_REUSEPORT).
-        lame_duck: Seconds between the first signal and the end of listening.
-        drain_timeout: Seconds that accepted photos get then.
-        say: Is told what happens, in lines. It must not raise.
+        lame_duck: Seconds for which the server keeps listening after the first signal.
+        drain_timeout: Seconds to finish the accepted photos after that.
+        say: Prints a line. It must not raise.
     """
 
     def __init__(
@@ -77,10 +81,10 @@ class Server:
         self._drain_timeout = drain_timeout
         self._say = say
         self.unfinished = 0
-        """How many photos were accepted and not finished: they got a 503."""
+        """The number of photos that were accepted but not finished. Their clients got a 503."""
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
-        # shutdown_timeout: `_drain` has waited already. 0 would mean for ever.
+        # `_drain` has waited already, so shutdown_timeout can be short. 0 would mean no limit.
         self._runner = web.AppRunner(service.app, access_log=None, shutdown_timeout=0.01)
         self._listens_on = host, port, reuse_port
 
@@ -90,10 +94,10 @@ class Server:
         return self._hurry.is_set()
 
     async def run(self, ready: Callable[[str], None]) -> None:
-        """Listen, call `ready` with the address, and wait for the signals. Cancelled, it stops without draining.
+        """Listen, call `ready` with the address, and wait for a signal. If cancelled, stop without draining.
 
         Raises:
-            OSError: The address cannot be listened on.
+            OSError: The server cannot listen on the address.
         """
         host, port, reuse_port = self._listens_on
         await self._runner.setup()
@@ -101,24 +105,21 @@ class Server:
             site = web.TCPSite(self._runner, host, port, reuse_port=reuse_port or None)
             await site.start()
             with _StopSignals(self.stop, self._on_second):
-                host, port = self._runner.addresses[0][:2]  # the port that 0 has become
+                host, port = self._runner.addresses[0][:2]  # the actual port, if it was 0
                 ready(str(URL.build(scheme="http", host=host, port=port)))
                 await self._stop.wait()
                 await self._lame(site)
                 await self._drain()
         finally:
-            self.service.pool.cancel()  # closed already, unless this was cut short
+            self.service.pool.cancel()  # no effect if the pool is closed, as after a drain
             await self._runner.cleanup()
 
     def stop(self, why: str) -> None:
-        """What the first signal does. Does nothing the second time."""
+        """Start to drain, as the first signal does. Further calls have no effect."""
         if self._stop.is_set():
             return
         self.service.is_draining = True
-        self._say(
-            f"{why}: draining. Photos are taken for {self._lame_duck:g} s more, and what is accepted is finished; "
-            "a second signal cancels it."
-        )
+        self._say(f"{why}: draining (accepting for {self._lame_duck:g} s); a second signal cancels")
         self._stop.set()
 
     def _on_second(self, name: str) -> None:
@@ -133,15 +134,15 @@ class Server:
         except TimeoutError:
             pass
         await site.stop()
-        await asyncio.sleep(_TICK)  # what was accepted in the last moment becomes a request
+        await asyncio.sleep(_TICK)  # let connections that were just accepted deliver their requests
 
     async def _drain(self) -> None:
         self.service.uploads.cut()
         report = await self.service.pool.close(drain_timeout=self._drain_timeout)
         self.unfinished = len(report.unfinished)
-        # By looking again and again, as Go's http.Server.Shutdown does: a connection tells nobody that it has ended.
+        # Poll, as Go's http.Server.Shutdown does: there is no notification when a connection is closed.
         assert self._runner.server is not None
-        for _ in range(round(_LAST_WORDS / _TICK)):
+        for _ in range(round(_CLOSE_TIMEOUT / _TICK)):
             for connection in self._runner.server.connections:
                 if self.service.is_idle(connection):
                     connection.force_close()
@@ -150,20 +151,20 @@ class Server:
             await asyncio.sleep(_TICK)
 
     def summary(self) -> Sequence[str]:
-        """Figures that add up: requests are answered or gone; jobs are succeeded, failed or cancelled."""
+        """Return the final figures, which add up: each request and each job is in exactly one category."""
         answers = {status: count for status, count in sorted(self.service.answers.items()) if status != GONE}
         by_status = ", ".join(f"{count} x {status}" for status, count in answers.items()) or "none"
         stats = self.service.pool.stats
         return (
             f"{self.service.requests} requests: {sum(answers.values())} answered ({by_status}), "
-            f"{self.service.answers[GONE]} left by their clients",
+            f"{self.service.answers[GONE]} abandoned by their clients",
             f"{stats.submitted} jobs: {stats.succeeded} succeeded, {stats.failed} failed, {stats.cancelled} cancelled"
             f"{f'; {self.unfinished} accepted photos were not finished' if self.unfinished else ''}",
         )
 
 
 class _StopSignals:
-    """Calls `first` and `second` with the name of the signal, on the loop; then the handlers from before are back."""
+    """Calls `first`, then `second`, with the name of the signal, on the loop. Then restores the previous handlers."""
 
     def __init__(self, first: Callable[[str], None], second: Callable[[str], None]) -> None:
         self._calls = [second, first]
@@ -182,7 +183,7 @@ class _StopSignals:
         self._restore()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        # Runs between any two instructions of the main thread: so it asks the loop, and does nothing itself.
+        # A signal handler can run between any two instructions of the main thread, so it only schedules a callback.
         now = self._loop.time()
         if now - self._last_at >= _SECOND_AFTER:
             self._last_at = now

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def in_process(n_workers: int = 2, **options: Any) -> LocalCluster:
-    """A cluster whose scheduler and workers live on this event loop; what travels is pickled as ever."""
+    """A cluster whose scheduler and workers run on this event loop. All messages are pickled as usual."""
     defaults = {"threads_per_worker": 1, "processes": False, "asynchronous": True, "dashboard_address": None}
     return LocalCluster(n_workers=n_workers, **{**defaults, **options})
 

@@ -1,6 +1,6 @@
 """An engine whose processes are simulated in the loop of the test: messages take time, and processes die when told to.
 
-All that travels is pickled, as ever. What cannot be pickled by name travels as a reference into a table of this module.
+All messages are pickled as usual. What cannot be pickled by name is sent as a reference into a table of this module.
 """
 
 from __future__ import annotations

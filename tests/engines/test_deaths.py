@@ -133,7 +133,7 @@ async def one_round(seed: int) -> tuple[int, int]:
                 assert reruns or not isinstance(error, ProcessDied)
             case Cancelled(_, reason):
                 assert reason in (CancelReason.HANDLE, CancelReason.SHUTDOWN, CancelReason.STREAM, "abandoned")
-        # Whoever runs more often than its attempts was in a process that died.
+        # A job that ran more often than its attempts was in a process that died.
         assert reruns or handler.begun[n] <= outcome.attempts, outcome
 
     async with pool:

@@ -63,7 +63,7 @@ def real(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
 
 
 def nothing_is_left() -> None:
-    """Wait until what was told to end has ended."""
+    """Wait until all processes that must end have ended."""
     for process in multiprocessing.active_children():
         process.join(LONGEST)
         assert not process.is_alive()

@@ -42,7 +42,7 @@ def test_every_page_of_the_site_is_fetched_once(pages: int, capsys: pytest.Captu
     assert crawl.site.requests == Counter(range(pages))
     assert sorted(int(url.rpartition("/")[2]) for url in crawl.fetched) == list(range(pages))
     assert crawl.failed == []
-    assert re.search(rf"^{pages} pages in \d+\.\d s; 0 more were found and not fetched$", capsys.readouterr().out, re.M)
+    assert re.search(rf"^{pages} pages in \d+\.\d s; 0 more found but not fetched$", capsys.readouterr().out, re.M)
 
 
 def test_no_page_is_asked_for_twice_when_time_is_up(capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,9 +51,9 @@ def test_no_page_is_asked_for_twice_when_time_is_up(capsys: pytest.CaptureFixtur
     requests = crawl.site.requests
     assert set(requests.values()) == {1}
     assert len(set(crawl.fetched)) == len(crawl.fetched)
-    assert 0 <= len(requests) - len(crawl.fetched) <= crawl.options.max_workers  # what was under way at the end
+    assert 0 <= len(requests) - len(crawl.fetched) <= crawl.options.max_workers  # those that were in progress at the end
     assert crawl.left > 0
-    told = f"{len(crawl.fetched)} pages in 3.0 s; {crawl.left:,} more were found and not fetched"
+    told = f"{len(crawl.fetched)} pages in 3.0 s; {crawl.left:,} more found but not fetched"
     assert told in capsys.readouterr().out
 
 
@@ -64,8 +64,8 @@ def test_never_more_requests_than_workers_and_each_phase_has_its_line(capsys: py
     assert crawl.site.peak_inside <= max(sizes) <= 16
     assert max(sizes) >= 4  # it has left the one worker it began with
     printed = capsys.readouterr().out
-    assert re.search(r"^  0\.0 s  now the server works on 8 requests at a time$", printed, re.M)
-    assert re.search(r"^ 10\.0 s  now the server works on 3 requests at a time$", printed, re.M)
+    assert re.search(r"^  0\.0 s  the server now handles 8 requests at a time$", printed, re.M)
+    assert re.search(r"^ 10\.0 s  the server now handles 3 requests at a time$", printed, re.M)
     status = r"^ +\d+\.\d s  capacity 8, \d+ workers, \d+ pages/s, \d+ ms, \d+ -> \d+ workers: .+$"
     assert re.search(status, printed, re.M)
     head, first, second, _ = printed.splitlines()[-4:]
@@ -88,7 +88,7 @@ def test_a_page_that_fails_is_told_and_stops_nothing(
 
     assert crawl.site.requests == Counter(range(3))
     assert len(crawl.failed) == 3
-    assert re.search(r"^3 failed, the first of them: Failed\('http://127.0.0.1:\d+/3', ", capsys.readouterr().out, re.M)
+    assert re.search(r"^3 failed; the first one: Failed\('http://127.0.0.1:\d+/3', ", capsys.readouterr().out, re.M)
 
 
 def test_the_server_works_on_no_more_requests_than_it_can() -> None:
@@ -115,13 +115,13 @@ def test_the_server_works_on_no_more_requests_than_it_can() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--seconds", "0"], "argument --seconds: it must be a number > 0 and <= 86400, got '0'"),
-        (["--seconds", "soon"], "argument --seconds: it must be a number > 0 and <= 86400, got 'soon'"),
-        (["--capacity", ""], "argument --capacity: it must be a whole number from 1 to 10000, got ''"),
-        (["--capacity", "16,0"], "argument --capacity: it must be a whole number from 1 to 10000, got '0'"),
-        (["--capacity", "1," * 200], "argument --capacity: it must be at most 100 numbers, got 201"),
-        (["--max-workers", "0"], "argument --max-workers: it must be a whole number from 1 to 500, got '0'"),
-        (["--pages", "many"], "argument --pages: it must be a whole number from 1 to 100000000, got 'many'"),
+        (["--seconds", "0"], "argument --seconds: must be a number > 0 and <= 86400, got '0'"),
+        (["--seconds", "soon"], "argument --seconds: must be a number > 0 and <= 86400, got 'soon'"),
+        (["--capacity", ""], "argument --capacity: must be an integer from 1 to 10000, got ''"),
+        (["--capacity", "16,0"], "argument --capacity: must be an integer from 1 to 10000, got '0'"),
+        (["--capacity", "1," * 200], "argument --capacity: must have at most 100 numbers, got 201"),
+        (["--max-workers", "0"], "argument --max-workers: must be an integer from 1 to 500, got '0'"),
+        (["--pages", "many"], "argument --pages: must be an integer from 1 to 100000000, got 'many'"),
         (["http://example.org"], "unrecognized arguments: http://example.org"),
     ],
 )
@@ -132,7 +132,7 @@ def test_what_makes_no_sense_is_told_in_a_sentence(
         adaptive_crawl.main(arguments)
 
     assert caught.value.code == 2
-    assert capsys.readouterr().err == f"adaptive_crawl: error: {sentence} (--help tells what there is)\n"
+    assert capsys.readouterr().err == f"adaptive_crawl: error: {sentence} (see --help)\n"
 
 
 def test_the_command_runs() -> None:
@@ -152,7 +152,7 @@ def test_the_command_runs() -> None:
 def test_ctrl_c_tells_how_far_it_was() -> None:
     process = subprocess.Popen(COMMAND, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    assert "now the server works on 16 requests" in process.stdout.readline()
+    assert "the server now handles 16 requests" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=GIVE_UP)
@@ -171,7 +171,7 @@ def test_a_missing_package_is_told_in_a_sentence() -> None:
     )
 
     assert done.returncode == 2
-    assert done.stderr.startswith("adaptive_crawl: error: the package 'aiohttp' is missing; install what the examples")
+    assert done.stderr.startswith("adaptive_crawl: error: the package 'aiohttp' is not installed; to install")
     assert done.stderr.count("\n") == 1
 
 
@@ -189,12 +189,12 @@ def test_on_a_terminal_there_are_bars_and_the_last_decision() -> None:
     try:
         while chunk := os.read(master, 65536):
             shown += chunk
-    except OSError:  # the other side is closed
+    except OSError:  # the other end is closed
         pass
     os.close(master)
 
     assert process.wait(GIVE_UP) == 0
-    assert b"\x1b[2K" in shown  # lines are drawn anew
+    assert b"\x1b[2K" in shown  # lines are redrawn
     assert b"capacity 4" in shown
     assert re.search(rb"no decision yet|\d+ -> \d+ workers: ", shown)
     assert b"20 pages in " in shown

@@ -54,7 +54,7 @@ def test_the_pool_grows_to_ten_workers_and_comes_back_to_two(capsys: pytest.Capt
     assert re.search(r"^ +1\.0 s  10 workers, \d+ busy, \d+ jobs queued, \d+ done \(\d+\.\d jobs/s\)$", printed, re.M)
     end = re.search(
         r"^100 jobs in (\S+) s, on up to 10 workers; a fixed pool of 10 needs at least 1\.00 s\.\n"
-        r"Back at 2 workers (\S+) s after the last job\.\n\Z",
+        r"Back to 2 workers (\S+) s after the last job\.\n\Z",
         printed,
         re.M,
     )
@@ -87,7 +87,7 @@ def test_every_job_is_done_once_however_large_the_pool_may_be(
     peak = re.search(r"^\d+ jobs in \S+ s, on up to (\d+) workers; ", printed, re.M)
     assert peak is not None
     assert least <= int(peak[1]) <= wanted.max
-    assert f"Back at {wanted.min} workers " in printed
+    assert f"Back to {wanted.min} workers " in printed
 
 
 # -- the command --
@@ -102,11 +102,11 @@ def test_the_command_runs_and_gives_back_what_it_took(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--min", "-1"], "argument --min: it must be a whole number from 0 to 10000, got '-1'"),
-        (["--max", "0"], "argument --max: it must be a whole number from 1 to 10000, got '0'"),
-        (["--jobs", "1e3"], "argument --jobs: it must be a whole number from 1 to 10000000, got '1e3'"),
-        (["--job-time", "0"], "argument --job-time: it must be a number > 0 and <= 3600, got '0'"),
-        (["--idle-timeout", "nan"], "argument --idle-timeout: it must be a number > 0 and <= 3600, got 'nan'"),
+        (["--min", "-1"], "argument --min: must be an integer from 0 to 10000, got '-1'"),
+        (["--max", "0"], "argument --max: must be an integer from 1 to 10000, got '0'"),
+        (["--jobs", "1e3"], "argument --jobs: must be an integer from 1 to 10000000, got '1e3'"),
+        (["--job-time", "0"], "argument --job-time: must be a number > 0 and <= 3600, got '0'"),
+        (["--idle-timeout", "nan"], "argument --idle-timeout: must be a number > 0 and <= 3600, got 'nan'"),
         (["--min", "3", "--max", "2"], "--max must be at least --min, got 2 and 3"),
         (["burst"], "unrecognized arguments: burst"),
     ],
@@ -118,7 +118,7 @@ def test_what_makes_no_sense_is_told_in_a_sentence(
         auto_scaling.main(arguments)
 
     assert caught.value.code == 2
-    assert capsys.readouterr().err == f"auto_scaling: error: {sentence} (--help tells what there is)\n"
+    assert capsys.readouterr().err == f"auto_scaling: error: {sentence} (see --help)\n"
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -127,7 +127,7 @@ def test_ctrl_c_tells_how_far_it_was(times: int) -> None:
         [*COMMAND, "--job-time", "60"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    assert "a burst of 100 jobs" in process.stdout.readline()
+    assert "submitting 100 jobs" in process.stdout.readline()
     for _ in range(times):
         process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=GIVE_UP)
@@ -171,7 +171,7 @@ def test_a_missing_package_is_told_in_a_sentence() -> None:
     )
 
     assert done.returncode == 2
-    assert done.stderr.startswith("auto_scaling: error: the package 'anyio' is missing; install what the examples need")
+    assert done.stderr.startswith("auto_scaling: error: the package 'anyio' is not installed; to install the packages")
     assert done.stderr.count("\n") == 1
 
 
@@ -192,12 +192,12 @@ def test_on_a_terminal_there_are_bars_and_decisions() -> None:
     try:
         while chunk := os.read(master, 65536):
             shown += chunk
-    except OSError:  # the other side is closed
+    except OSError:  # the other end is closed
         pass
     os.close(master)
 
     assert process.wait(GIVE_UP) == 0
-    assert b"\x1b[2K" in shown  # lines are drawn anew
+    assert b"\x1b[2K" in shown  # lines are redrawn
     assert re.search(rb"\b(6|7|8|9|10) workers, \d+ busy", shown)
     assert re.search(rb"2 -> 6 workers: \d+ jobs wait for 2 workers\r\n", shown)
     assert b"30 jobs in " in shown

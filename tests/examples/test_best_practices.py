@@ -15,54 +15,54 @@ from examples import best_practices
 ROOT = Path(__file__).parents[2]
 
 SHOWN = {
-    "How many workers: jobs that wait": """
+    "Number of workers: I/O-bound jobs": """
         500 requests/s of 0.2 s: 100
-        ... and the database has 30 connections: 30
-        ... or each is parsed for 10 ms in the loop: 20
-        90 jobs done, never more than 30 at a time
+        ... if the database has 30 connections: 30
+        ... if parsing each takes 10 ms of CPU: 20
+        90 jobs done, at most 30 at a time
     """,
-    "How many workers: jobs that compute": """
-        4 hashes, the first f2cc6acc..., on 3 workers for 3 processors
+    "Number of workers: CPU-bound jobs": """
+        4 hashes (the first: f2cc6acc...) on 3 workers for 3 processors
     """,
-    "Cancellation: a job": """
+    "Cancellation: one job": """
         Cancelled(60.0, 'handle', started=True)
         Cancelled(60.0, 'handle', started=False)
     """,
     "Cancellation: a caller": """
-        the caller is gone, and his job too: 1 cancelled, 0 running
+        the caller and its job are gone: 1 cancelled, 0 running
     """,
-    "Cancellation: a timeout of each attempt": """
-        attempt 1 at 'hard' has 0.2 s
-        attempt 2 at 'hard' has 0.2 s
-        hard is answered at attempt 2
-        attempt 1 at 'hopeless' has 0.2 s
-        attempt 2 at 'hopeless' has 0.2 s
-        hopeless: the job ran longer than its timeout of 0.2 s
+    "Cancellation: a timeout for each attempt": """
+        'hard': attempt 1 has 0.2 s
+        'hard': attempt 2 has 0.2 s
+        'hard': answered in attempt 2
+        'hopeless': attempt 1 has 0.2 s
+        'hopeless': attempt 2 has 0.2 s
+        'hopeless': the job ran longer than its timeout of 0.2 s
     """,
-    "Cancellation: a deadline of all": """
-        anyio.fail_after: 3 of 7 were done in time
-        asyncio.timeout: not all were done in time
-        cancelled: 8; and the pool goes on: 0.01
+    "Cancellation: a deadline for a block": """
+        anyio.fail_after: 3 of 7 jobs were done in time
+        asyncio.timeout: not all jobs were done in time
+        8 jobs were cancelled; the pool still works: 0.01
     """,
-    "Buffer sizes: reject": """
-        queue_size=0: 2 accepted by 2 workers, the next one is rejected
-        queue_size=3: 5 accepted by 2 workers, the next one is rejected
-        queue_size=None: 22 accepted by 2 workers, the next one is rejected
+    "Buffer sizes: reject when full": """
+        queue_size=0, 2 workers: 2 jobs accepted, the next one rejected
+        queue_size=3, 2 workers: 5 jobs accepted, the next one rejected
+        queue_size=None, 2 workers: 22 jobs accepted, the next one rejected
     """,
-    "Buffer sizes: wait": """
-        queue_size=0: the producer of 60 jobs was at most 2 ahead
-        queue_size=3: the producer of 60 jobs was at most 5 ahead
-        queue_size=None: the producer of 60 jobs was at most 22 ahead
+    "Buffer sizes: wait for room": """
+        queue_size=0: a producer of 60 jobs was at most 2 ahead
+        queue_size=3: a producer of 60 jobs was at most 5 ahead
+        queue_size=None: a producer of 60 jobs was at most 22 ahead
     """,
     "Buffer sizes: a slow reader": """
-        read 20, pulled 26: never more than 6 ahead (queue_size 4 + 2 workers)
+        read 20, pulled 26: at most 6 ahead (queue_size 4 + 2 workers)
     """,
-    "Shutdown: in time, and saying what is left": """
+    "Shutdown: in time, with a report": """
         ERROR in the log: pool 'mails': abandoned a job that ignores its cancellation: 'stubborn'
         closed: 1 done in time, 3 left
-        long: cut off, it may have had effects
-        stubborn: ignores its cancellation, and still runs
-        last: not begun: do it next time
+        long: cancelled, may have had effects
+        stubborn: ignores its cancellation and is still running
+        last: not started, safe to redo
         WARNING in the log: pool 'mails': job 3, abandoned when the pool closed, has ended: Succeeded('stubborn', None)
     """,
     "Cleanup: connections": """
@@ -75,23 +75,23 @@ SHOWN = {
     """,
     "Cleanup: the source of a stream": """
         file opened
-        0.01: that is enough
+        0.01: leaving the loop
         file closed
-        0 jobs run, and 0 are queued
+        0 jobs running, 0 queued
     """,
-    "Errors: all outcomes": """
+    "Errors: read all outcomes": """
         12 // 2 = 6
         12 // 0: integer division or modulo by zero
         12 // 3 = 4
     """,
-    "Errors: stop at the first": """
+    "Errors: stop at the first one": """
         6
         4
         integer division or modulo by zero; 2 done, 1 failed, the others cancelled
     """,
-    "Errors: those that nobody reads": """
+    "Errors: unread failures": """
         ERROR in the log: pool 'forgotten': a job's failure was never retrieved (occurrence 1): 0
-        2 done, 1 failed, of which unread: 1
+        2 done, 1 failed, unread failures: 1
         ERROR in the log: pool 'forgotten': 1 failure was never retrieved
     """,
 }
@@ -136,6 +136,4 @@ def test_arguments_are_refused_in_a_sentence(capsys: pytest.CaptureFixture[str])
         best_practices.main(["--bogus"])
 
     assert ended.value.code == 2
-    assert capsys.readouterr().err == (
-        "best_practices: error: unrecognized arguments: --bogus (--help tells what there is)\n"
-    )
+    assert capsys.readouterr().err == ("best_practices: error: unrecognized arguments: --bogus (see --help)\n")

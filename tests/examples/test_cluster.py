@@ -20,9 +20,9 @@ COMMAND = [sys.executable, "-m", "examples.cluster"]
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--upto", "0"], "argument --upto: it must be a whole number from 1 to 100000000, got '0'"),
-        (["--workers", "0"], "argument --workers: it must be a whole number from 1 to 64, got '0'"),
-        (["--kills", "-1"], "argument --kills: it must be a whole number from 0 to 100, got '-1'"),
+        (["--upto", "0"], "argument --upto: must be an integer from 1 to 100000000, got '0'"),
+        (["--workers", "0"], "argument --workers: must be an integer from 1 to 64, got '0'"),
+        (["--kills", "-1"], "argument --kills: must be an integer from 0 to 100, got '-1'"),
     ],
 )
 def test_what_makes_no_sense_is_answered_in_a_sentence(
@@ -32,7 +32,7 @@ def test_what_makes_no_sense_is_answered_in_a_sentence(
         cluster.main(arguments)
 
     assert caught.value.code == 2
-    assert capsys.readouterr().err == f"cluster: error: {sentence} (--help tells what there is)\n"
+    assert capsys.readouterr().err == f"cluster: error: {sentence} (see --help)\n"
 
 
 @pytest.fixture
@@ -70,10 +70,10 @@ def test_a_worker_is_killed_and_nothing_is_lost(process: subprocess.Popen[str]) 
 
     assert process.returncode == 0
     assert re.fullmatch(r"pool 'crunch': lost Dask worker \S+ with \d+ attempts: .*\n", errors)
-    assert len(re.findall(r"kill -9 of the worker with process id \d+; another one is started$", printed, re.M)) == 1
+    assert len(re.findall(r"killed worker process \d+ with kill -9; starting a new one$", printed, re.M)) == 1
     assert re.search(r"^Dask, 16 workers +300 ", printed, re.M)
-    assert re.search(r"^Processes lost: 1\. Attempts that were there, and ran again: \d\.$", printed, re.M)
-    last = "Nothing was lost: 300 jobs, 300 outcomes, and as many primes as a sieve finds.\n"
+    assert re.search(r"^Processes lost: 1\. Attempts rerun: \d\.$", printed, re.M)
+    last = "No job was lost: 300 jobs, 300 outcomes, and the same primes as a sieve finds.\n"
     assert printed.endswith(f"{cluster.primes_below(300_000):,} primes\n{last}")
     assert_nobody_is_at(address)
 

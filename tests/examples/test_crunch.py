@@ -87,7 +87,7 @@ def test_all_ways_find_the_same_and_are_compared() -> None:
 
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0] == "Counting the primes below 30,000, in 30 jobs"
+    assert lines[0] == "Counting the primes below 30,000 in 30 jobs"
     table = lines[-5:]
     assert table[0].split() == ["jobs", "start", "seconds", "jobs/s", "speed-up"]
     names = ["sequential", "one process, 8 workers", "all cores, 16 workers"]
@@ -100,7 +100,7 @@ def test_all_ways_find_the_same_and_are_compared() -> None:
 def test_one_way_is_a_table_of_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert crunch.main(["--engine", "none", "--upto", "2500", "--workers", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "Counting the primes below 2,500, in 3 jobs"
+    assert lines[0] == "Counting the primes below 2,500 in 3 jobs"
     assert lines[-3].split() == ["jobs", "start", "seconds", "jobs/s"]
     assert lines[-2].startswith("one process, 3 workers")
     assert lines[-1] == "367 primes"
@@ -122,7 +122,7 @@ def test_ways_that_do_not_agree_are_an_error(capsys: pytest.CaptureFixture[str])
     counting = Crunch(Options(upto=2000))
     counting.rows = [Row(name="a", done=2, primes=303), Row(name="b", done=2, primes=302)]
     assert counting.sum_up() == 1
-    assert capsys.readouterr().err == "crunch: error: not all ways have counted all primes: [302, 303]\n"
+    assert capsys.readouterr().err == "crunch: error: the counts are incomplete or differ: [302, 303]\n"
 
 
 # -- wrong input --
@@ -131,15 +131,15 @@ def test_ways_that_do_not_agree_are_an_error(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--upto", "0"], "argument --upto: it must be a whole number from 1 to 100000000, got '0'"),
-        (["--chunk", "x"], "argument --chunk: it must be a whole number from 1 to 1000000, got 'x'"),
-        (["--processes", "-1"], "argument --processes: it must be a whole number from 1 to 1000, got '-1'"),
-        (["--workers", "1e3"], "argument --workers: it must be a whole number from 1 to 100000, got '1e3'"),
+        (["--upto", "0"], "argument --upto: must be an integer from 1 to 100000000, got '0'"),
+        (["--chunk", "x"], "argument --chunk: must be an integer from 1 to 1000000, got 'x'"),
+        (["--processes", "-1"], "argument --processes: must be an integer from 1 to 1000, got '-1'"),
+        (["--workers", "1e3"], "argument --workers: must be an integer from 1 to 100000, got '1e3'"),
         (["--all", "--dask", "local"], "argument --dask: not allowed with argument --all"),
-        (["--dask", " "], "argument --dask: it must be the address of a scheduler, as tcp://host:8786, or local"),
+        (["--dask", " "], "argument --dask: must be the address of a scheduler, such as tcp://host:8786, or local"),
         (
             ["--all", "--journal", "x"],
-            "--journal needs one pool, so it goes with neither --all nor --engine sequential",
+            "--journal needs a single pool: it cannot be combined with --all or --engine sequential",
         ),
         (["primes"], "unrecognized arguments: primes"),
     ],
@@ -151,7 +151,7 @@ def test_what_makes_no_sense_is_answered_in_a_sentence(
         crunch.main(arguments)
 
     assert caught.value.code == 2
-    assert capsys.readouterr().err == f"crunch: error: {sentence} (--help tells what there is)\n"
+    assert capsys.readouterr().err == f"crunch: error: {sentence} (see --help)\n"
 
 
 def test_a_file_that_is_not_a_journal_is_refused_in_a_sentence(
@@ -193,7 +193,9 @@ def test_after_ctrl_c_it_goes_on_where_it_was(tmp_path: Path, started: list[subp
 
     assert first.returncode == 130
     assert "draining" in errors
-    end = re.search(r"^Interrupted: ([\d,]+) of 100,000 jobs were done; run it again to go on\.$", errors, re.M)
+    end = re.search(
+        r"^Interrupted: ([\d,]+) of 100,000 jobs were done; run the same command again to continue\.$", errors, re.M
+    )
     assert end is not None
     done = int(end[1].replace(",", ""))
     assert done > 0
@@ -202,7 +204,7 @@ def test_after_ctrl_c_it_goes_on_where_it_was(tmp_path: Path, started: list[subp
     upto = (done + 20) * 1000  # what was done is the beginning, but perhaps for some of the last
     second = run("--upto", str(upto), "--engine", "none", *journal)
     assert (second.returncode, second.stderr) == (0, "")
-    assert f"{end[1]} jobs were done before" in second.stdout
+    assert f"{end[1]} jobs were already done, according to" in second.stdout
     assert re.search(r"^one process, 8 workers +20 ", second.stdout, re.M)
     assert second.stdout.endswith(f"{primes_below(upto):,} primes\n")
 

@@ -224,7 +224,7 @@ async def test_a_drain_sends_what_was_accepted_and_tells_what_is_left(tmp_path: 
     assert report.cut_off == 0
     assert report.sent == len(office.accepted) == len(marks(database))
     assert report.sent + report.left == 50
-    assert 1 <= report.sent <= 3 * 3  # done, under way, and in the waiting room
+    assert 1 <= report.sent <= 3 * 3  # done, in progress, and waiting
 
 
 async def test_leaving_by_an_exception_writes_down_what_was_sent(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ async def test_a_mail_that_cannot_be_written_down_ends_the_campaign_and_is_not_s
     database = make_database(tmp_path / "many.db", inactive=50)
     async with Office({}) as office:
         with pytest.raises(
-            JournalError, match=r"can no longer be written .*: disk is full; who has or may have .*: user\."
+            JournalError, match=r"can no longer be recorded .*: disk is full; users who may have .*: user\."
         ) as caught:
             async with office.campaign(database, workers=3) as campaign:
                 query(
@@ -286,7 +286,7 @@ async def test_a_mail_that_cannot_be_written_down_ends_the_campaign_and_is_not_s
         assert mail.recipient in str(caught.value)
 
 
-# -- relays that will have none of us --
+# -- servers that reject the campaign --
 
 
 async def refusal(database: Path, relay: Relay, **options: Any) -> str:
@@ -301,11 +301,11 @@ async def refusal(database: Path, relay: Relay, **options: Any) -> str:
 @pytest.mark.parametrize(
     ("replies", "sentence"),
     [
-        ({"GREETING": "554 no service for you"}, "refuses to serve us: 554 no service for you"),
-        ({"EHLO": "550 who are you", "HELO": "550 who are you"}, "refuses to serve us: 550 who are you"),
-        ({"GREETING": ""}, "does not answer within 0.2 s"),
-        ({"EHLO": ""}, "does not answer within 0.2 s"),
-        ({"MAIL": "553 not a sender of ours"}, "refuses the sender news@example.com: 553 not a sender of ours"),
+        ({"GREETING": "554 no service for you"}, "rejected the connection: 554 no service for you"),
+        ({"EHLO": "550 who are you", "HELO": "550 who are you"}, "rejected the connection: 550 who are you"),
+        ({"GREETING": ""}, "did not respond within 0.2 s"),
+        ({"EHLO": ""}, "did not respond within 0.2 s"),
+        ({"MAIL": "553 not a sender of ours"}, "rejected the sender news@example.com: 553 not a sender of ours"),
     ],
 )
 async def test_a_relay_that_refuses_us_ends_the_campaign_with_a_sentence(
@@ -326,7 +326,7 @@ async def test_a_relay_that_wants_a_login_and_refuses_ours(database: Path) -> No
     replies = {"EHLO": "250-hello\r\n250 AUTH PLAIN", "AUTH": "535 wrong password"}
     async with scripted_server(**replies) as relay:
         relay = Relay(host=relay.host, port=relay.port, username="me", password="?")
-        assert "refuses the login: 535 wrong password" in await refusal(database, relay)
+        assert "rejected the login: 535 wrong password" in await refusal(database, relay)
 
 
 async def test_a_relay_that_goes_away_for_long_ends_the_campaign(tmp_path: Path) -> None:
@@ -458,5 +458,5 @@ async def test_a_database_that_breaks_while_it_is_read_ends_the_campaign_with_a_
 
 @pytest.mark.parametrize("name", ["", "two words", "<x>", "-a", "a@b"])
 async def test_a_campaign_needs_a_name_that_a_message_id_can_hold(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="letters, digits and hyphens"):
+    with pytest.raises(ValueError, match="letters, digits and single hyphens"):
         EmailCampaign(tmp_path / "users.db", relay=Relay(host="", port=1), name=name)

@@ -92,7 +92,7 @@ def server(log: Path, *arguments: str) -> Iterator[Server]:
         assert running.process.returncode == 0
 
 
-# -- what is told --
+# -- output --
 
 
 def test_the_demo_makes_users_sends_to_them_and_tells_the_figures(tmp_path: Path) -> None:
@@ -102,9 +102,9 @@ def test_the_demo_makes_users_sends_to_them_and_tells_the_figures(tmp_path: Path
     assert (done.returncode, done.stderr) == (0, "")  # mailboxes are missing on purpose
     lines = [line for line in done.stdout.splitlines() if not line.startswith("Progress")]
     sent = sum(mark == "sent" for mark in marks(database).values())
-    assert lines[0] == f"Made {database} with 400 users"
-    assert re.fullmatch(r"Debug server on port \d+: 0-10 ms a mail, faults 550=0.05", lines[1])
-    assert lines[2] == "Campaign we-miss-you: 100 mails to send, over 10 connections"
+    assert lines[0] == f"Created {database} with 400 users"
+    assert re.fullmatch(r"Debug server on port \d+: 0-10 ms per mail, faults 550=0.05", lines[1])
+    assert lines[2] == "Campaign we-miss-you: sending 100 mails over 10 connections"
     assert lines[3:7] == [
         "Total processed: 100",
         f"Sent: {sent}",
@@ -115,11 +115,12 @@ def test_the_demo_makes_users_sends_to_them_and_tells_the_figures(tmp_path: Path
     assert re.fullmatch(r"Rate: \d+\.\d mails/s", lines[8])
     assert re.fullmatch(r"Latency: p50 \d+ ms, p95 \d+ ms, p99 \d+ ms", lines[9])
     letters = os.path.relpath(f"{database}.dead-letters.jsonl")
-    assert lines[10] == f"Dead letters: {letters}, which --replay FILE sends again"
-    assert lines[11] == "They have failed as they should: the debug server has some mailboxes missing on purpose."
+    assert lines[10] == f"Dead letters: {letters} (to send them again: --replay FILE)"
+    assert lines[11] == "All failures are expected: some mailboxes are missing on the debug server on purpose."
     assert len(lines) == 12
     printed = {without_figures(line.replace(letters, "email-campaign.db.dead-letters.jsonl")) for line in lines}
-    shown = {line for line in sample(ROOT / "README.md", "make campaign") if not line.startswith("Progress")}
+    page = ROOT / "examples" / "email_campaign" / "README.md"
+    shown = {line for line in sample(page, "make campaign") if not line.startswith("Progress")}
     assert shown - printed == set()
 
     replay = run("--db", database, "--replay", f"{database}.dead-letters.jsonl", "--faults", "0", "--latency", "0")
@@ -174,7 +175,7 @@ def test_there_are_no_more_connections_than_mails(tmp_path: Path) -> None:
     done = run("--db", database, "--workers", "50", "--limit", "1", "--latency", "0", "--faults", "0")
 
     assert done.returncode == 0
-    assert "1 mails to send, over 1 connection\n" in done.stdout
+    assert "sending 1 mail over 1 connection\n" in done.stdout
 
 
 def test_progress_is_told_while_mails_are_sent(tmp_path: Path) -> None:
@@ -185,7 +186,7 @@ def test_progress_is_told_while_mails_are_sent(tmp_path: Path) -> None:
     assert re.search(r"^Progress: [1-4]/4 mails, [1-4] sent, 0 failed \(\d+\.\d mails/s\)$", done.stdout, re.M)
 
 
-# -- going on --
+# -- continuing after an interruption --
 
 
 def test_ctrl_c_finishes_what_is_under_way_and_the_next_run_does_the_rest(tmp_path: Path, start: Start) -> None:
@@ -197,10 +198,10 @@ def test_ctrl_c_finishes_what_is_under_way_and_the_next_run_does_the_rest(tmp_pa
         output, _ = process.communicate(timeout=GIVE_UP)
 
         assert process.returncode == 130
-        assert "Stopping: what is under way is finished first" in output
+        assert "Stopping: finishing the mails in progress" in output
         assert "Unfinished" not in output
         left = 60 - len(marks(database))
-        assert f"Interrupted: {left} users are left; run the same command again to go on." in output
+        assert f"Interrupted: {left} users are left; run the same command again to continue." in output
         assert 0 < left < 60
         assert run("--db", database, "--smtp", relay.address).returncode == 0
 
@@ -241,7 +242,7 @@ def test_on_a_terminal_a_bar_shows_how_far_it_is(tmp_path: Path) -> None:
     try:
         while chunk := os.read(master, 65536):
             shown += chunk
-    except OSError:  # the other side is closed
+    except OSError:  # the other end is closed
         pass
     os.close(master)
 
@@ -284,16 +285,16 @@ def test_kill_9_forgets_nobody_and_repeats_no_more_than_was_in_flight(tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--users", "0"], "argument --users: it must be a whole number >= 1, got '0'"),
-        (["--workers", "many"], "argument --workers: it must be a whole number >= 1, got 'many'"),
-        (["--limit", "-1"], "argument --limit: it must be a whole number >= 1, got '-1'"),
-        (["--rate", "0"], "argument --rate: it must be a number > 0, got '0'"),
-        (["--timeout", "nan"], "argument --timeout: it must be a number > 0, got 'nan'"),
-        (["--smtp", "localhost"], "argument --smtp: a mail server must be HOST:PORT, got 'localhost'"),
-        (["--smtp", "h:70000"], "argument --smtp: a mail server must be HOST:PORT, got 'h:70000'"),
-        (["--latency", "100-20"], "argument --latency: latency must be LEAST-MOST milliseconds, such as 20-100"),
-        (["--faults", "2"], "argument --faults: faults must be a share from 0 to 1, or KIND=SHARE,..."),
-        (["--campaign", "a b"], "argument --campaign: a campaign's name must be of letters, digits"),
+        (["--users", "0"], "argument --users: must be an integer >= 1, got '0'"),
+        (["--workers", "many"], "argument --workers: must be an integer >= 1, got 'many'"),
+        (["--limit", "-1"], "argument --limit: must be an integer >= 1, got '-1'"),
+        (["--rate", "0"], "argument --rate: must be a number > 0, got '0'"),
+        (["--timeout", "nan"], "argument --timeout: must be a number > 0, got 'nan'"),
+        (["--smtp", "localhost"], "argument --smtp: must be HOST:PORT, got 'localhost'"),
+        (["--smtp", "h:70000"], "argument --smtp: must be HOST:PORT, got 'h:70000'"),
+        (["--latency", "100-20"], "argument --latency: must be MIN-MAX in milliseconds, such as 20-100"),
+        (["--faults", "2"], "argument --faults: must be a share from 0 to 1, or KIND=SHARE,..."),
+        (["--campaign", "a b"], "argument --campaign: the name must consist of letters, digits"),
         (["--bogus"], "unrecognized arguments: --bogus"),
     ],
 )

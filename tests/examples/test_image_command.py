@@ -77,7 +77,7 @@ def assert_only_whole_images(out: Path) -> None:
             image.load()
 
 
-# -- what is told --
+# -- output --
 
 
 def test_a_folder_of_photos_becomes_thumbnails_and_a_contact_sheet(folder: Path, out: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_folder_of_photos_becomes_thumbnails_and_a_contact_sheet(folder: Path,
 
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0] == f"Fitting 3 images into 320x200 pixels, 2 at a time, in {out}/"
+    assert lines[0] == f"Resizing 3 images to fit 320x200 pixels, 2 at a time, into {out}/"
     assert len(lines) == 7
     for line in lines[1:4]:
         assert re.fullmatch(r"SUCCESS: Image img00\d processed in \d+ms \(\d+\.\d KB -> \d+\.\d KB\)", line)
@@ -103,7 +103,7 @@ def test_a_rerun_skips_what_is_there_and_has_the_same_contact_sheet(folder: Path
     done = run(folder, "--out", out)
 
     assert done.returncode == 0
-    assert len(re.findall(r"^SKIPPED: Image img00\d - already there \(800x600, \d+\.\d KB\)$", done.stdout, re.M)) == 3
+    assert len(re.findall(r"^SKIPPED: Image img00\d - already exists \(800x600, \d+\.\d KB\)$", done.stdout, re.M)) == 3
     assert "3 images in" in done.stdout
     assert "0 done, 3 skipped, 0 failed" in done.stdout
     assert (out / "contact-sheet.png").read_bytes() == sheet
@@ -146,9 +146,9 @@ def test_a_file_of_urls_is_read_with_its_comments_and_each_url_once(tmp_path: Pa
 
     assert done.returncode == 1
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("Fitting 2 images into ")
-    assert "FAILED: Image nonsense - not an http or https address (nonsense)" in lines
-    assert "FAILED: Image b - not an http or https address (ftp://a/b.jpg)" in lines
+    assert lines[0].startswith("Resizing 2 images to fit ")
+    assert "FAILED: Image nonsense - not an http or https URL (nonsense)" in lines
+    assert "FAILED: Image b - not an http or https URL (ftp://a/b.jpg)" in lines
     assert lines[-1] == "No contact sheet: there are no thumbnails."
 
 
@@ -214,7 +214,7 @@ def test_on_a_terminal_a_progress_bar_stays_below_the_lines(folder: Path, out: P
     while select.select([terminal], [], [], GIVE_UP)[0]:
         try:
             shown += os.read(terminal, 65536)
-        except OSError:  # how Linux tells that the other end is closed
+        except OSError:  # Linux reports a closed other end this way
             break
     os.close(terminal)
 
@@ -251,24 +251,24 @@ def test_the_demo_succeeds_if_exactly_the_broken_images_fail_each_for_its_reason
     assert (done.returncode, done.stderr) == (0, "")
     failures = sorted(line for line in done.stdout.splitlines() if line.startswith("FAILED"))
     assert failures == [
-        "FAILED: Image img003 - download failed: not done after 2 s (as expected)",
+        "FAILED: Image img003 - download failed: timed out after 2 s (as expected)",
         "FAILED: Image img005 - image too large: max width is 4000px (as expected)",
         "FAILED: Image img006 - image damaged: the file is truncated (as expected)",
-        "FAILED: Image img007 - not an image: no JPEG, PNG, WebP, GIF, BMP or TIFF (as expected)",
-        "FAILED: Image img008 - download failed: the server answered 404 Not Found (as expected)",
+        "FAILED: Image img007 - not an image: expected JPEG, PNG, WebP, GIF, BMP or TIFF (as expected)",
+        "FAILED: Image img008 - download failed: the server responded with 404 Not Found (as expected)",
     ]
     assert "8 images in" in done.stdout
     assert "3 done, 0 skipped, 5 failed as expected" in done.stdout
     assert names(out) == {"img001.jpg", "img002.jpg", "img004.jpg"}
     printed = {without_figures(line) for line in done.stdout.splitlines()}
-    assert sample(ROOT / "README.md", "make demo") - printed == set()
+    assert sample(ROOT / "examples" / "image_service" / "README.md", "make demo") - printed == set()
 
 
 def test_the_demo_fails_if_a_broken_image_does_not_fail(out: Path, demo_photos: Path) -> None:
     done = demo(out, demo_photos, "--max-width", "5000")
 
     assert done.returncode == 1
-    assert "WRONG: Image img005 is too wide, and did not fail" in done.stdout
+    assert "WRONG: Image img005 is too wide but did not fail" in done.stdout
 
 
 def test_the_demo_makes_its_photos_once(out: Path, demo_photos: Path, start: Start) -> None:
@@ -301,22 +301,22 @@ def test_the_demo_keeps_its_photos_with_its_output_unless_told_otherwise(
     ("arguments", "says"),
     [
         ([], "the following arguments are required: --out"),
-        (["--out", ""], "a folder must have a name, got '' (use . for the current one)"),
+        (["--out", ""], "the folder name must not be empty (use . for the current folder)"),
         (
             ["--out", "x", "--size", "800"],
-            "a size must be WIDTHxHEIGHT, each from 1 to 65500 pixels, such as 800x600, got '800'",
+            "must be WIDTHxHEIGHT, each from 1 to 65500 pixels, such as 800x600, got '800'",
         ),
         (
             ["--out", "x", "--size", "0x600"],
-            "a size must be WIDTHxHEIGHT, each from 1 to 65500 pixels, such as 800x600, got '0x600'",
+            "must be WIDTHxHEIGHT, each from 1 to 65500 pixels, such as 800x600, got '0x600'",
         ),
         (["--out", "x", "--size", "-1x6"], "argument --size: "),
         (["--out", "x", "--size", "99999x6"], "argument --size: "),
-        (["--out", "x", "--quality", "0"], "argument --quality: it must be a whole number from 1 to 100, got '0'"),
-        (["--out", "x", "--quality", "good"], "it must be a whole number from 1 to 100, got 'good'"),
-        (["--out", "x", "--workers", "0"], "argument --workers: it must be a whole number >= 1, got '0'"),
-        (["--out", "x", "--workers", "many"], "argument --workers: it must be a whole number >= 1, got 'many'"),
-        (["--out", "x", "--timeout", "nan"], "argument --timeout: it must be a number of seconds > 0, got 'nan'"),
+        (["--out", "x", "--quality", "0"], "argument --quality: must be an integer from 1 to 100, got '0'"),
+        (["--out", "x", "--quality", "good"], "must be an integer from 1 to 100, got 'good'"),
+        (["--out", "x", "--workers", "0"], "argument --workers: must be an integer >= 1, got '0'"),
+        (["--out", "x", "--workers", "many"], "argument --workers: must be an integer >= 1, got 'many'"),
+        (["--out", "x", "--timeout", "nan"], "argument --timeout: must be a number of seconds > 0, got 'nan'"),
         (["--out", "x", "--fast"], "unrecognized arguments: --fast"),
         (["--out", "x", "--siz\x1b[31me", "9"], "unrecognized arguments: --siz?[31me (--help"),
     ],
@@ -337,9 +337,9 @@ def test_arguments_that_make_no_sense_get_one_sentence_and_status_2(
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("nowhere", "nowhere is not a URL, and there is no file or folder of that name"),
-        ("ftp://a/b.jpg", "ftp://a/b.jpg is not an http or https address"),
-        ("no\x1b[31mwhere", "no?[31mwhere is not a URL"),
+        ("nowhere", "nowhere is neither a URL nor an existing file or folder"),
+        ("ftp://a/b.jpg", "ftp://a/b.jpg is not an http or https URL"),
+        ("no\x1b[31mwhere", "no?[31mwhere is neither a URL nor"),
     ],
 )
 def test_a_source_that_is_not_there_gets_one_sentence_and_status_2(out: Path, source: str, says: str) -> None:
@@ -371,7 +371,7 @@ def test_the_output_folder_cannot_be_the_source(folder: Path) -> None:
     done = run(folder, "--out", folder)
 
     assert done.returncode == 2
-    assert "is the output folder: it cannot be a source as well" in done.stderr
+    assert "is the output folder, which cannot also be a source" in done.stderr
     assert names(folder) == {"img001.jpg", "img002.jpg", "img003.jpg"}
 
 
@@ -379,7 +379,7 @@ def test_an_output_that_is_no_folder_is_refused(folder: Path, tmp_path: Path) ->
     (tmp_path / "file").touch()
 
     for out, said in [
-        (tmp_path / "file", r"\S+ is a file, and not a folder to write to"),
+        (tmp_path / "file", r"\S+ is a file, not a folder"),
         (tmp_path / "file" / "sub", r"cannot write to the folder [^\n]+"),
     ]:
         done = run(folder, "--out", out)
@@ -404,7 +404,10 @@ def test_a_missing_package_is_told_with_what_to_install(tmp_path: Path, out: Pat
     )
 
     assert done.returncode == 2
-    assert "is missing; install what the examples need by python3 -m pip install -e '.[examples]'" in done.stderr
+    assert (
+        "is not installed; to install the packages that the examples need, run python3 -m pip install -e '.[examples]'"
+        in done.stderr
+    )
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -413,14 +416,14 @@ def test_a_missing_package_is_told_with_what_to_install(tmp_path: Path, out: Pat
 
 @pytest.fixture
 def many(folder: Path, photo: bytes) -> Path:
-    """A folder with so many photos that a run can be interrupted before its end."""
+    """A folder with enough photos to interrupt a run."""
     for number in range(4, 61):
         (folder / f"img{number:03}.jpg").write_bytes(photo)
     return folder
 
 
 def read_lines(process: subprocess.Popen[str], count: int) -> list[str]:
-    """Wait until the command has told of so many images."""
+    """Wait until the command has printed `count` successful images."""
     assert process.stdout is not None
     told: list[str] = []
     for line in process.stdout:
@@ -446,14 +449,14 @@ def test_the_first_interrupt_finishes_what_is_under_way_and_tells_the_rest(many:
     rest = rest_of(process)
 
     assert process.returncode == 130
-    assert "Stopping: what is under way is finished first; Ctrl+C once more cancels it." in rest
+    assert "Stopping: finishing the images in progress; press Ctrl+C again to cancel them." in rest
     done = len(told) + rest.count("SUCCESS")
     unfinished = re.findall(r"^UNFINISHED: Image (img\d+) \(", rest, re.M)
     assert done + len(unfinished) == 60
     assert unfinished == sorted(unfinished)
     assert names(out).isdisjoint({f"{name}.jpg" for name in unfinished})
     assert len(names(out)) == done
-    assert rest.splitlines()[-1] == "Interrupted: run the same command again to do the rest."
+    assert rest.splitlines()[-1] == "Interrupted: run the same command again to process the rest."
     assert_only_whole_images(out)
 
 
@@ -499,7 +502,7 @@ def test_an_interrupt_while_the_demo_is_painted_leaves_only_whole_photos(out: Pa
     rest = rest_of(process)
 
     assert process.returncode == 130
-    assert rest.splitlines()[1:] == ["Interrupted: run the same command again to go on."]
+    assert rest.splitlines()[1:] == ["Interrupted: run the same command again to continue."]
     assert_only_whole_images(out / ".demo-photos")
 
 

@@ -251,7 +251,7 @@ async def test_an_image_all_of_whose_names_are_taken_fails_with_a_sentence(site:
     [second] = await run(out, url)
     second.path.write_bytes(b"not ours")
 
-    with pytest.raises(OutputError, match=rf"^cannot write {second.name}.jpg: it is there, and is not a thumbnail"):
+    with pytest.raises(OutputError, match=rf"^cannot write {second.name}.jpg: the file exists and is not a thumbnail"):
         await run(out, url)
     assert second.path.read_bytes() == b"not ours"
     assert first.path.exists()
@@ -357,7 +357,7 @@ async def test_the_folder_is_made_if_it_is_missing(site: Web, tmp_path: Path) ->
 async def test_a_folder_that_cannot_be_made_is_told_before_anything_is_downloaded(site: Web, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
-    with pytest.raises(OutputError, match=r"file is a file, and not a folder to write to$"):
+    with pytest.raises(OutputError, match=r"file is a file, not a folder$"):
         await run(tmp_path / "file", f"{site.base}/img001.jpg")
     assert site.requests == []
 

@@ -67,8 +67,8 @@ def test_every_way_has_its_column(comparison: Comparison) -> None:
     assert rows[""] == list(naive_gather.WAYS)
     assert rows["succeeded"][2] == "300"
     assert rows["failed"][2] == "0"
-    assert rows["requests at a time, at most"] == ["300", "300", "10"]
-    assert rows["connections served at a time"] == ["20", "20", "10"]
+    assert rows["max. concurrent requests"] == ["300", "300", "10"]
+    assert rows["max. connections served"] == ["20", "20", "10"]
     assert rows["connections refused"][2] == "0"
     assert all(len(cells) == len(naive_gather.WAYS) for cells in rows.values())
 
@@ -130,9 +130,9 @@ def test_the_server_resets_what_comes_when_all_places_are_taken_and_has_them_bac
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--jobs", "0"], "argument --jobs: it must be a whole number from 1 to 20000, got '0'"),
-        (["--connections", "none"], "argument --connections: it must be a whole number from 1 to 10000, got 'none'"),
-        (["--workers", "-1"], "argument --workers: it must be a whole number from 1 to 10000, got '-1'"),
+        (["--jobs", "0"], "argument --jobs: must be an integer from 1 to 20000, got '0'"),
+        (["--connections", "none"], "argument --connections: must be an integer from 1 to 10000, got 'none'"),
+        (["--workers", "-1"], "argument --workers: must be an integer from 1 to 10000, got '-1'"),
     ],
 )
 def test_what_makes_no_sense_is_told_in_a_sentence(
@@ -142,7 +142,7 @@ def test_what_makes_no_sense_is_told_in_a_sentence(
         naive_gather.main(arguments)
 
     assert caught.value.code == 2
-    assert capsys.readouterr().err == f"naive_gather: error: {sentence} (--help tells what there is)\n"
+    assert capsys.readouterr().err == f"naive_gather: error: {sentence} (see --help)\n"
 
 
 def test_the_command_prints_the_table() -> None:
@@ -156,10 +156,12 @@ def test_the_command_prints_the_table() -> None:
     )
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("Requests: 40. Connections that the server serves at a time: 4.\n")
+    assert done.stdout.startswith("Sending 40 requests to a server that serves 4 connections at a time\n")
     assert re.search(r"^succeeded +\d+ +\d+ +40$", done.stdout, re.M)
-    assert re.search(r"^connections served at a time +4 +4 +4$", done.stdout, re.M)
-    assert re.search(r"^WorkerPool: up to 4 requests at a time; 0 connections were refused\.", done.stdout, re.M)
+    assert re.search(r"^max\. connections served +4 +4 +4$", done.stdout, re.M)
+    assert re.search(
+        r"^WorkerPool: up to 4 concurrent requests\. The server refused 0 connections\.", done.stdout, re.M
+    )
 
 
 def test_ctrl_c_ends_it_and_the_process_that_runs() -> None:

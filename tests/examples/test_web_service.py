@@ -33,6 +33,7 @@ from examples.web_service import service as service_module
 from examples.web_service import serving as serving_module
 from examples.web_service.service import GONE, ThumbnailService, retry_after
 from examples.web_service.serving import Server
+from tests.markdown import sample, without_figures
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-W", "error", "-m", "examples.web_service"]
@@ -136,15 +137,15 @@ async def test_the_request_may_name_the_box(client: Client, photo: bytes) -> Non
 @pytest.mark.parametrize(
     ("path", "body", "status", "sentence"),
     [
-        ("/thumbnail", b"", 400, "the body is empty: it must be a photo"),
-        ("/thumbnail", b"Hello", 415, "not an image: no JPEG, PNG, WebP, GIF, BMP or TIFF"),
+        ("/thumbnail", b"", 400, "the body is empty; send a photo"),
+        ("/thumbnail", b"Hello", 415, "not an image: expected JPEG, PNG, WebP, GIF, BMP or TIFF"),
         ("/thumbnail", small(300, 300)[:-300], 422, "image damaged: the file is truncated"),
         ("/thumbnail", small(400, 300), 422, "image too large: max is 0.1 megapixels"),
-        ("/thumbnail", bytes(LIMIT + 1), 413, "the photo is too large: at most 0.75 MB are read"),
+        ("/thumbnail", bytes(LIMIT + 1), 413, "the photo is too large; the limit is 0.75 MB"),
         ("/thumbnail?size=big", small(), 400, "size must be WIDTHxHEIGHT in pixels, such as 320x240, got 'big'"),
         ("/thumbnail?size=0x1", small(), 400, "size must be between 1x1 and 65500x65500, got 0x1"),
-        ("/thumbnails", small(), 404, "Not Found: GET / tells what there is"),
-        ("/healthz", small(), 405, "Method Not Allowed: GET / tells what there is"),
+        ("/thumbnails", small(), 404, "Not Found; see GET / for usage"),
+        ("/healthz", small(), 405, "Method Not Allowed; see GET / for usage"),
     ],
 )
 async def test_what_makes_no_sense_is_refused_in_a_sentence(path: str, body: bytes, status: int, sentence: str) -> None:
@@ -180,7 +181,7 @@ async def test_a_body_that_says_that_it_is_too_large_is_refused_before_it_is_the
         (
             "multipart/form-data; boundary=a",
             b'--a\r\nContent-Disposition: form-data; name="x"\r\n\r\n1\r\n--a--\r\n',
-            "the form has no file: send the photo as one, as curl -F image=@photo.jpg does",
+            "the form has no file; send the photo as a file, like curl -F image=@photo.jpg",
         ),
     ],
 )
@@ -195,7 +196,7 @@ async def test_a_form_that_cannot_be_read_is_refused_in_a_sentence(
 async def test_a_compressed_body_is_refused_and_not_unpacked(client: Client) -> None:
     async with client.post("/thumbnail", data=b"no gzip", headers={"Content-Encoding": "gzip"}) as response:
         assert response.status == 415
-        assert await response.text() == "the body has a Content-Encoding: send the photo as it is\n"
+        assert await response.text() == "Content-Encoding is not supported; send the photo as it is\n"
 
 
 @pytest.mark.asyncio
@@ -208,8 +209,8 @@ async def test_a_photo_that_does_not_arrive_in_time_is_refused() -> None:
             await never.wait()
 
         async with client.post("/thumbnail", data=chunks()) as response:
-            assert (response.status, await response.text()) == (408, "the photo was not here after 0.05 s\n")
-        assert service.uploads.under_way == 0
+            assert (response.status, await response.text()) == (408, "the upload took longer than 0.05 s\n")
+        assert service.uploads.in_progress == 0
 
 
 @pytest.mark.asyncio
@@ -222,7 +223,7 @@ async def test_an_error_of_our_own_is_a_500_and_in_the_log(
     monkeypatch.setattr(service_module, "make_thumbnail", broken)
 
     async with client.post("/thumbnail", data=small()) as response:
-        assert (response.status, await response.text()) == (500, "something went wrong here, and is in the log\n")
+        assert (response.status, await response.text()) == (500, "internal error; see the log of the service\n")
     assert "RuntimeError: out of order" in caplog.text
 
 
@@ -241,7 +242,7 @@ async def test_what_there_is_no_room_for_is_refused_before_it_is_read(gate: Gate
             await never.wait()
 
         async with client.post("/thumbnail", data=chunks()) as response:
-            assert (response.status, await response.text()) == (503, "too many photos are waiting: try again\n")
+            assert (response.status, await response.text()) == (503, "too many photos are waiting; try again later\n")
             assert response.headers["Retry-After"] == "1"
         gate.open()
         assert [(await task).status for task in accepted] == [200] * 3
@@ -257,7 +258,7 @@ async def test_no_more_bodies_are_read_at_a_time_than_there_are_places() -> None
             await never.wait()
 
         slow = [asyncio.create_task(client.post("/thumbnail", data=chunks())) for _ in range(2)]
-        await until(lambda: service.uploads.under_way == 2)
+        await until(lambda: service.uploads.in_progress == 2)
         async with client.post("/thumbnail", data=small()) as response:
             assert response.status == 503
         for task in slow:
@@ -285,7 +286,7 @@ async def test_a_thumbnail_that_is_not_done_in_time_is_a_504_and_a_queued_one_le
     async with served(timeout=0.05) as (service, client):
         first, second = [asyncio.create_task(client.post("/thumbnail", data=small())) for _ in range(2)]
         for answer in (await first, await second):
-            assert (answer.status, await answer.text()) == (504, "the thumbnail was not done after 0.05 s\n")
+            assert (answer.status, await answer.text()) == (504, "the thumbnail was not ready within 0.05 s\n")
         stats = service.pool.stats
         assert (stats.queued, stats.running, stats.cancelled) == (0, 1, 1)  # a thread cannot be stopped
         gate.open()
@@ -334,7 +335,7 @@ async def test_a_client_that_goes_away_while_it_sends_submits_nothing() -> None:
     async with served() as (service, client):
         reader, writer = await asyncio.open_connection(client.host, client.port)
         writer.write(b"POST /thumbnail HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
-        await until(lambda: service.uploads.under_way == 1)
+        await until(lambda: service.uploads.in_progress == 1)
 
         writer.close()
         await until(lambda: service.answers[GONE] == 1)
@@ -459,7 +460,7 @@ async def test_a_signal_drains_and_everybody_is_answered(gate: Gate) -> None:
         assert running.service.answers == {200: 5}
         assert adds_up(running.service)
         assert running.server.summary() == (
-            "5 requests: 5 answered (5 x 200), 0 left by their clients",
+            "5 requests: 5 answered (5 x 200), 0 abandoned by their clients",
             "5 jobs: 5 succeeded, 0 failed, 0 cancelled",
         )
 
@@ -496,7 +497,7 @@ async def test_an_upload_that_is_under_way_when_the_listener_closes_is_answered(
             await never.wait()
 
         slow = asyncio.create_task(running.session.post("/thumbnail", data=chunks()))
-        await until(lambda: running.service.uploads.under_way == 1)
+        await until(lambda: running.service.uploads.in_progress == 1)
         running.server.stop("test")
         answer = await slow
         assert (answer.status, await answer.text()) == (503, "the service is stopping\n")
@@ -510,7 +511,7 @@ async def test_the_rest_of_an_upload_that_is_refused_then_is_read_so_that_the_an
     async with Stopping() as running:
         reader, writer = await running.connect()
         writer.write(b"POST /thumbnail HTTP/1.1\r\nHost: x\r\nContent-Length: 500000\r\n\r\n" + bytes(100_000))
-        await until(lambda: running.service.uploads.under_way == 1)
+        await until(lambda: running.service.uploads.in_progress == 1)
         running.server.stop("test")
         assert (await reader.readline()).startswith(b"HTTP/1.1 503 ")
         for _ in range(4):
@@ -524,7 +525,7 @@ async def test_the_rest_of_an_upload_that_is_refused_then_is_read_so_that_the_an
 
 @pytest.mark.asyncio
 async def test_a_large_answer_is_sent_to_its_end_to_a_client_that_reads_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving_module, "_LAST_WORDS", 10 * GIVE_UP)
+    monkeypatch.setattr(serving_module, "_CLOSE_TIMEOUT", 10 * GIVE_UP)
     large = Random(1).randbytes(16_000_000)  # more than the buffers of the kernel take
     monkeypatch.setattr(service_module, "make_thumbnail", lambda *_: Encoded(data=large, width=1, height=1))
     async with Stopping() as running:
@@ -545,7 +546,7 @@ async def test_a_large_answer_is_sent_to_its_end_to_a_client_that_reads_slowly(m
 
 @pytest.mark.asyncio
 async def test_an_idle_connection_is_closed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving_module, "_LAST_WORDS", 10 * GIVE_UP)
+    monkeypatch.setattr(serving_module, "_CLOSE_TIMEOUT", 10 * GIVE_UP)
     async with Stopping(lame_duck=0.0) as running, asyncio.timeout(GIVE_UP):
         assert await running.post() == (200, None)
         reader, writer = await running.connect()
@@ -651,7 +652,7 @@ async def test_no_request_is_lost_or_done_twice_while_an_instance_stops() -> Non
         assert status == 0
         assert len(lines) == 3
         figures = re.fullmatch(
-            r"(\d+) requests: (\d+) answered \((\d+) x 200(?:, (\d+) x 503)?\), 0 left by their clients\n"
+            r"(\d+) requests: (\d+) answered \((\d+) x 200(?:, (\d+) x 503)?\), 0 abandoned by their clients\n"
             r"(\d+) jobs: (\d+) succeeded, 0 failed, 0 cancelled",
             "\n".join(lines[1:]),
         )
@@ -681,7 +682,7 @@ async def test_a_second_sigterm_ends_the_command_with_130_and_answers_everybody(
     assert status == 130
     assert set(statuses) == {200, 503}
     assert lines[0] == "SIGTERM: cancelling"
-    # If the photo under way is done at once, the pool is closed, and says so, before the program asks for its report.
+    # If the photo in progress is done at once, the pool is closed, and logs it, before the program gets its report.
     assert any("20 requests: 20 answered" in line for line in lines[1:3])
 
 
@@ -745,6 +746,8 @@ async def test_the_demo_shows_what_the_service_does() -> None:
 
     output = "\n".join(lines)
     assert status == 0, output
-    for shown in ("200 a JPEG of 320x240", "415 not an image", "503 (Retry-After: 1)", "503 draining", "8 x 200"):
+    for shown in ("200 320x240 JPEG", "415 not an image", "503 (Retry-After: 1)", "503 draining", "8 x 200"):
         assert shown in output
     assert lines[-1].endswith("succeeded, 0 failed, 0 cancelled")
+    printed = {without_figures(line) for line in lines}
+    assert sample(ROOT / "examples" / "web_service" / "README.md", "make service") - printed == set()

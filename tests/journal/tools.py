@@ -45,7 +45,7 @@ def recorded_in(path: Path) -> set[Any]:
 
 
 class Runs:
-    """A handler that notes each call, and does what it is told to do for a job."""
+    """A handler that notes each call, and does what the test has planned for a job."""
 
     def __init__(self, act: Callable[[Any], Any] = identity) -> None:
         self.jobs: list[Any] = []

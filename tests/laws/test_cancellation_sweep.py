@@ -252,7 +252,7 @@ async def submit_in_line(witness: Witness, cancelling: Cancelling) -> None:
 
 @case
 async def submit_as_the_last_hope_of_an_idle_worker(witness: Witness, cancelling: Cancelling) -> None:
-    """The place of one who is cancelled after it was granted must go on, or worker and submitter wait for ever."""
+    """If a submitter is cancelled after it got a place, the next one must get it, or the pool hangs."""
     pool = witness.make_pool(workers=1, queue_size=0)
     await pool.start()
     first = await witness.submit(witness.item("nap"))

@@ -225,7 +225,7 @@ class PoolMachine(RuleBasedStateMachine):
             options["limiter"] = Meter(rate, 1.0, burst)
         elif limiter == "keys":
             options["limiter"] = self.witness.keys(2, rate, burst)
-        elif limiter == "some":  # and the others have none
+        elif limiter == "some":  # the other jobs are not limited
             keyed = self.witness.keys(3, rate, burst)
             meter_of = self.witness.meter_of
             assert meter_of is not None
@@ -448,7 +448,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.is_settled = False
 
     def _read(self, reading: Reading) -> None:
-        """Begin the next step of a reader, unless one is under way."""
+        """Begin the next step of a reader, unless one is in progress."""
         self._finish_step(reading)
         if reading.step is None and reading.end is None and reading.front is not None:
             reading.step = self.spawn(lambda: anext(reading.front))

@@ -1,7 +1,7 @@
-"""A witness who sees a pool from outside, and compares what it did with the laws.
+"""A witness observes a pool from outside and compares its behaviour with the laws.
 
-He gives the pool its handler and its sources, counts every call and every input pulled, and uses public names only,
-except in `check_parts`, which checks what no public name shows.
+It provides the handler and the sources of the pool, counts every call and every input pulled, and uses public names
+only, except in `check_parts`, which checks what no public name shows.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def bounds_of(workers: Workers) -> tuple[int, float]:
 
 
 class Watched:
-    """A scaling policy that shows the witness what it is told, and what it answers."""
+    """A scaling policy that shows the witness each load that it gets and each decision."""
 
     def __init__(self, witness: Witness, policy: ScalingPolicy) -> None:
         self._witness = witness
@@ -349,7 +349,7 @@ class Witness:
             self.widest = max(self.widest, int(bounds[1]))
 
     def take_note_of(self, load: PoolLoad) -> None:
-        """Take in what a policy is told. As it is with observers, what it raised would only be logged."""
+        """Record the load that a policy gets. As with observers, an error raised here would only be logged."""
         try:
             self._take_note_of(load, self.check())
         except AssertionError as error:
@@ -365,7 +365,7 @@ class Witness:
         assert 0 <= load.blocked <= load.running
         assert (
             0 <= load.starting <= load.workers + 1
-        )  # one more while observers are told that a surplus worker's job ended
+        )  # one more while observers get the event that a surplus worker's job ended
         asked_at, succeeded = self._told or (now, stats.succeeded)
         self._told = now, stats.succeeded
         assert load.elapsed == now - asked_at
@@ -438,7 +438,7 @@ class Witness:
 
     @property
     def waiting(self) -> int:
-        """How many wait in submit(); who was just cancelled does not, though he has not had his turn."""
+        """How many tasks wait in submit(), without those that were just cancelled and have not run since."""
         return sum(not task.cancelling() for task in self.submitting)
 
     def submit_nowait(self, item: Item) -> JobHandle[Any, Any]:
@@ -598,7 +598,7 @@ class Witness:
         """Check what is true at every moment; return what it was checked on."""
         stats = self.pool.stats
         check_conservation(stats)
-        # Whoever changes it lets us look before and after: so it was not more, meanwhile, than at one of the two.
+        # This runs before and after each change of it, so in between it was not more than at one of the two.
         wanted, (least, most) = stats.target_workers, self.bounds
         assert least <= wanted <= most, f"{wanted} workers are wanted, of {least} to {most}"
         self.limit = max(self.limit, wanted)
@@ -607,7 +607,7 @@ class Witness:
         self.wanted, self.widest = wanted, max(self.widest, wanted)
         assert self.may_abandon or self.active <= stats.running, f"{self.active} handlers run for {stats.running} jobs"
         if stats.delayed and self.queue_size is not None:
-            # The intake stops when so many are delayed; what was accepted by then may be delayed on top.
+            # The intake stops at max_delayed; jobs that were accepted by then can be delayed on top.
             most = self.max_delayed - 1 + self.queue_size + self.widest + self.async_sources
             assert stats.queued + stats.delayed + stats.running <= most, f"more than {most} jobs: {stats}"
         return stats
@@ -635,7 +635,7 @@ class Witness:
         backing_off = [number for number, due in self.due.items() if due > now]
         parked = stats.delayed - len(backing_off)
         ready = [item for number, item in self.waiting_jobs.items() if number not in backing_off]
-        assert parked >= 0, f"{len(backing_off)} wait for a time, but {stats.delayed} are delayed"
+        assert parked >= 0, f"{len(backing_off)} back off, but {stats.delayed} are delayed"
         assert len(ready) == parked + stats.queued, (ready, stats)
         if idle:
             assert not parked or self.meter_of is not None, f"{parked} are parked, and there is no limit"
@@ -793,7 +793,7 @@ async def gather_all(*awaitables: Awaitable[Any]) -> list[Any]:
 
 
 def spawn(coro: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-    """Make a task. Whoever spawns it waits for it."""
+    """Create a task. The caller waits for it."""
     return asyncio.get_running_loop().create_task(coro)
 
 

@@ -21,7 +21,7 @@ Handler = Callable[[int], Awaitable[None]]
 
 
 class Servers:
-    """So many servers with one queue, as a handler; each job takes one of them for 50 ms or so."""
+    """A number of servers with one queue, as a handler; each job takes one of them for about 50 ms."""
 
     def __init__(self, capacity: int, *, seconds: float = 0.05, seed: int = 1) -> None:
         self.capacity = capacity
@@ -395,7 +395,7 @@ def test_an_idle_pool_is_left_alone_once_its_workers_have_retired() -> None:
     run(main())
 
 
-# -- As a function of what it is told ------------------------------------------------------------------------------
+# -- As a function of its input ------------------------------------------------------------------------------------
 
 
 def busy(load_now: float, workers: int, seconds: float, *, count: int = 50, **more: Any) -> PoolLoad:

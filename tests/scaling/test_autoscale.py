@@ -997,7 +997,7 @@ async def test_an_idle_timeout_of_nothing_retires_workers_at_the_next_look() -> 
 
 @virtual
 async def test_a_pool_that_is_idle_at_the_fewest_is_left_alone() -> None:
-    """Else the clock of a program that waits for ever would go on and on."""
+    """Otherwise the clock of a program that waits indefinitely would keep running."""
     async with WorkerPool(sleeper, workers=AutoScale(1, 10)) as pool:
         await pool.map([0.1] * 100)
         await asyncio.sleep(100)

@@ -95,7 +95,7 @@ def test_callbacks_that_are_no_task_steps_keep_their_order(seed: int) -> None:
         order: list[int] = []
         loop = asyncio.get_running_loop()
         for name in range(50):
-            loop.call_soon(partial(order.append, name))  # a partial has no name, as the steps of C tasks have none
+            loop.call_soon(partial(order.append, name))  # like the steps of C tasks, a partial has no name
         await settle()
         return order
 

@@ -1,7 +1,7 @@
 """Programs that must not type-check.
 
-Each line that is wrong carries the ignores of both type checkers. They are told to report an ignore that they do not
-need: so a line that is wrong and passes fails the test, as does one that is right and does not.
+Each wrong line has ignores for both type checkers, which are configured to report an unused ignore. So a wrong line that
+passes fails the test, as does a correct line that does not pass.
 """
 
 from collections.abc import AsyncGenerator

@@ -40,7 +40,7 @@ async def jobs_run_into_their_timeout(witness: Witness, random: Random) -> None:
 
 @scenario
 async def jobs_that_ignore_their_cancellation_are_left(witness: Witness, random: Random) -> None:
-    """Whoever wants to leave them waits five seconds, and no longer; and they count until they have ended."""
+    """Callers that leave them wait for at most five seconds, and the jobs count until they have ended."""
     loop = asyncio.get_running_loop()
     witness.may_abandon = True
     kinds = random.choice((("stuck",), ("stuck", "ok", "nap"), ("stuck", "slow", "stubborn", "turn_fail")))

@@ -294,7 +294,7 @@ async def the_time_of_a_job_runs_out(witness: Witness, random: Random) -> None:
 
 @scenario
 async def the_time_of_jobs_runs_out_in_a_pause(witness: Witness, random: Random) -> None:
-    """Of the user or of a job: whoever waits then hears of it in time, wherever it waits."""
+    """In a pause of the user or of a job, each job that waits expires in time, wherever it waits."""
     options: dict[str, Any] = {"limiter": witness.keys(2, random.choice((2.0, 100.0)))} if random.random() < 0.5 else {}
     if random.random() < 0.3:
         options["priority"] = lambda item: item.n % 3

@@ -348,7 +348,7 @@ async def a_oneshot_stream_is_left_or_cancelled(witness: Witness, random: Random
 
 
 def no_checks(witness: Witness) -> Callable[[Item], Awaitable[int]]:
-    """The witness's handler for a pool that is not his to look at."""
+    """The witness's handler, for a pool that the witness does not check."""
 
     async def handler(item: Item) -> int:
         witness.calls[item.n] += 1
