@@ -51,7 +51,7 @@ def test_no_page_is_asked_for_twice_when_time_is_up(capsys: pytest.CaptureFixtur
     requests = crawl.site.requests
     assert set(requests.values()) == {1}
     assert len(set(crawl.fetched)) == len(crawl.fetched)
-    assert 0 <= len(requests) - len(crawl.fetched) <= crawl.options.max_workers  # those that were in progress at the end
+    assert 0 <= len(requests) - len(crawl.fetched) <= crawl.options.max_workers  # in progress at the end
     assert crawl.left > 0
     told = f"{len(crawl.fetched)} pages in 3.0 s; {crawl.left:,} more found but not fetched"
     assert told in capsys.readouterr().out

@@ -1,7 +1,7 @@
 """Programs that must not type-check.
 
-Each wrong line has ignores for both type checkers, which are configured to report an unused ignore. So a wrong line that
-passes fails the test, as does a correct line that does not pass.
+Each wrong line has ignores for both type checkers, which are configured to report an unused ignore. So a wrong line
+that passes fails the test, as does a correct line that does not pass.
 """
 
 from collections.abc import AsyncGenerator
