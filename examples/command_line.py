@@ -99,7 +99,8 @@ def finish(program: str, main: Callable[[], Coroutine[Any, Any, None]], how_far:
     if is_default and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, interrupt)
     try:
-        asyncio.run(run())
+        with _ungrouped():
+            asyncio.run(run())
         sys.stdout.flush()
     except asyncio.CancelledError:
         if not interrupts:
@@ -119,7 +120,8 @@ def finish(program: str, main: Callable[[], Coroutine[Any, Any, None]], how_far:
 def finish_plain(program: str, main: Callable[[], None]) -> int:
     """Like `finish`, for a short program that runs several event loops, one after the other."""
     try:
-        main()
+        with _ungrouped():
+            main()
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
@@ -127,6 +129,20 @@ def finish_plain(program: str, main: Callable[[], None]) -> int:
     except OSError as error:
         return _failed(program, error)
     return OK
+
+
+@contextmanager
+def _ungrouped() -> Generator[None]:
+    """Replace a group of `OSError` by the first of them: tasks of a `TaskGroup` that cannot print raise a group."""
+    try:
+        yield
+    except ExceptionGroup as errors:
+        if errors.split(OSError)[1] is not None:
+            raise
+        first: Exception = errors
+        while isinstance(first, ExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
 
 
 def _failed(program: str, error: OSError) -> int:

@@ -175,7 +175,7 @@ def test_the_check_refuses_what_is_no_page(url: str, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit) as exit:
         main([url])
     assert exit.value.code == 2
-    assert "it must be an http URL such as http://127.0.0.1:8080/metrics" in capsys.readouterr().err
+    assert "must be an http URL such as http://127.0.0.1:8080/metrics" in capsys.readouterr().err
 
 
 def test_the_check_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""How the commands of the examples end, whatever becomes of their last lines. The rest is tested with each command."""
+"""How the commands of the examples exit if their output cannot be written. The rest is tested with each command."""
 
 from __future__ import annotations
 
@@ -23,11 +23,27 @@ PROGRAMS = {
         "import sys; from examples.command_line import finish_plain\n"
         "sys.exit(finish_plain('program', lambda: print('one line')))"
     ),
+    "task group": (
+        "import asyncio, sys; from examples.command_line import finish\n"
+        "async def line(): print('one line', flush=True)\n"
+        "async def main():\n"
+        "    async with asyncio.TaskGroup() as outer, asyncio.TaskGroup() as group:\n"
+        "        outer.create_task(line())\n"
+        "        group.create_task(line())\n"
+        "sys.exit(finish('program', main, lambda: 'nothing was done'))"
+    ),
+    "task group in finish_plain": (
+        "import asyncio, sys; from examples.command_line import finish_plain\n"
+        "async def line(): print('one line', flush=True)\n"
+        "async def main():\n"
+        "    async with asyncio.TaskGroup() as group: group.create_task(line())\n"
+        "sys.exit(finish_plain('program', lambda: asyncio.run(main())))"
+    ),
 }
 
 
 def started(program: str, **options: int) -> subprocess.Popen[str]:
-    # Python keeps what it prints until there is much of it, or it ends.
+    # Python buffers its output until there is much of it, or until it exits.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     command = [sys.executable, "-W", "error", "-c", program]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, **options)
