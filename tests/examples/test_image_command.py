@@ -318,7 +318,7 @@ def test_the_demo_keeps_its_photos_with_its_output_unless_told_otherwise(
         (["--out", "x", "--workers", "many"], "argument --workers: must be an integer >= 1, got 'many'"),
         (["--out", "x", "--timeout", "nan"], "argument --timeout: must be a number of seconds > 0, got 'nan'"),
         (["--out", "x", "--fast"], "unrecognized arguments: --fast"),
-        (["--out", "x", "--siz\x1b[31me", "9"], "unrecognized arguments: --siz?[31me (--help"),
+        (["--out", "x", "--siz\x1b[31me", "9"], "unrecognized arguments: --siz?[31me (see --help"),
     ],
 )
 def test_arguments_that_make_no_sense_get_one_sentence_and_status_2(
