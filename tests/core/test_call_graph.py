@@ -1,4 +1,4 @@
-"""Whoever awaits a job is linked to the job's task, where asyncio has such links (Python 3.14)."""
+"""A caller that awaits a job is linked to the task of the job, where asyncio has such links (Python 3.14)."""
 
 from __future__ import annotations
 
