@@ -42,6 +42,7 @@ from asyncpool import (
     Retry,
     StreamClosed,
 )
+from asyncpool._chance import chance
 from asyncpool.retry import RetryBudget
 from asyncpool.testing import VirtualTimeLoop, settle
 from tests.laws.budget import IS_LONG, MACHINE_EXAMPLES, MACHINE_STEPS
@@ -138,6 +139,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        chance.seed(0)  # Hypothesis repeats programs, and each must do the same again
         self.loop = VirtualTimeLoop()
         self.complaints: list[Any] = []
         self.loop.set_exception_handler(lambda _, context: self.complaints.append(context))

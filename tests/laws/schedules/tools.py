@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 from asyncpool import Adaptive, AutoScale, Decision, FunctionPolicy, PoolLoad, Retry, WorkerPool
+from asyncpool._chance import chance
 from asyncpool._core import workers
 from asyncpool.scaling import Decide
 from tests.laws.witness import FACTORIES, Whim, Witness, busy
@@ -181,6 +182,7 @@ async def program(name: str, mode: str, seed: int | None) -> None:
     if factory is not None:
         asyncio.get_running_loop().set_task_factory(factory)
     random = Random(seed or 0)
+    chance.seed(seed or 0)
     with workers_made_when_needed(seed is not None and seed % 4 == 3):
         await SCENARIOS[name](Witness(random), random)
 
