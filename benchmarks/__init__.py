@@ -1,5 +1,5 @@
-"""What asyncpool costs, beside what one would write without it and beside other libraries: `python -m benchmarks`.
+"""Compares the cost of asyncpool with handwritten code and with other libraries: `python -m benchmarks`.
 
-Each question is a file in `questions/`, who is measured is in `rivals.py`, how in `harness.py`; `report.py` writes
-docs/benchmarks.md. Figures of one machine mean little on another: ratios within one round mean more.
+Each question is a file in `questions/`. `rivals.py` has the contenders, `harness.py` measures them, and `report.py`
+writes docs/benchmarks.md. Figures of one machine mean little on another; ratios within one round mean more.
 """

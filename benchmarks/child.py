@@ -13,13 +13,13 @@ __all__ = ["measure"]
 
 
 def measure(order: dict[str, Any]) -> dict[str, Any]:
-    """Do what the order says, and return figures, or why there are none."""
+    """Measure what the order asks for, and return the figures or the reason for a failure."""
     question = QUESTIONS[order["question"]]
     try:
         figures = run_on(order["loop"], question.measure(order["contender"], **order["parameters"]))
     except MemoryError:
         return {"failed": f"needs more than {order['gibibytes']:g} GiB of memory"}
-    except Exception as error:  # whatever it is, it is the result
+    except Exception as error:  # any failure is a result
         return {"failed": f"{type(error).__name__}: {error}"}
     return {"figures": figures}
 
@@ -27,7 +27,7 @@ def measure(order: dict[str, Any]) -> dict[str, Any]:
 def _limit_memory(gibibytes: float) -> None:
     try:
         import resource
-    except ModuleNotFoundError:  # on Windows there is only the limit of time
+    except ModuleNotFoundError:  # Windows has no memory limit, only the time limit applies
         return
     most = int(gibibytes * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))

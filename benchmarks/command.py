@@ -1,4 +1,4 @@
-"""How the commands here end: with their exit status, also after Ctrl+C and when nobody reads their lines any more."""
+"""Exit statuses of the commands, including Ctrl+C and a closed standard output."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 def finish(main: Callable[[], int]) -> int:
-    """Run it and return its exit status: 130 after Ctrl+C, 1 if whoever read its lines had enough of them."""
+    """Run a command and return its exit status: 130 after Ctrl+C, 1 if standard output was closed."""
     try:
         status = main()
         sys.stdout.flush()
@@ -16,7 +16,7 @@ def finish(main: Callable[[], int]) -> int:
         print("\nInterrupted.", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # What Python would still write at its exit goes nowhere.
+        # Discards what Python still writes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return status

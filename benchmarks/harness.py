@@ -1,6 +1,6 @@
-"""How things are measured: each in a process of its own, the contenders in turn, and ratios within a round.
+"""Measures the contenders in turn, each in a process of its own, and compares them within a round.
 
-What is measured is in `questions/`, who is measured in `rivals.py`, and how it is shown in `tables.py`.
+`questions/` says what is measured, `rivals.py` has the contenders, and `tables.py` shows the figures.
 """
 
 from __future__ import annotations
@@ -44,37 +44,47 @@ __all__ = [
 ROOT = Path(__file__).resolve().parent.parent
 
 Figures: TypeAlias = dict[str, float]
-"""What one run gives, by unit. The first is the one that is compared."""
+"""The figures of one run, by unit. The first is the one that is compared."""
 
 Loop: TypeAlias = Literal["asyncio", "uvloop"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the user chose; None: as the question likes it."""
+    """The options of the command line. None: the default of the question."""
 
     rounds: int | None = None
     jobs: int | None = None
     quick: bool = False
     """A twentieth of the jobs, and one round."""
     loop: Loop = "asyncio"
+    only: tuple[str, ...] = ()
+    """The contenders to measure, besides the reference of each case. Empty: all."""
 
     def count(self, jobs: int) -> int:
-        """Return how many jobs to do, where a question likes to do so many."""
+        """Return the number of jobs to run, given the default of the question."""
         return self.jobs or (max(1, jobs // 20) if self.quick else jobs)
 
     def turns(self, rounds: int) -> int:
-        """Return how many rounds to do, where a question likes to do so many."""
+        """Return the number of rounds to run, given the default of the question."""
         return self.rounds or (1 if self.quick else rounds)
 
+    def contenders(self, case: Case) -> Mapping[str, int]:
+        """Return the contenders of a case that are to be measured, with their rounds."""
+        if not self.only:
+            return case.contenders
+        chosen = {name: rounds for name, rounds in case.contenders.items() if name in self.only}
+        reference = next(iter(case.contenders))
+        return {reference: max(chosen.values())} | chosen if chosen else {}
+
     def budget(self, budget: Budget | None) -> Budget | None:
-        """Return a budget if it counts: it is promised for the sizes that the question likes, and for no others."""
+        """Return a budget if it applies: it is promised only for the default sizes of the question."""
         return None if self.quick or self.jobs else budget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """A promise: the median of the ratios, or of a figure, is on the right side of `limit`."""
+    """A promise: the median of the ratios, or of a figure, is at most, or at least, `limit`."""
 
     limit: float
     of: str = "ratio"
@@ -87,23 +97,23 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What is measured in one table: the same work, by several contenders."""
+    """One table: the same work, done by several contenders."""
 
     name: str
     contenders: Mapping[str, int]
-    """Each with its number of rounds. The first is the reference, and has to be there in each round."""
+    """Each with its number of rounds. The first is the reference, which runs in every round."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    """What the children are told."""
+    """The parameters of the children."""
     budgets: Mapping[str, Budget | None] = field(default_factory=dict)
     seconds: float = 60.0
-    """How long a child may take."""
+    """The time limit of a child."""
     gibibytes: float | None = None
-    """How much memory it may have."""
+    """The memory limit of a child."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """Something to find out."""
+    """A question that measurements answer."""
 
     name: str
     asks: str
@@ -112,32 +122,32 @@ class Question:
     measure: Callable[..., Coroutine[Any, Any, Figures]]
     """Called in the child, as `measure(contender, **parameters)`."""
     are_rivals: bool = True
-    """Whether the contenders are choices that one has, so that it is told where we lose."""
+    """Whether the contenders are alternatives to asyncpool, which the report compares with it."""
     more_is_better: bool = False
     """Whether the first figure is better when it is larger."""
     missing: Callable[[str], str | None] = lambda contender: None
-    """What a contender needs that is not installed, as a sentence."""
+    """What a contender needs that is not installed, as a phrase."""
     method: str = ""
-    """What one has to know to read the figures, in a sentence or two."""
+    """How it was measured, in a sentence or two."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What became of one contender, round by round."""
+    """The results of one contender, round by round."""
 
     case: str
     contender: str
     figures: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """By unit, the values of the rounds that did not fail."""
     ratios: Sequence[float] = ()
-    """Of the first figure, to the reference in the same round; none of the reference itself."""
+    """Of the first figure to that of the reference in the same round. The reference itself has no ratios."""
     failures: Sequence[str] = ()
     skipped: str | None = None
     budget: Budget | None = None
 
     @property
     def is_held(self) -> bool | None:
-        """Whether the budget is held; None if there is none. A contender that failed has not held it."""
+        """Whether the budget is held, or None if there is no budget. A contender that failed has missed it."""
         if self.budget is None or self.skipped:
             return None
         values = self.ratios if self.budget.of == "ratio" else self.figures.get(self.budget.of)
@@ -147,39 +157,39 @@ class Measurement:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Measurement:
-        """Return what `asdict` was made of."""
+        """Return the measurement that `asdict` has converted."""
         budget = content["budget"]
         return cls(**(dict(content) | {"budget": None if budget is None else Budget(**budget)}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What was measured for a question."""
+    """All measurements of a question."""
 
     question: str
     measurements: Sequence[Measurement]
 
     @property
     def cases(self) -> dict[str, list[Measurement]]:
-        """The measurements by case, in their order."""
+        """The measurements by case, in order."""
         found: dict[str, list[Measurement]] = {}
         for one in self.measurements:
             found.setdefault(one.case, []).append(one)
         return found
 
     def as_json(self) -> dict[str, Any]:
-        """Return all of it."""
+        """Return the answer as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Answer:
-        """Return what `as_json` was made of."""
+        """Return the answer that `as_json` has converted."""
         measurements = [Measurement.from_json(one) for one in content["measurements"]]
         return cls(question=content["question"], measurements=measurements)
 
 
 def by_python(budgets: Mapping[tuple[int, int], float]) -> Budget | None:
-    """Return the ratio promised for this Python; newer ones than all must hold what is promised for the newest."""
+    """Return the ratio promised for this Python. A newer one than all must hold the promise for the newest."""
     this = sys.version_info[:2]
     limit = budgets.get(this, budgets[max(budgets)] if this > max(budgets) else None)
     return None if limit is None else Budget(limit=limit)
@@ -189,7 +199,7 @@ def by_python(budgets: Mapping[tuple[int, int], float]) -> Budget | None:
 
 
 class ChildFailed(Exception):
-    """A measurement that gave no figures; the text says why."""
+    """A measurement that gave no figures; the message says why."""
 
 
 Measure: TypeAlias = Callable[[Question, Case, str, Settings], Figures]
@@ -209,11 +219,12 @@ def ask(question: Question, settings: Settings, measure: Measure | None = None) 
 
 
 def _measure_case(question: Question, case: Case, settings: Settings, measure: Measure) -> list[Measurement]:
-    missing = {name: question.missing(name) for name in case.contenders}
+    contenders = settings.contenders(case)
+    missing = {name: question.missing(name) for name in contenders}
     rounds: list[dict[str, Figures | str]] = []
-    for number in range(max(settings.turns(rounds) for rounds in case.contenders.values())):
+    for number in range(max((settings.turns(rounds) for rounds in contenders.values()), default=0)):
         rounds.append({})
-        for name, most in case.contenders.items():
+        for name, most in contenders.items():
             if number < settings.turns(most) and missing[name] is None:
                 _report_progress(f"{question.name}: {case.name}: round {number + 1}: {name}")
                 try:
@@ -222,8 +233,7 @@ def _measure_case(question: Question, case: Case, settings: Settings, measure: M
                     rounds[-1][name] = str(error)
     _report_progress("")
     return [
-        _measurement(case, name, missing[name], rounds, settings.budget(case.budgets.get(name)))
-        for name in case.contenders
+        _measurement(case, name, missing[name], rounds, settings.budget(case.budgets.get(name))) for name in contenders
     ]
 
 
@@ -271,10 +281,10 @@ def _report_progress(text: str) -> None:
 
 
 def in_a_child(question: Question, case: Case, contender: str, settings: Settings) -> Figures:
-    """Measure once, in a process of its own: what was measured before leaves no warm caches and no freed memory.
+    """Measure once in a process of its own, without warm caches or freed memory of an earlier run.
 
     Raises:
-        ChildFailed: It failed, took too long, or died.
+        ChildFailed: It failed, took too long, or was killed.
     """
     order = {
         "question": question.name,
@@ -287,12 +297,12 @@ def in_a_child(question: Question, case: Case, contender: str, settings: Setting
 
 
 def run_child(command: Sequence[str], seconds: float) -> Figures:
-    """Run a command that prints figures, or what has failed, as its last line, in JSON.
+    """Run a command whose last line is JSON with figures or a failure.
 
     Raises:
-        ChildFailed: It failed, took longer than `seconds`, or died.
+        ChildFailed: It failed, took longer than `seconds`, or was killed.
     """
-    # In a session of its own, so that what it has started itself can be ended with it. A Ctrl+C comes to us alone.
+    # In a session of its own: its children can be killed with it, and Ctrl+C reaches only this process.
     process = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -305,7 +315,7 @@ def run_child(command: Sequence[str], seconds: float) -> Figures:
     try:
         printed, complaint = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        raise ChildFailed(f"was not done after {seconds:g} s") from None
+        raise ChildFailed(f"not done after {seconds:g} s") from None
     finally:
         _end(process)
     return _read(printed, complaint, process.returncode)
@@ -325,8 +335,8 @@ def _read(printed: str, complaint: str, status: int) -> Figures:
         content = json.loads(printed.splitlines()[-1])
     except (IndexError, ValueError):
         if status < 0:
-            raise ChildFailed(f"died of {signal.Signals(-status).name}") from None
-        last = (complaint.strip().splitlines() or ["without a word"])[-1]
+            raise ChildFailed(f"killed by {signal.Signals(-status).name}") from None
+        last = (complaint.strip().splitlines() or ["no output"])[-1]
         raise ChildFailed(f"exit status {status}: {last}") from None
     if "failed" in content:
         raise ChildFailed(content["failed"])
@@ -334,7 +344,7 @@ def _read(printed: str, complaint: str, status: int) -> Figures:
 
 
 def run_on(loop: Loop, main: Coroutine[Any, Any, Figures]) -> Figures:
-    """Run a coroutine on a fresh loop of the kind that is asked for."""
+    """Run a coroutine on a new loop of the given kind."""
     factory = None if loop == "asyncio" else importlib.import_module("uvloop").new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(main)
@@ -344,7 +354,7 @@ def run_on(loop: Loop, main: Coroutine[Any, Any, Figures]) -> Figures:
 
 
 def machine(settings: Settings) -> dict[str, str]:
-    """Return what the figures depend on."""
+    """Return what the figures depend on: machine, versions and commit."""
     return {
         "machine": f"{count_cpus()} x {_processor()}, {platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
@@ -366,9 +376,9 @@ def _versions(names: Iterable[str]) -> str:
 
 
 def count_cpus() -> int:
-    """Return how many cores this process may use."""
+    """Return how many cores this process can use."""
     if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))  # what this process may use, which is less in a container
+        return len(os.sched_getaffinity(0))  # fewer than the machine has in a container
     return os.cpu_count() or 1
 
 
@@ -387,7 +397,7 @@ def _commit() -> str:
         return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout
 
     try:
-        # What was saved by the run before is no change.
+        # Results saved by an earlier run do not count as changes.
         changes = git("status", "--porcelain", "--", "asyncpool", "benchmarks", "examples", ":!benchmarks/results")
         return git("rev-parse", "--short", "HEAD").strip() + (", changed" if changes else "")
     except (OSError, subprocess.CalledProcessError):

@@ -1,7 +1,7 @@
 """`python -m benchmarks.http_server [MOST]`: an HTTP server on loopback that counts its connections.
 
-It answers every request with the same body, and resets connections beyond the most that it takes, if that is given. It
-prints its port, ends when its standard input does, and prints what it has counted: so it never outlives its client.
+It answers every request with the same body, and resets connections above MOST, if given. It prints its port, runs until
+its standard input is closed, which ensures that it never outlives its client, and then prints its counters.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from benchmarks.harness import ROOT
 __all__ = ["BODY", "Counted", "serving"]
 
 BODY = b"x" * 10_240
-_BACKLOG = 2048  # as servers have it that expect a crowd; with less, the naive way would do worse
+_BACKLOG = 2048  # as on servers that expect many clients; with less, gather without a limit would do worse
 
 
 @dataclass(kw_only=True)
 class Counted:
-    """What a server has seen; complete when it has ended."""
+    """The counters of a server, complete when it has stopped."""
 
     port: int
     opened: int = 0
@@ -37,7 +37,7 @@ class Counted:
 
 @asynccontextmanager
 async def serving(most: int | None = None) -> AsyncIterator[Counted]:
-    """Run the server in a process of its own: what it computes would be taken from the client."""
+    """Run the server in a process of its own, where it takes no CPU time from the client."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks.http_server", *([] if most is None else [str(most)])),
         stdin=subprocess.PIPE,
@@ -62,7 +62,7 @@ async def serving(most: int | None = None) -> AsyncIterator[Counted]:
 
 @dataclass
 class _Door:
-    """Makes aiohttp's protocols, and counts them while they are connected."""
+    """Creates aiohttp's protocols, and counts them while they are connected."""
 
     server: web.Server
     most: int | None
@@ -76,7 +76,7 @@ class _Door:
 
 
 class _Counting(asyncio.Protocol):
-    """In front of aiohttp's own protocol, to which it hands the connection if there is room."""
+    """Passes the connection to aiohttp's protocol, or resets it if there are too many."""
 
     def __init__(self, door: _Door, protocol: Any) -> None:
         self._door = door

@@ -1,4 +1,4 @@
-"""Which other libraries are there, and in which version."""
+"""Which other libraries are installed, and in which version."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from types import ModuleType
 
 __all__ = ["INSTALL_NEXT_GENERATION", "installed", "next_generation"]
 
-# asyncio-pool and asyncio-pool-ng are both imported as asyncio_pool. So the second has a folder of its own, which is
-# not in sys.path, and is loaded under another name.
+# asyncio-pool and asyncio-pool-ng are both imported as asyncio_pool. So the second has a folder of its own outside
+# sys.path, and is loaded under another name.
 _NEXT_GENERATION = Path(sys.prefix) / "asyncio-pool-ng"
 INSTALL_NEXT_GENERATION = f"python3 -m pip install --no-deps --target {_NEXT_GENERATION} 'asyncio-pool-ng>=0.8.1,<0.10'"
 
@@ -33,7 +33,7 @@ def next_generation() -> ModuleType:
             name, folder / "__init__.py", submodule_search_locations=[str(folder)]
         )
         if spec is None or spec.loader is None:
-            raise ImportError(f"there is no package in {folder}")
+            raise ImportError(f"no package in {folder}")
         sys.modules[name] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     return sys.modules[name]

@@ -1,4 +1,4 @@
-"""How much memory this process holds, as the system counts it."""
+"""The memory that this process holds, as the system counts it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["most_resident", "resident"]
 
 
 def resident() -> int:
-    """Return the bytes of memory that the process holds now; where the system does not tell, the most it ever held."""
+    """Return the bytes of memory that the process holds now, or where that is unknown, the most it has ever held."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:

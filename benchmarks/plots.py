@@ -1,4 +1,4 @@
-"""The few plots of the report. The same figures give the same file, and each file says which figures it was made of."""
+"""The plots of the report. The same figures give the same file, and each file has a digest of its figures."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ _LINES = {
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """What is drawn of one question's answer."""
+    """A plot of the answer to one question."""
 
     question: str
     title: str
     data: Callable[[Answer], Data]
-    """Picks the figures, rounded as they are drawn."""
+    """Selects the figures, rounded as they are drawn."""
     _draw: Callable[[Any, Data], Any]
 
     def draw(self, answer: Answer, path: Path) -> None:
-        """Write it as SVG. Raises `ModuleNotFoundError` without matplotlib."""
+        """Write the plot as SVG. Raises `ModuleNotFoundError` without matplotlib."""
         import matplotlib as mpl
 
         mpl.use("Agg")
         from matplotlib import pyplot
 
         data = self.data(answer)
-        # Text as text is small, and a salt makes the ids in the file repeat.
+        # Text stays text, which is small. The salt makes the ids reproducible.
         settings: Any = {"svg.hashsalt": path.stem, "svg.fonttype": "none", "font.size": 9}
         with mpl.rc_context(settings):
             figure = self._draw(pyplot, data)
@@ -57,7 +57,7 @@ class Plot:
 
 
 def digest(data: Data) -> str:
-    """Return a name for the figures: it stands in the file that was drawn of them."""
+    """Return a name for the figures, which is written into the plot of them."""
     return f"figures {hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]}"
 
 
@@ -83,7 +83,7 @@ def _draw_costs(pyplot: Any, data: Data) -> Any:
         bars = panel.barh(labels, values, color=[_colour(label) for label in labels], height=0.72)
         panel.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
         panel.set_xlim(right=max(values, default=1.0) * 1.15)
-        panel.set_xlabel("µs a job")
+        panel.set_xlabel("µs per job")
         _tidy(panel, name)
     return figure
 
@@ -111,7 +111,7 @@ def _growth(answer: Answer) -> Data:
 
 def _draw_growth(pyplot: Any, data: Data) -> Any:
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    titles = {"MiB": "memory that the run took, MiB (0.1: no more than that), logarithmic", "µs/job": "µs a job"}
+    titles = {"MiB": "memory growth in MiB, logarithmic (0.1: at most that)", "µs/job": "µs per job"}
     for panel, (unit, lines) in zip(panels, data.items(), strict=True):
         for contender, points in lines.items():
             jobs, values = [at for at, _ in points], [max(value, _LEAST[unit]) for _, value in points]

@@ -1,4 +1,4 @@
-"""The blocks of the README that are written from saved results: each stands between two marks."""
+"""Replaces the blocks of the README that are generated from saved results. Each is between two marks."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ __all__ = ["CannotReport", "with_block"]
 
 
 class CannotReport(Exception):
-    """What is missing for a report, as a sentence."""
+    """Something is missing for a report; the message says what."""
 
 
 def with_block(text: str, name: str, block: str) -> str:
-    """Return a text with what stands between the two marks of this name replaced.
+    """Return the text with a new block between the two marks of this name.
 
     Raises:
-        CannotReport: It has no such marks.
+        CannotReport: The text has no such marks.
     """
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, found, rest = text.partition(begin)

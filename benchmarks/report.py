@@ -1,6 +1,6 @@
-"""`python -m benchmarks report`: writes docs/benchmarks.md, its plots, and a block of the README, from what was saved.
+"""`python -m benchmarks report`: writes docs/benchmarks.md, its plots and a block of the README from saved results.
 
-Everything in them comes from benchmarks/results/*.json, and nothing is written by hand: so it holds where we lose, too.
+All figures come from benchmarks/results/*.json and none is written by hand, including those where asyncpool loses.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from benchmarks.questions import QUESTIONS
 from benchmarks.questions.cost import HEADLINE
 from benchmarks.questions.http import NAIVE
 from benchmarks.readme import CannotReport, with_block
-from benchmarks.rivals import OURS, REFERENCE, RIVALS
-from benchmarks.tables import cell, markdown
+from benchmarks.rivals import REFERENCE, RIVALS
+from benchmarks.tables import cell, markdown, wrapped
 
 __all__ = [
     "DOCUMENT",
@@ -38,12 +38,12 @@ README = ROOT / "README.md"
 _FILE = re.compile(r"(\d+\.\d+)-(asyncio|uvloop)\.json")
 _BARE = "asyncio.Queue workers"
 _WITHIN = 0.02
-"""Closer than this is as good as equal."""
+"""Differences up to this count as equal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """What was measured on one Python and one loop."""
+    """The results of one Python and one loop."""
 
     python: str
     loop: str
@@ -51,10 +51,12 @@ class Results:
     answers: Mapping[str, Answer]
     commits: Mapping[str, str]
     """By question."""
+    later: Mapping[str, str]
+    """The commit of each contender that was measured later than the others."""
 
     @property
     def name(self) -> str:
-        """As a column is headed."""
+        """The heading of the column."""
         return self.python if self.loop == "asyncio" else f"{self.python} uvloop"
 
     def find(self, question: str, contender: str, matches: Callable[[str], bool]) -> Measurement | None:
@@ -66,10 +68,10 @@ class Results:
 
 
 def load(folder: Path) -> list[Results]:
-    """Return all results, one for each file: the default loop first, then uvloop, each from the oldest Python on.
+    """Return the results of all files: the default loop first, then uvloop, each ordered by Python version.
 
     Raises:
-        CannotReport: There is none.
+        CannotReport: There are no results.
     """
     found: list[Results] = []
     for path in folder.glob("*.json"):
@@ -84,6 +86,11 @@ def load(folder: Path) -> list[Results]:
                 about=content["about"],
                 answers={name: Answer.from_json(one) for name, one in content["answers"].items() if name in QUESTIONS},
                 commits={name: one["commit"] for name, one in content["answers"].items()},
+                later={
+                    contender: commit
+                    for one in content["answers"].values()
+                    for contender, commit in one.get("later", {}).items()
+                },
             )
         )
     if not found:
@@ -92,10 +99,10 @@ def load(folder: Path) -> list[Results]:
 
 
 def write(folder: Path, target: Path, readme: Path) -> list[Path]:
-    """Write the document, its plots beside it, and the README's block; return what was written.
+    """Write the document, its plots and the block of the README, and return the paths written.
 
     Raises:
-        CannotReport: There are no results, no matplotlib, or no place for the block.
+        CannotReport: There are no results, no matplotlib, or no marks for the block.
     """
     results = load(folder)
     block = with_block(readme.read_text(encoding="utf-8"), "benchmarks", readme_block(results))
@@ -116,7 +123,7 @@ def write(folder: Path, target: Path, readme: Path) -> list[Path]:
 
 
 def _main(results: Sequence[Results]) -> Results:
-    """The one that is drawn and told in full: the oldest Python, on its own loop."""
+    """Return the results that are drawn and shown completely: those of the oldest Python on asyncio."""
     return results[0]
 
 
@@ -129,7 +136,7 @@ def document(results: Sequence[Results]) -> str:
     for question in QUESTIONS.values():
         those = [one for one in results if question.name in one.answers]
         if those:
-            parts += [f"## {question.title}", f"{question.asks} {question.method}", *_plot(question)]
+            parts += [f"## {question.title}", wrapped(f"{question.asks} {question.method}"), *_plot(question)]
             parts += _tables(question, those)
     return "\n\n".join(parts) + "\n"
 
@@ -137,31 +144,29 @@ def document(results: Sequence[Results]) -> str:
 _INTRODUCTION = """\
 # Benchmarks
 
-Written by `python -m benchmarks report` from [benchmarks/results](../benchmarks/results): no figure is typed in by
+`python -m benchmarks report` writes this page from [benchmarks/results](../benchmarks/results). No figure is typed by
 hand.
 
-Each figure comes from a fresh process, which does one run of one contender, checks that every value came out once, and
-prints one line. A contender that fails, hangs, loses results or takes too much memory has that as its result. The
-contenders take turns, A B C A B C, because the noise of a machine comes in waves; a ratio compares two of the same
-turn, and what is printed is the median over the turns (in brackets: the ratio to the first of the table). Two cores,
-loopback and empty jobs are not your production: ratios carry over, digits do not. We wrote both the pool and the
-benchmark, so judge the [contenders](../benchmarks/rivals.py) yourself: each is there in the best form that we know,
-bounded to the same number of jobs at a time, with all its values read. What the medians come from, turn by turn, is in
-the JSON files.
+Each figure comes from a new process, which runs one contender once and checks that every value arrives exactly once. A
+failure, a hang, a lost result or too much memory is a result too. The contenders take turns, because the noise of a
+machine comes in waves. The tables show medians, and in parentheses the median ratio to the first row, compared within
+the same round. The JSON files have every round. Two cores, loopback and empty jobs are not your production
+environment, so ratios carry over better than absolute figures. We wrote both the pool and the benchmarks: please check
+the [contenders](../benchmarks/rivals.py), each of which is used in the best form that we know.
 
-To see it on your machine, in some ten minutes for each line (`--quick` tries in one whether all of it runs):
+To measure on your machine (about ten minutes per line; `--quick` only checks that everything runs):
 
 ```console
-$ make bench                                                    # print it
-$ make bench ARGS="--save"                                      # keep it in benchmarks/results, write this page
+$ make bench                                                    # print the tables
+$ make bench ARGS="--save"                                      # save the results, write this page
 $ make bench ARGS="--save --loop uvloop"
-$ make bench ARGS="--save" PYTHON=python3.13 VENV=.venv-3.13    # results of several Pythons stand side by side
+$ make bench ARGS="--save" PYTHON=python3.13 VENV=.venv-3.13    # another Python: another column
 $ make bench ARGS="cost growth --check"                         # some questions; exit status 1 if a budget is missed
 ```"""
 
 
 def _machines(results: Sequence[Results]) -> Iterator[str]:
-    yield "## What it was measured on"
+    yield "## Environment"
     yield markdown(
         ("", "commit", "machine", "versions"),
         [
@@ -174,15 +179,21 @@ def _machines(results: Sequence[Results]) -> Iterator[str]:
             for one in results
         ],
     )
-    yield f"Other libraries, on {_main(results).name}: {_main(results).about['peers']}."
+    yield wrapped(f"Other libraries, on {_main(results).name}: {_main(results).about['peers']}.")
+    later = {f"{one.name} at {commit}": name for one in results for name, commit in one.later.items()}
+    if later:
+        when = ", ".join(later)
+        yield wrapped(
+            f"Measured later than the others, with `--only`: {', '.join(dict.fromkeys(later.values()))} ({when})."
+        )
 
 
-# In words and not only in tables: who reads a library's own benchmark looks for this first.
+# Readers of a library's own benchmarks look for this first.
 def _losses(results: Sequence[Results]) -> Iterator[str]:
     yield "## Where we lose"
-    yield (
-        f"All that is better than `pool.outcomes` (`pool.run` for round trips) by more than {_WITHIN:.0%} on "
-        f"{_main(results).name}, and how many times better. What each does not do for that is in the next table."
+    yield wrapped(
+        f"These contenders are better than `pool.outcomes` (`pool.run` for round trips) by more than {_WITHIN:.0%} on "
+        f"{_main(results).name}, by the given factor. [Contenders](#the-contenders) shows what they lack in return."
     )
     main = _main(results)
     rows: list[tuple[str, str]] = []
@@ -202,11 +213,13 @@ def _losses(results: Sequence[Results]) -> Iterator[str]:
         for measured in answer.measurements
         if measured.is_held is False
     ]
-    yield "\n".join(("Budgets of ours that were missed:", "", *missed)) if missed else "All budgets of ours were held."
+    yield (
+        "\n".join(("Budgets of asyncpool that were missed:", "", *missed)) if missed else "asyncpool holds all budgets."
+    )
 
 
 def _better(question: Question, several: Sequence[Measurement]) -> list[tuple[str, float]]:
-    """Return who did better than we did, and by what factor."""
+    """Return the contenders that are better than asyncpool, and by what factor."""
     medians = {one.contender: median(next(iter(one.figures.values()))) for one in several if one.figures}
     ours = next((value for name, value in medians.items() if name.startswith("pool.")), None)
     if not ours:
@@ -221,14 +234,14 @@ def _better(question: Question, several: Sequence[Measurement]) -> list[tuple[st
 
 def _contenders() -> Iterator[str]:
     yield "## The contenders"
-    yield (
-        "Isolates: each job has a task of its own, so that what one does to its task or its context variables is not "
-        "the next one's. Goes on: a failure costs no other job's value, and the reader is told of it. Streams: the "
-        "first value is there before the last job has begun. Bounds: neither inputs nor values pile up. Tests try "
-        "these out."
+    yield wrapped(
+        "*Isolates*: each job has its own task, so its cancellations and context variables do not affect other jobs. "
+        "*Continues*: a failure costs no other job's value, and the reader receives the error. *Streams*: the first "
+        "value arrives before the last job has started. *Bounds*: neither inputs nor values pile up. Tests check "
+        "these."
     )
     yield markdown(
-        ("", "isolates", "goes on", "streams", "bounds", "what it is"),
+        ("", "isolates", "continues", "streams", "bounds", "what it is"),
         [
             (name, *("yes" if has else "no" for has in (one.isolates, one.goes_on, one.streams, one.bounds)), one.about)
             for name, one in RIVALS.items()
@@ -243,7 +256,7 @@ def _plot(question: Question) -> Iterator[str]:
 
 
 def _tables(question: Question, results: Sequence[Results]) -> Iterator[str]:
-    """A table for each case, with a column for each Python if there is but one figure, else one for each figure."""
+    """Return a table per case. Its columns are the Pythons if there is only one figure, and else the figures."""
     main = results[0]
     for case, several in main.answers[question.name].cases.items():
         units = list(dict.fromkeys(unit for one in several for unit in one.figures))
@@ -255,22 +268,14 @@ def _tables(question: Question, results: Sequence[Results]) -> Iterator[str]:
             yield f"**{case}**, {units[0]}"
             yield markdown(("", *(other.name for other in results)), rows)
         else:
-            others = [(other.name, other) for other in results] if len(several) <= _FEW else [(main.name, main)]
-            for name, other in others:
-                yield f"**{case}**, {name}"
-                yield markdown(
-                    ("", *units), [(one.contender, *_cells(_same(other, question, one), units)) for one in several]
-                )
+            yield f"**{case}**, {main.name}"
+            yield markdown(("", *units), [(one.contender, *_cells(one, units)) for one in several])
 
 
-_FEW = 6
-"""Contenders; with more, only one Python is shown, and the others are in the files."""
-
-
-def _cells(one: Measurement | None, units: Sequence[str]) -> Iterator[str]:
+def _cells(one: Measurement, units: Sequence[str]) -> Iterator[str]:
     yield cell(one, units[0], ratio=True)
     for unit in units[1:]:
-        yield cell(one, unit) if one is not None and one.figures.get(unit) else "-"
+        yield cell(one, unit) if one.figures.get(unit) else "-"
 
 
 def _same(results: Results, question: Question, one: Measurement) -> Measurement | None:
@@ -279,39 +284,27 @@ def _same(results: Results, question: Question, one: Measurement) -> Measurement
 
 # -- The block of the README -------------------------------------------------------------------------------------------
 
+_COLUMNS = {"asyncpool": "pool.outcomes", "`asyncio.gather`": REFERENCE, "Queue workers": _BARE}
+
 
 def readme_block(results: Sequence[Results]) -> str:
-    """Return the figures that the README shows."""
-    pythons = [one for one in results if one.loop == "asyncio"] or list(results)
-    main = pythons[0]
-    costs = [
-        (f"{kind}: {name}", *(_cost(one, kind, name) for one in pythons))
-        for kind in ("no-op", "yields once")
-        for name in (*OURS, _BARE, REFERENCE)
-    ]
-    others = [
-        ("memory that 1,000,000 jobs take, MiB", *_pair(main, "growth", "MiB", REFERENCE, "1,000,000 ")),
-        ("first result of 10,000 jobs, in jobs' times", *_pair(main, "first-result", "jobs' times", REFERENCE)),
-        ("jobs of 1-10 ms, 500 workers, % of ideal", *_pair(main, "efficiency", "% of ideal", _BARE, " 500 ")),
-        ("5,000 HTTP requests: requests/s", *_pair(main, "http", "requests/s", NAIVE)),
-        ("the most connections at a time", *_pair(main, "http", "peak connections", NAIVE)),
-        ("errors, if the server takes 100 connections", *_pair(main, "http", "errors", NAIVE, "the server takes")),
-    ]
-    return "\n\n".join(
+    """Return the figures that the README shows: those of the newest Python on asyncio."""
+    main = ([one for one in results if one.loop == "asyncio"] or list(results))[-1]
+    jobs = f", {HEADLINE} workers"
+    rows = [
+        ("overhead per job, µs", *_row(main, "cost", "µs/job", f"no-op{jobs}")),
+        ("overhead per job that yields once, µs", *_row(main, "cost", "µs/job", f"yields once{jobs}")),
+        ("memory growth over 1,000,000 jobs, MiB", *_row(main, "growth", "MiB", "1,000,000 ")),
+        ("time to the first of 10,000 results, job durations", *_row(main, "first-result", "job durations")),
         (
-            markdown((f"µs/job, {HEADLINE} workers", *(f"Python {one.name}" for one in pythons)), costs),
-            f"In brackets: of naive `gather`, in the same turn. And on Python {main.python}:",
-            markdown(("", "`pool.outcomes`", "beside it"), others),
-        )
-    )
+            "errors of 5,000 requests, server limited to 100 connections",
+            *_row(main, "http", "errors", "server limited"),
+        ),
+    ]
+    return markdown((f"Python {main.python}", *_COLUMNS), rows)
 
 
-def _cost(results: Results, kind: str, contender: str) -> str:
-    found = results.find("cost", contender, lambda case: case.startswith(f"{kind}, {HEADLINE} workers"))
-    return cell(found, "µs/job", ratio=True)
-
-
-def _pair(results: Results, question: str, unit: str, other: str, part: str = "") -> tuple[str, str]:
-    ours = results.find(question, "pool.outcomes", lambda case: part in case)
-    theirs = results.find(question, other, lambda case: part in case)
-    return cell(ours, unit), f"{other}: {cell(theirs, unit)}"
+def _row(results: Results, question: str, unit: str, part: str = "") -> Iterator[str]:
+    for contender in _COLUMNS.values():
+        name = NAIVE if (question, contender) == ("http", REFERENCE) else contender
+        yield cell(results.find(question, name, lambda case: part in case), unit)

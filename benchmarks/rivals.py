@@ -1,7 +1,7 @@
-"""Who does the jobs: the pool, what one writes without it, and the other libraries, each in its best form.
+"""The contenders: the pool, handwritten code, and the other libraries, each in its best form.
 
-Best means: bounded to the same number of jobs at a time, every value read, and going on after a failure where the
-library has a way to. What a rival says about itself here, a test tries out (tests/test_benchmarks.py).
+The best form runs at most the given number of jobs at a time, reads every value, and continues after a failure if the
+library supports it. tests/test_benchmarks.py checks the flags of each rival.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ __all__ = ["BUFFER", "OURS", "REFERENCE", "RIVALS", "Rival", "Run"]
 
 Handler: TypeAlias = Callable[[Any], Awaitable[Any]]
 Run: TypeAlias = Callable[[Handler, Iterable[Any], int, Callable[[Any], object]], Coroutine[Any, Any, None]]
-"""Does the jobs, so many at a time, and calls the last argument with each value, or error, when the reader has it."""
+"""Runs the jobs with a number of workers, and calls the last argument with each value or error that is read."""
 
 BUFFER = 10
-"""How many jobs may wait for each worker, where that can be chosen: as many as in our pool."""
+"""How many jobs can wait per worker, if that is configurable: the same as in the pool."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rival:
-    """A way to do many jobs, and what can be said about it."""
+    """A way to run many jobs, and its properties."""
 
     run: Run
     distribution: str = ""
-    """What has to be installed; nothing for the standard library."""
+    """The distribution to install; empty for the standard library."""
     isolates: bool = False
     """Each job has a task of its own."""
     goes_on: bool = False
-    """A failure costs no other job's value, and the reader is told of it."""
+    """A failure costs no other job's value, and the reader receives the error."""
     streams: bool = False
-    """The first value is there before the last job has begun."""
+    """The first value arrives before the last job has started."""
     bounds: bool = False
-    """Neither the inputs nor the values are piled up, so memory is flat."""
+    """Neither inputs nor values pile up, so memory is flat."""
 
     @property
     def about(self) -> str:
-        """What it is, in a line."""
+        """A one-line description."""
         return (self.run.__doc__ or "").partition("\n")[0]
 
     @property
     def missing(self) -> str | None:
-        """What to install, as a sentence; None if it is there."""
+        """What to install, as a phrase, or None if it is installed."""
         if not self.distribution or installed(self.distribution) is not None:
             return None
         if self.distribution == "asyncio-pool-ng":
@@ -59,30 +59,30 @@ class Rival:
 
 
 async def outcomes(handler: Handler, jobs: Iterable[Any], workers: int, seen: Callable[[Any], object]) -> None:
-    """Our pool, as things are done; failures are data."""
+    """asyncpool, in completion order; failures are data."""
     async with WorkerPool(handler, workers=workers) as pool:
         async for outcome in pool.outcomes(jobs):
             seen(outcome.value if type(outcome) is Succeeded else outcome)
 
 
 async def map_(handler: Handler, jobs: Iterable[Any], workers: int, seen: Callable[[Any], object]) -> None:
-    """Our pool, in the order of the input; the first failure is raised."""
+    """asyncpool, in input order; the first failure is raised."""
     async with WorkerPool(handler, workers=workers) as pool:
         async for value in pool.map(jobs):
             seen(value)
 
 
-# -- What one writes by hand -------------------------------------------------------------------------------------------
+# -- Handwritten code --------------------------------------------------------------------------------------------------
 
 
 async def gather(handler: Handler, jobs: Iterable[Any], workers: int, seen: Callable[[Any], object]) -> None:
-    """A task for each job, all at once: no limit, and everything in memory."""
+    """One task per job, all at once, with no limit and everything in memory."""
     for value in await asyncio.gather(*[handler(job) for job in jobs], return_exceptions=True):
         seen(value)
 
 
 async def gather_semaphore(handler: Handler, jobs: Iterable[Any], workers: int, seen: Callable[[Any], object]) -> None:
-    """The most popular recipe: all tasks at once, and so many of them past a semaphore."""
+    """The most popular recipe: all tasks at once, limited by a semaphore."""
     semaphore = asyncio.Semaphore(workers)
 
     async def limited(job: Any) -> Any:
@@ -94,7 +94,7 @@ async def gather_semaphore(handler: Handler, jobs: Iterable[Any], workers: int, 
 
 
 async def group_semaphore(handler: Handler, jobs: Iterable[Any], workers: int, seen: Callable[[Any], object]) -> None:
-    """A task group whose tasks are made only when the semaphore has room. One failure ends it all."""
+    """A task group that creates a task when the semaphore is free; stops at a failure."""
     semaphore = asyncio.Semaphore(workers)
 
     async def release_after(job: Any) -> None:
@@ -110,7 +110,7 @@ async def group_semaphore(handler: Handler, jobs: Iterable[Any], workers: int, s
 
 
 async def as_completed(handler: Handler, jobs: Iterable[Any], workers: int, seen: Callable[[Any], object]) -> None:
-    """All tasks at once past a semaphore, read as they are done."""
+    """All tasks at once, limited by a semaphore, read as completed."""
     semaphore = asyncio.Semaphore(workers)
 
     async def limited(job: Any) -> Any:
@@ -125,7 +125,7 @@ async def as_completed(handler: Handler, jobs: Iterable[Any], workers: int, seen
 
 
 async def queue_workers(handler: Handler, jobs: Iterable[Any], workers: int, seen: Callable[[Any], object]) -> None:
-    """The loop that everybody writes by hand: a bounded queue, and tasks that take from it. One failure ends it all."""
+    """The usual handwritten loop: worker tasks that read a bounded queue; stops at a failure."""
     queue: asyncio.Queue[Any] = asyncio.Queue(maxsize=BUFFER * workers)
 
     async def work() -> None:
@@ -144,7 +144,7 @@ async def queue_workers(handler: Handler, jobs: Iterable[Any], workers: int, see
 
 
 async def shared_iterator(handler: Handler, jobs: Iterable[Any], workers: int, seen: Callable[[Any], object]) -> None:
-    """The floor: tasks that take from one iterator. No queue, so nobody can hand in a job later."""
+    """The lower bound: worker tasks share one iterator, so jobs cannot be submitted later."""
     source = iter(jobs)
 
     async def work() -> None:
@@ -157,7 +157,7 @@ async def shared_iterator(handler: Handler, jobs: Iterable[Any], workers: int, s
 
 
 async def anyio_streams(handler: Handler, jobs: Iterable[Any], workers: int, seen: Callable[[Any], object]) -> None:
-    """Workers between two memory object streams, as anyio's documentation builds them."""
+    """Workers between two memory object streams, as in anyio's documentation."""
     import anyio
 
     send_job, receive_job = anyio.create_memory_object_stream[Any](BUFFER * workers)
@@ -192,14 +192,14 @@ async def aqute(handler: Any, jobs: Iterable[Any], workers: int, seen: Callable[
     from aqute import Aqute
 
     engine: Any = Aqute(handler, workers, input_task_queue_size=BUFFER * workers)
-    # In batches, which its documentation recommends where throughput counts; a batch must fit into its queue.
+    # Its documentation recommends batches for throughput. A batch must fit into the queue.
     async with engine.iter_results(jobs, submission_batch_size=workers) as results:
         async for task in results:
             seen(task.result if task.success else task.error)
 
 
 async def aiometer(handler: Handler, jobs: Iterable[Any], workers: int, seen: Callable[[Any], object]) -> None:
-    """`aiometer.amap`, which takes a sequence. One failure ends it all."""
+    """`aiometer.amap`, which takes a sequence; stops at a failure."""
     from aiometer import amap
 
     arguments = jobs if isinstance(jobs, Sequence) else list(jobs)  # it takes nothing else
@@ -209,7 +209,7 @@ async def aiometer(handler: Handler, jobs: Iterable[Any], workers: int, seen: Ca
 
 
 async def aiostream(handler: Any, jobs: Iterable[Any], workers: int, seen: Callable[[Any], object]) -> None:
-    """`stream.map`, as completed. One failure ends it all."""
+    """`stream.map`, as completed; stops at a failure."""
     from aiostream import stream
 
     async with stream.map(stream.iterate(jobs), handler, ordered=False, task_limit=workers).stream() as values:
@@ -227,30 +227,30 @@ async def streamable(handler: Any, jobs: Iterable[Any], workers: int, seen: Call
             async for value in values:
                 seen(value)
             return
-        except Exception as error:  # it goes on after an error, if asked for the next value
+        except Exception as error:  # it continues after an error when the next value is requested
             seen(error)
 
 
 async def aiojobs(handler: Any, jobs: Iterable[Any], workers: int, seen: Callable[[Any], object]) -> None:
-    """`Scheduler.spawn`; it has no stream of values, so each job tells its own."""
+    """`Scheduler.spawn`; it has no stream of values, so each job reports its own."""
     from aiojobs import Scheduler
 
-    async def tell(job: Any) -> None:
+    async def report(job: Any) -> None:
         seen(await handler(job))
 
-    def tell_error(scheduler: object, context: dict[str, Any]) -> None:
+    def report_error(scheduler: object, context: dict[str, Any]) -> None:
         seen(context["exception"])
 
-    # No time limit on the end, which would otherwise lose what takes longer.
+    # Without a time limit for closing, which would lose longer jobs.
     async with Scheduler(
-        limit=workers, pending_limit=BUFFER * workers, wait_timeout=None, exception_handler=tell_error
+        limit=workers, pending_limit=BUFFER * workers, wait_timeout=None, exception_handler=report_error
     ) as scheduler:
         for job in jobs:
-            await scheduler.spawn(tell(job))
+            await scheduler.spawn(report(job))
 
 
 async def asyncio_pool(handler: Any, jobs: Iterable[Any], workers: int, seen: Callable[[Any], object]) -> None:
-    """`AioPool.map`, which returns all at the end."""
+    """`AioPool.map`, which returns all values at the end."""
     from asyncio_pool import AioPool
 
     async with AioPool(size=workers) as pool:
@@ -259,14 +259,14 @@ async def asyncio_pool(handler: Any, jobs: Iterable[Any], workers: int, seen: Ca
 
 
 async def asyncio_pool_ng(handler: Any, jobs: Iterable[Any], workers: int, seen: Callable[[Any], object]) -> None:
-    """`AsyncioPool.itermap`, a future for each input at the start, values in batches of a second."""
+    """`AsyncioPool.itermap`; creates all futures first and delivers values once per second."""
     async with next_generation().AsyncioPool(workers) as pool:
         async for future in pool.itermap(handler, jobs):
             seen(future.exception() or future.result())
 
 
 async def tasklane(handler: Any, jobs: Iterable[Any], workers: int, seen: Callable[[Any], object]) -> None:
-    """`tasklane.stream`. A stray cancellation inside a job takes its worker with it."""
+    """`tasklane.stream`; a stray cancellation inside a job ends its worker."""
     from tasklane import stream
 
     async for value in stream(handler, jobs, limit=workers, return_exceptions=True):
@@ -274,10 +274,10 @@ async def tasklane(handler: Any, jobs: Iterable[Any], workers: int, seen: Callab
 
 
 async def pypeln(handler: Any, jobs: Iterable[Any], workers: int, seen: Callable[[Any], object]) -> None:
-    """`pypeln.task.map`. A failure is lost in silence, or ends it all."""
+    """`pypeln.task.map`; a failure is silently lost, or stops it."""
     from pypeln import task
 
-    async def source() -> AsyncIterator[Any]:  # an iterable that is not async it reads in a thread, ten times as slow
+    async def source() -> AsyncIterator[Any]:  # it reads a plain iterable in a thread, which is ten times slower
         for job in jobs:
             yield job
 

@@ -1,24 +1,25 @@
-"""How figures are shown: as text for a terminal, and as markdown."""
+"""Shows figures as text for a terminal and as Markdown."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from statistics import median
 
 from benchmarks.harness import Answer, Measurement, Question
 
-__all__ = ["as_text", "cell", "markdown", "number"]
+__all__ = ["as_text", "cell", "markdown", "number", "wrapped"]
 
 
 def number(value: float) -> str:
-    """Return three digits of a number, or all that it has before the point."""
+    """Return a number with three digits, or all digits before the decimal point."""
     if value and abs(value) < 0.01:
         return f"{value:.1g}"
     return f"{value:,.{max(0, 2 - max(0, len(str(int(abs(value)))) - 1))}f}" if value else "0"
 
 
 def as_text(question: Question, answer: Answer) -> str:
-    """Return an answer as tables for a terminal, one for each case."""
+    """Return an answer as tables for a terminal, one per case."""
     return "\n\n".join(
         (f"{question.title}: {question.asks}", *(_case(name, several) for name, several in answer.cases.items()))
     )
@@ -58,7 +59,7 @@ def _failures(one: Measurement) -> str:
 
 
 def cell(one: Measurement | None, unit: str, *, ratio: bool = False) -> str:
-    """Return the median of a figure, and of the ratio, for a document; or why there is none."""
+    """Return the median of a figure, and of the ratio, for a document, or the reason why it is missing."""
     if one is None or one.skipped:
         return "-"
     values = one.figures.get(unit)
@@ -70,8 +71,13 @@ def cell(one: Measurement | None, unit: str, *, ratio: bool = False) -> str:
     return text + (f", {_failures(one)}" if one.failures else "")
 
 
+def wrapped(text: str, *, indent: str = "") -> str:
+    """Return prose for a document in lines of at most 110 columns."""
+    return textwrap.fill(text, 110, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table for a document: names to the left, figures to the right."""
+    """Return a Markdown table: names aligned left, figures right."""
     rule = [
         "---",
         *("---:" if any(row[column][:1].isdigit() for row in rows) else "---" for column in range(1, len(head))),

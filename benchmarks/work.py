@@ -1,4 +1,4 @@
-"""What the contenders are given to do, and who reads what comes out and counts it."""
+"""The jobs of the contenders, and a reader that checks their values."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["JOBS", "LostResults", "Reader", "do", "do_nothing", "missing", "yiel
 
 
 class LostResults(Exception):
-    """Not all that went in came out, or something else did."""
+    """The values that came out are not those of the jobs that went in."""
 
 
 async def do_nothing(job: int) -> int:
-    """The least that a job can do: what is measured is what surrounds it."""
+    """Do nothing, which leaves only the overhead."""
     return job
 
 
 async def yield_once(job: int) -> int:
-    """A job that gives the loop its turn, as everything does that waits for something."""
+    """Yield to the loop once, as every job that waits does."""
     await asyncio.sleep(0)
     return job
 
@@ -31,7 +31,7 @@ JOBS = {"no-op": do_nothing, "yields once": yield_once}
 
 
 class Reader:
-    """Takes the values, as numbers, and knows whether all have come."""
+    """Counts and adds up the values, to check that all have arrived."""
 
     __slots__ = ("count", "total")
 
@@ -44,16 +44,16 @@ class Reader:
         self.total += value
 
     def check(self, jobs: int) -> None:
-        """Raise `LostResults` unless each number below `jobs` has come once."""
+        """Raise `LostResults` unless each number below `jobs` has arrived once."""
         if (self.count, self.total) != (jobs, jobs * (jobs - 1) // 2):
             raise LostResults(f"{jobs:,} jobs went in, {self.count:,} values came out, and their sum is {self.total:,}")
 
 
 async def do(contender: str, handler: Handler, jobs: Iterable[Any], count: int, workers: int) -> float:
-    """Let a rival do jobs that return the numbers below `count`, in any order, and return the seconds it takes.
+    """Run jobs that return the numbers below `count`, in any order, and return the seconds it takes.
 
     Raises:
-        LostResults: Not all of them came out, once each.
+        LostResults: Not every number came out exactly once.
     """
     reader = Reader()
     began = time.perf_counter()
@@ -64,5 +64,5 @@ async def do(contender: str, handler: Handler, jobs: Iterable[Any], count: int, 
 
 
 def missing(contender: str) -> str | None:
-    """Return what a rival needs that is not installed, as a sentence."""
+    """Return what a rival needs that is not installed, as a phrase."""
     return RIVALS[contender].missing

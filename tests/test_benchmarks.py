@@ -1,4 +1,4 @@
-"""The benchmarks run with tiny numbers, and what they say of figures is right. No word about the time things take."""
+"""The benchmarks run with tiny numbers, and process figures correctly. No test depends on how long something takes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from benchmarks.work import LostResults, Reader, do, do_nothing, yield_once
 ROOT = Path(__file__).parent.parent
 TINY = Settings(rounds=1, jobs=30)
 WORKERS = 3
-# Other libraries warn of things that are theirs.
+# Other libraries cause warnings of their own.
 rivals_may_warn = pytest.mark.filterwarnings("default")
 
 
@@ -54,7 +54,7 @@ def rival(request: pytest.FixtureRequest) -> Rival:
 
 @pytest.fixture(autouse=True)
 def loop_is_never_blocked() -> None:
-    """In place of the one for the library: a measurement may look at /proc from inside a job."""
+    """Replace the fixture for the library, because a measurement can read /proc from inside a job."""
 
 
 # -- Contenders --------------------------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def test_each_contender_does_no_more_than_its_number_at_a_time(rival: Rival) -> 
 
 
 @rivals_may_warn
-def test_what_is_said_of_isolation_is_so(rival: Rival) -> None:
+def test_the_isolation_of_each_contender(rival: Rival) -> None:
     mark: ContextVar[int] = ContextVar("mark")
     seen_of_others = 0
 
@@ -103,7 +103,7 @@ def test_what_is_said_of_isolation_is_so(rival: Rival) -> None:
 
 
 @rivals_may_warn
-def test_what_is_said_of_failures_is_so(rival: Rival) -> None:
+def test_whether_each_contender_continues_after_a_failure(rival: Rival) -> None:
     values: list[Any] = []
 
     async def job(number: int) -> int:
@@ -117,12 +117,12 @@ def test_what_is_said_of_failures_is_so(rival: Rival) -> None:
     except BaseException:
         assert not rival.goes_on
     numbers = sorted(value for value in values if isinstance(value, int))
-    is_told = len(values) > len(numbers)
-    assert (is_told and numbers == [number for number in range(20) if number != 5]) is rival.goes_on
+    is_reported = len(values) > len(numbers)
+    assert (is_reported and numbers == [number for number in range(20) if number != 5]) is rival.goes_on
 
 
 @rivals_may_warn
-def test_what_is_said_of_streaming_and_memory_is_so(rival: Rival) -> None:
+def test_whether_each_contender_streams_and_is_bounded(rival: Rival) -> None:
     jobs, began = 500, 0
     pulled = 0
     at_first: list[tuple[int, int]] = []
@@ -145,12 +145,12 @@ def test_what_is_said_of_streaming_and_memory_is_so(rival: Rival) -> None:
     assert (pulled_then < jobs) is rival.bounds
 
 
-def test_a_rival_that_is_not_installed_says_what_to_install() -> None:
+def test_a_rival_that_is_not_installed_names_what_to_install() -> None:
     there_is_none = replace(RIVALS["aqute"], distribution="asyncpool-there-is-no-such-thing")
     assert there_is_none.missing == "needs python3 -m pip install 'asyncpool-toolkit[bench]'"
 
 
-def test_a_reader_notices_a_value_lost_and_one_that_came_twice() -> None:
+def test_a_reader_notices_a_lost_value_and_a_duplicate() -> None:
     async def lose_one(handler: Any, jobs: Any, workers: int, seen: Callable[[Any], object]) -> None:
         for job in list(jobs)[1:]:
             seen(job)
@@ -191,7 +191,7 @@ def answer_of(name: str, settings: Settings = TINY, pick: Callable[[Case], bool]
 @rivals_may_warn
 @pytest.mark.parametrize("name", [name for name in QUESTIONS if name not in ("http", "images", "rate")])
 def test_each_question_is_answered_for_all_its_contenders(name: str) -> None:
-    # Thousands of workers take their time, and so does a rival that gives its values once a second, at each size.
+    # Thousands of workers are slow, and so is a rival that gives its values once a second, at each size.
     answer = answer_of(
         name,
         pick=lambda case: (
@@ -217,17 +217,17 @@ def test_the_question_of_http_is_answered_and_its_server_counts_and_resets(keep_
     parameters = {"requests": 130, "most": 100}
     case = Case(name="", contenders={}, parameters=parameters)
     naive = in_this_process(QUESTIONS["http"], case, "asyncio.gather, no limit", TINY)
-    # Some of those that were reset succeed in the end: aiohttp tries again, over a connection that is free by then.
-    assert naive["connections asked for"] >= 130
+    # Some of the reset requests succeed in the end: aiohttp retries over a connection that is free by then.
+    assert naive["connections requested"] >= 130
     assert naive["peak connections"] == 100
     ours = in_this_process(QUESTIONS["http"], case, "pool.outcomes", TINY)
     assert ours["errors"] == 0
-    assert ours["connections asked for"] <= 100
+    assert ours["connections requested"] <= 100
 
 
 @pytest.fixture
 def keep_descriptors() -> Iterator[None]:
-    resource = pytest.importorskip("resource", reason="there is no such limit on Windows")
+    resource = pytest.importorskip("resource", reason="Windows has no such limit")
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
@@ -244,10 +244,10 @@ def test_a_child_measures_in_a_process_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("program", "reason"),
     [
-        ("import time; time.sleep(60)", "was not done after 0.5 s"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "died of SIGKILL"),
-        ("raise LookupError('there is no such thing')", "exit status 1: LookupError: there is no such thing"),
-        ("", "exit status 0: without a word"),
+        ("import time; time.sleep(60)", "not done after 0.5 s"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL"),
+        ("raise LookupError('no such thing')", "exit status 1: LookupError: no such thing"),
+        ("", "exit status 0: no output"),
         ('print(\'{"failed": "10 jobs went in"}\')', "10 jobs went in"),
     ],
 )
@@ -267,7 +267,7 @@ def test_only_the_last_line_of_a_child_counts() -> None:
     ("error", "reason"),
     [(MemoryError(), "needs more than 2 GiB of memory"), (LostResults("9 came out"), "LostResults: 9 came out")],
 )
-def test_what_goes_wrong_in_a_child_is_told(error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_in_a_child_is_reported(error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def measure(contender: str) -> Figures:
         raise error
 
@@ -282,7 +282,7 @@ def test_what_goes_wrong_in_a_child_is_told(error: Exception, reason: str, monke
 def asked(
     figures: Mapping[str, list[float | str]], *, missing: str | None = None, budgets: Any = None, **settings: Any
 ) -> tuple[dict[str, Measurement], list[str]]:
-    """Ask a question whose contenders have these figures, or failures, one in each round. Return the order too."""
+    """Answer a question with these figures or failures per round. Return the order of the contenders too."""
     left = {name: iter(values) for name, values in figures.items()}
     order: list[str] = []
 
@@ -334,7 +334,7 @@ def test_a_failed_round_gives_no_ratio_and_stops_nothing() -> None:
     assert tables.cell(found["b"], "s", ratio=True) == "3.50 (2.00), failed: hung"
 
 
-def test_a_contender_that_is_not_installed_is_skipped_with_a_sentence() -> None:
+def test_a_contender_that_is_not_installed_is_skipped_with_a_reason() -> None:
     found, order = asked({"a": [1.0], "b": [1.0]}, missing="b")
     assert order == ["a"]
     assert (found["b"].skipped, tables.cell(found["b"], "s")) == ("needs that", "-")
@@ -350,7 +350,7 @@ def test_a_contender_that_is_not_installed_is_skipped_with_a_sentence() -> None:
         (Budget(limit=0.51, at_least=True), False),
         (Budget(limit=10.0, of="MiB"), True),
         (Budget(limit=9.0, of="MiB"), False),
-        (Budget(limit=1.0, of="there is none"), False),
+        (Budget(limit=1.0, of="unknown"), False),
     ],
 )
 def test_a_budget_is_on_the_median_of_the_ratios_or_of_a_figure(budget: Budget | None, is_held: bool | None) -> None:
@@ -359,7 +359,7 @@ def test_a_budget_is_on_the_median_of_the_ratios_or_of_a_figure(budget: Budget |
     assert found["b"].is_held is is_held
 
 
-def test_who_failed_once_has_missed_his_budget() -> None:
+def test_a_contender_that_failed_once_has_missed_its_budget() -> None:
     found, _ = asked({"a": [1.0, 1.0], "b": [0.1, "died"]}, budgets={"b": Budget(limit=1.0)})
     assert found["b"].is_held is False
 
@@ -368,6 +368,13 @@ def test_a_budget_counts_for_the_usual_number_of_jobs_only() -> None:
     budgets = {"b": Budget(limit=0.1)}
     found, _ = asked({"a": [1.0], "b": [1.0]}, budgets=budgets, jobs=10)
     assert found["b"].is_held is None
+
+
+def test_only_the_chosen_contender_and_the_reference_are_measured() -> None:
+    found, order = asked({"a": [1.0, 1.0, 1.0], "b": [3.0], "c": [2.0, 4.0]}, only=("c",))
+    assert order == ["a", "c", "a", "c"]
+    assert (list(found), found["c"].ratios) == (["a", "c"], [2.0, 4.0])
+    assert asked({"a": [1.0], "b": [1.0]}, only=("c",)) == ({}, [])
 
 
 def test_budgets_go_by_python_and_the_newest_is_for_newer_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,7 +394,7 @@ def test_a_number_is_shown_with_three_digits_or_all_before_the_point(value: floa
     assert tables.number(value) == text
 
 
-# -- The command line and what it saves --------------------------------------------------------------------------------
+# -- The command line and its saved results ----------------------------------------------------------------------------
 
 
 def test_the_command_prints_tables_and_the_machine(
@@ -413,14 +420,14 @@ def test_a_missed_budget_is_named_and_fails_the_check(
 @pytest.mark.parametrize(
     "arguments", [["weather"], ["--rounds", "0"], ["--jobs", "many"], ["report", "cost"], ["--save", "--quick"]]
 )
-def test_wrong_arguments_get_a_sentence(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_are_rejected(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         benchmarks.main(arguments)
     assert caught.value.code == 2
     assert "error: " in capsys.readouterr().err
 
 
-def test_what_is_saved_keeps_what_was_known_of_other_questions(tmp_path: Path) -> None:
+def test_saving_keeps_the_answers_to_other_questions(tmp_path: Path) -> None:
     about = {"commit": "abc", "date": "today"}
     measured = Measurement(case="c", contender="x", figures={"s": [1.0]}, ratios=[0.5], failures=[])
     one = Answer(question="cost", measurements=[measured])
@@ -431,12 +438,33 @@ def test_what_is_saved_keeps_what_was_known_of_other_questions(tmp_path: Path) -
     assert (dict(found.commits), found.answers["cost"]) == ({"cost": "abc", "rate": "def"}, one)
 
 
+def test_saving_one_contender_keeps_the_figures_of_the_others(tmp_path: Path) -> None:
+    about = {"commit": "abc", "date": "today", "peers": "aiohttp 1.0, aqute 0.1"}
+
+    def answer(**figures: float) -> dict[str, Answer]:
+        several = [Measurement(case="c", contender=name, figures={"s": [value]}) for name, value in figures.items()]
+        return {"cost": Answer(question="cost", measurements=several)}
+
+    benchmarks.save(tmp_path, TINY, about, answer(gather=1.0, aqute=2.0, other=3.0))
+    path = benchmarks.save(
+        tmp_path, replace(TINY, only=("aqute",)), about | {"commit": "def"}, answer(gather=9.0, aqute=8.0)
+    )
+    (found,) = report.load(tmp_path)
+    assert {one.contender: one.figures["s"] for one in found.answers["cost"].measurements} == {
+        "gather": [1.0],
+        "aqute": [8.0],
+        "other": [3.0],
+    }
+    assert (dict(found.commits), dict(found.later)) == ({"cost": "abc"}, {"aqute": "def"})
+    assert json.loads(path.read_text(encoding="utf-8"))["about"]["peers"].startswith("aiohttp 1.0, aqute ")
+
+
 # -- The report --------------------------------------------------------------------------------------------------------
 
 COMMITTED = Path(benchmarks.__file__).parent / "results"
 
 
-def test_the_committed_document_is_what_the_committed_results_make() -> None:
+def test_the_committed_document_matches_the_committed_results() -> None:
     assert report.DOCUMENT.read_text(encoding="utf-8") == report.document(report.load(COMMITTED))
 
 
@@ -452,7 +480,7 @@ def test_the_committed_plots_show_the_committed_results(name: str) -> None:
     assert plots.digest(plot.data(main.answers[plot.question])) in picture
 
 
-def test_the_document_names_each_who_does_better_than_we_do() -> None:
+def test_the_document_names_every_contender_that_is_better() -> None:
     several = [
         Measurement(case="c", contender=name, figures={"s": [value]})
         for name, value in (("pool.outcomes", 4.0), ("pool.map", 1.0), ("floor", 2.0), ("same", 3.99), ("worse", 9.0))
@@ -462,7 +490,7 @@ def test_the_document_names_each_who_does_better_than_we_do() -> None:
     assert report._better(replace(less_is_better, more_is_better=True), several) == [("worse", 2.25)]
 
 
-def test_a_report_without_results_or_without_a_place_says_what_to_do(tmp_path: Path) -> None:
+def test_a_report_without_results_or_without_marks_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(CannotReport, match=r"has no results yet: make bench ARGS=--save$"):
         report.load(tmp_path)
     with pytest.raises(CannotReport, match="<!-- benchmarks: begin -->"):
@@ -482,7 +510,7 @@ def test_engines_are_measured(engine: str) -> None:
     assert done.stdout.count("median") == 6
 
 
-def test_an_unknown_question_of_an_engine_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_question_of_an_engine_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         scale_out.main(["nonsense"])
-    assert "there is no question 'nonsense'" in capsys.readouterr().err
+    assert "unknown question 'nonsense'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gauntlet`: run it, print the table, write the document."""
+"""`python -m benchmarks.gauntlet`: run the cases, print the table, write the document."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.readme import CannotReport
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what was asked, and return the exit status: 1 if one of our own cells is not held."""
+    """Run the command, and return the exit status: 1 if asyncpool does not hold one of its cells."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.list:
@@ -32,16 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"--report needs the results of a run with --save: {error}")
         print(f"Written: {report.DOCUMENT}, {report.README}")
         return 0
-    if options.save and (options.only or options.case):
-        parser.error("--save is for the whole table: without --only and --case")
+    if options.save and options.case:
+        parser.error("--save needs all cases: omit --case")
     libraries = [LIBRARIES[name] for name in dict.fromkeys(options.only or LIBRARIES)]
     missing = [library.distribution or library.name for library in libraries if not is_installed(library)]
     cases = list(dict.fromkeys(options.case or CASES))
     missing += sorted({CASES[name].needs or "" for name in cases if not is_possible(CASES[name])})
     if missing:
-        print(f"Left out, not installed: python3 -m pip install {' '.join(missing)}", file=sys.stderr)
+        print(f"Skipped, not installed: python3 -m pip install {' '.join(missing)}", file=sys.stderr)
         if options.save:
-            parser.error("--save is for the whole table: install them first")
+            parser.error("--save needs the missing packages: install them first")
     names = [library.name for library in libraries if is_installed(library)]
     cells = asyncio.run(_ask([(case, name) for case in cases for name in names], options.seconds, options.at_once))
     print(f"\n{report.as_text(cells)}")
@@ -49,20 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if broken:
         print(f"\nCannot be imported: {', '.join(broken)}", file=sys.stderr)
     if options.save and not broken:
-        report.save(cells)
-        print(f"\nSaved as {report.RESULTS}; --report makes the document of it")
+        report.save(cells, only=list(dict.fromkeys(options.only or ())))
+        print(f"\nSaved as {report.RESULTS}; --report writes the document")
     lost = [cell for cell in cells if cell.library == Ours.name and cell.verdict not in _FINE]
     return 1 if lost else 0
 
 
-_FINE = {Verdict.HELD, Verdict.MISSING}  # missing: uvloop, of one case
+_FINE = {Verdict.HELD, Verdict.MISSING}  # missing: uvloop, which one case needs
 
 
 async def _ask(pairs: list[tuple[str, str]], seconds: float, at_once: int) -> list[Cell]:
     cells: list[Cell] = []
     width = max((len(case) for case, _ in pairs), default=0)
-    # Closed here if nobody reads what we print. At the end of asyncio.run it is too late: that cancels also what
-    # asyncio itself needs to start a process, and who waits for that process waits for ever.
+    # Closed here if standard output is closed. At the end of asyncio.run it is too late: that also cancels what asyncio
+    # needs to start a process, and a caller that waits for that process hangs.
     async with aclosing(run(pairs, seconds=seconds, at_once=at_once)) as answers:
         async for cell in answers:
             print(f"{cell.case:<{width}}  {cell.library:<21}  {cell}", flush=True)
@@ -81,13 +81,19 @@ def _listing() -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gauntlet", description=__doc__)
-    parser.add_argument("--only", action="append", type=_library, metavar="LIBRARY", help="this one; may be repeated")
-    parser.add_argument("--case", action="append", type=_case, metavar="NAME", help="this one; may be repeated")
+    parser.add_argument(
+        "--only", action="append", type=_library, metavar="LIBRARY", help="run only this one; can be repeated"
+    )
+    parser.add_argument(
+        "--case", action="append", type=_case, metavar="NAME", help="run only this one; can be repeated"
+    )
     parser.add_argument("--seconds", type=_positive(float), default=SECONDS, help="time limit of a cell (default: 9)")
-    parser.add_argument("--at-once", type=_positive(int), default=2, help="processes at a time (default: 2)")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/gauntlet.json")
-    parser.add_argument("--report", action="store_true", help="write docs/gauntlet.md from what was saved")
-    parser.add_argument("--list", action="store_true", help="tell the cases and the libraries; run nothing")
+    parser.add_argument("--at-once", type=_positive(int), default=2, help="number of concurrent processes (default: 2)")
+    parser.add_argument(
+        "--save", action="store_true", help="write benchmarks/results/gauntlet.json; with --only, update it"
+    )
+    parser.add_argument("--report", action="store_true", help="write docs/gauntlet.md from the saved results")
+    parser.add_argument("--list", action="store_true", help="list the cases and the libraries; run nothing")
     return parser
 
 

@@ -1,8 +1,8 @@
-"""What a case may ask of a library. What a library has not, it leaves as it is here: it raises `Lacks`.
+"""The interface between cases and libraries. A feature that a library does not override raises `Lacks`.
 
-A library is asked in three ways. `values` is its map over many jobs, which raises what a job raised; `outcomes` is the
-same with failures as data; `pool` is what lives as long as an app and takes one job at a time. Each is an async context
-manager, which is left as the library wants to be left early: by closing its stream, by stopping its workers.
+A library offers up to three things. `values` maps a handler over many jobs and raises what a job raised. `outcomes`
+does the same with failures as data. `pool` lives as long as an application and takes one job at a time. Each is an
+async context manager, whose exit ends the library's work as its documentation recommends.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Results = AbstractAsyncContextManager[AsyncIterator[Any]]
 
 
 class Ended(NamedTuple):
-    """What became of a job: its value, or the error."""
+    """How a job ended: its value or its error."""
 
     value: Any
     error: BaseException | None
 
 
 class Mapped:
-    """An iterator whose items go through a function. Not a generator: one would end where its reader is cancelled."""
+    """Applies a function to each item of an iterator. Not a generator, which would end when its reader is cancelled."""
 
     def __init__(self, items: AsyncIterator[Any], function: Callable[[Any], Any]) -> None:
         self._items = items
@@ -46,16 +46,16 @@ class Mapped:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What may be asked for besides the handler, the jobs and the limit.
+    """Options besides the handler, the jobs and the limit.
 
     Attributes:
-        queue_size: how many may wait, where the library lets one choose; None: as it likes it.
+        queue_size: how many jobs can wait, if the library has such an option; None: its default.
         timeout: seconds of one attempt.
-        attempts: how often a failing job is tried.
+        attempts: how many attempts a failing job has.
         backoff: seconds before the second attempt.
-        jitter: the pause may be random, if the library can.
-        rate: at most so many starts ...
-        per: ... in so many seconds.
+        jitter: allows a random pause, if the library supports it.
+        rate: the number of starts allowed in `per` seconds.
+        per: the seconds to which `rate` refers.
     """
 
     queue_size: int | None = None
@@ -68,47 +68,51 @@ class Options:
 
     @property
     def features(self) -> set[str]:
-        """The features that a library must have for this."""
-        asked = {"timeouts": self.timeout is not None, "retries": self.attempts > 1, "rates": self.rate is not None}
+        """The features that a library needs for these options."""
+        asked = {
+            "timeouts": self.timeout is not None,
+            "retries": self.attempts > 1,
+            "rate limits": self.rate is not None,
+        }
         return {name for name, is_asked in asked.items() if is_asked}
 
 
 class Pool:
-    """A pool that runs: what a web service or a bot has for as long as it lives."""
+    """A running pool, as a web service or a bot has one for its whole life."""
 
     async def submit(self, job: Any) -> None:
-        """Wait for room, and hand a job in."""
-        raise Lacks("jobs one by one, with back-pressure")
+        """Wait for a free place, and submit a job."""
+        raise Lacks("back-pressure")
 
     def submit_nowait(self, job: Any) -> None:
-        """Hand a job in, or raise `asyncio.QueueFull`."""
-        raise Lacks("a submit that refuses when full")
+        """Submit a job, or raise `asyncio.QueueFull`."""
+        raise Lacks("submit without waiting")
 
     async def run(self, job: Any) -> Any:
-        """Hand a job in, and return its value."""
-        raise Lacks("a value for each submitter")
+        """Submit a job, and return its value."""
+        raise Lacks("results per caller")
 
     async def stop(self) -> list[Any]:
-        """Stop now, whatever runs; return the jobs that were not done, as far as the library knows."""
+        """Stop now, whatever is running, and return the unfinished jobs that the library knows of."""
         raise NotImplementedError
 
     def outcomes(self, jobs: Iterable[Any]) -> AsyncIterator[Ended]:
         """Stream many jobs through this pool."""
-        raise Lacks("streams through a pool that can be stopped")
+        raise Lacks("streams of a pool")
 
 
 class Library:
     """One column of the table.
 
     Attributes:
-        name: what the column is called.
-        distribution: whose version is told, and what to install if it is missing; None for the standard library.
-        module: what must be importable.
-        features: which of "timeouts", "retries" and "rates" its map has.
-        streams: results come while jobs still wait.
-        is_lazy: takes any iterable, and need not have all of it before the first result.
+        name: the heading of the column.
+        distribution: the distribution to install, whose version is shown; None for the standard library.
+        module: the module that must be importable.
+        features: which of "timeouts", "retries" and "rate limits" its map has.
+        streams: results arrive while jobs still wait.
+        is_lazy: takes any iterable, and gives the first result before it has read all of it.
         stops: its pool can be stopped without waiting for all jobs.
-        hands_back: it then tells what was not done.
+        hands_back: a stopped pool returns its unfinished jobs.
     """
 
     name: ClassVar[str]
@@ -121,52 +125,52 @@ class Library:
     hands_back: ClassVar[bool] = False
 
     def load(self) -> None:
-        """Import it; raises an ImportError if something is missing that it needs."""
+        """Import it, or raise an ImportError."""
         if self.module is not None:
             import_module(self.module)
 
     def values(self, handler: Handler, jobs: Iterable[Any], *, workers: int, **options: Any) -> Results:
-        """Values, and the first failure raised."""
+        """Give the values, and raise the first failure."""
         return self._values(handler, jobs, workers, self._checked(options))
 
     def outcomes(self, handler: Handler, jobs: Iterable[Any], *, workers: int, **options: Any) -> Results:
-        """An `Ended` for each job."""
+        """Give an `Ended` for each job."""
         return self._outcomes(handler, jobs, workers, self._checked(options))
 
     def stream(self, handler: Handler, jobs: Iterable[Any], *, workers: int) -> Results:
-        """Values, of a library that gives the first before the last job has begun."""
+        """Give values, the first before the last job has started."""
         if not self.streams:
-            raise Lacks("results before all jobs are done")
+            raise Lacks("streaming")
         return self.values(handler, jobs, workers=workers)
 
     def lazy_stream(self, handler: Handler, jobs: Iterable[Any], *, workers: int) -> Results:
-        """The same, and inputs need not be a list."""
+        """As `stream`, and the inputs can be any iterable."""
         results = self.stream(handler, jobs, workers=workers)
         if not self.is_lazy:
-            raise Lacks("lazy input: it takes a list")
+            raise Lacks("lazy input")
         return results
 
     def pool(self, handler: Handler, *, workers: int, room: int) -> AbstractAsyncContextManager[Pool]:
-        """A pool in which `room` jobs may wait."""
-        raise Lacks("a pool that takes jobs one by one")
+        """Open a pool in which `room` jobs can wait."""
+        raise Lacks("a pool")
 
     def stoppable_pool(self, handler: Handler, *, workers: int, room: int) -> AbstractAsyncContextManager[Pool]:
-        """The same, of a library whose pool can be stopped early."""
+        """As `pool`, if the pool can be stopped early."""
         pool = self.pool(handler, workers=workers, room=room)
         if not self.stops:
-            raise Lacks("a stop that does not wait for all jobs")
+            raise Lacks("early stop")
         return pool
 
     def accountable_pool(self, handler: Handler, *, workers: int, room: int) -> AbstractAsyncContextManager[Pool]:
-        """The same, and told what was not done."""
+        """As `stoppable_pool`, if the pool returns its unfinished jobs."""
         pool = self.stoppable_pool(handler, workers=workers, room=room)
         if not self.hands_back:
-            raise Lacks("a list of what was not done")
+            raise Lacks("unfinished jobs")
         return pool
 
     def retry_after(self, seconds: float) -> Exception:
-        """Make what a handler raises to be tried again, but not before so many seconds."""
-        raise Lacks("a failure that says when to come back")
+        """Return the exception that makes a handler be retried, but not within this many seconds."""
+        raise Lacks("retry delay per error")
 
     def _checked(self, options: dict[str, Any]) -> Options:
         asked = Options(**options)
@@ -178,4 +182,4 @@ class Library:
         raise Lacks("a map over many jobs")
 
     def _outcomes(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Results:
-        raise Lacks("failures as data: the first ends it all")
+        raise Lacks("failures as data")

@@ -1,7 +1,7 @@
-"""One cell of the table, in this process: `python -m benchmarks.gauntlet.child CASE LIBRARY`.
+"""Runs one cell of the table in this process: `python -m benchmarks.gauntlet.child CASE LIBRARY`.
 
-Prints one line of JSON at the end, and leaves at once: what a library has left behind shall not hang the process after
-the verdict. A line `schedule N` is printed before each random schedule, so that a hang can be told by its number.
+It prints one line of JSON and exits immediately, because tasks left by a library must not hang the process after the
+verdict. Before each random schedule it prints a line `schedule N`, which identifies the schedule of a hang.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from benchmarks.gauntlet.verdicts import Lacks, Verdict, Wrong, in_few_words
 
 
 def main(case: Case, library: Library) -> None:
-    """Ask, print the verdict, and leave."""
-    logging.disable()  # the verdict is all that is read
+    """Run the cell, print the verdict, and exit."""
+    logging.disable()  # the parent reads only the verdict
     verdict, how = judge(case, library)
     print(json.dumps({"verdict": verdict, "how": how}), flush=True)
     os._exit(0)
 
 
 def judge(case: Case, library: Library) -> tuple[Verdict, str]:
-    """Ask once in the plain order, and once for each random schedule."""
+    """Run the case once in plain order, and once for each random schedule."""
     if not is_installed(library):
         return Verdict.MISSING, "python3 -m pip install 'asyncpool-toolkit[bench]'"
     try:
         library.load()
-    except ImportError as error:  # of something that it needs
+    except ImportError as error:  # of a dependency
         return Verdict.MISSING, in_few_words(error)
     if not is_possible(case):
         return Verdict.MISSING, f"python3 -m pip install {case.needs}"
@@ -58,13 +58,13 @@ def _judge_once(case: Case, library: Library, seed: int | None) -> tuple[Verdict
     except Wrong as wrong:
         return Verdict.WRONG, str(wrong)
     except SystemExit:
-        return Verdict.WRONG, "it ends the program"
+        return Verdict.WRONG, "the program exits"
     except KeyboardInterrupt:
-        os._exit(130)  # the parent says so
+        os._exit(130)  # the parent reports it
     except BaseException as error:
         return Verdict.WRONG, in_few_words(error)
     finally:
-        loop.close()  # nothing is waited for: what the library has left behind is not asked about here
+        loop.close()  # waits for nothing: tasks left by the library do not matter here
     return Verdict.HELD, ""
 
 

@@ -1,4 +1,4 @@
-"""The columns of the table: ours, what one writes by hand, and the other libraries."""
+"""The columns of the table: asyncpool, handwritten recipes, and the other libraries."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ LIBRARIES: dict[str, Library] = {
 
 
 def is_installed(library: Library) -> bool:
-    """Whether it is there."""
+    """Return whether the library is installed."""
     return library.distribution is None or installed(library.distribution) is not None

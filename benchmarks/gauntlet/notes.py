@@ -1,7 +1,7 @@
-"""What is to be said for a library, or to explain a cell: a footnote for a case and a library, or ("*") for the case.
+"""Explanations of single cells: a note for a case and a library, or for the case and ALL.
 
-Where a library documents what the case calls wrong, the note says "by design". Read in the versions of the saved
-results; a note to a cell that is held is a mistake, and a test finds it.
+A note starts with "By design" if the library documents the behaviour. The notes refer to the versions of the saved
+results. A note to a cell that is held is a mistake, which a test finds.
 """
 
 from __future__ import annotations
@@ -9,86 +9,52 @@ from __future__ import annotations
 ALL = "*"
 
 NOTES: dict[tuple[str, str], str] = {
-    ("failure-is-told", "pypeln"): "A task that has failed is dropped before anybody looks at its error.",
+    ("failure-is-reported", "pypeln"): "A failed task is dropped before its error is read.",
     ("job-awaits-what-was-cancelled", "Queue workers"): (
-        "`except Exception` does not catch it: the worker ends, its task group takes that for a cancellation that was "
-        "asked for, and `join()` waits for a job that nobody takes."
+        "`except Exception` does not catch it, so the worker ends and `join()` waits for its job."
     ),
-    ("job-awaits-what-was-cancelled", "aqute"): (
-        "By design: it tells this cancellation from its own, and fails the whole run, with a clear error."
-    ),
-    ("job-awaits-what-was-cancelled", "streamable"): "`catch` is for `Exception`; `CancelledError` is none.",
-    ("stray-cancel-is-told", "gather + Semaphore"): "By design: the documentation of `asyncio.gather` says so.",
-    ("stray-cancel-is-told", "aiometer"): (
-        "A task group, of anyio as of asyncio, takes the end of a child by `CancelledError` for one that was asked for."
-    ),
-    ("job-raises-system-exit", ALL): "By design of asyncio: `SystemExit` goes through a task and ends the loop.",
-    ("context-leaks", ALL): "The worker task has one context, and all its jobs run in it.",
-    ("submitters-context", "aiojobs"): "A job that had to wait runs in the context of the one that ended before it.",
-    ("own-timeout-error", ALL): "What `asyncio.timeout` and `wait_for` raise is a plain `TimeoutError` too.",
+    ("job-awaits-what-was-cancelled", "aqute"): "By design: it fails the whole run, with a clear error.",
+    ("job-awaits-what-was-cancelled", "streamable"): "`catch` is for `Exception`, which excludes `CancelledError`.",
+    ("stray-cancel-is-reported", "gather + Semaphore"): "By design, see the documentation of `asyncio.gather`.",
+    ("stray-cancel-is-reported", "aiometer"): "A task group treats a child's `CancelledError` as requested.",
+    ("job-raises-system-exit", ALL): "By design of asyncio: `SystemExit` propagates through a task and stops the loop.",
+    ("context-leaks", ALL): "All jobs of a worker run in the context of the worker task.",
+    ("submitters-context", "aiojobs"): "A waiting job runs in the context of the job before it.",
+    ("own-timeout-error", ALL): "`asyncio.timeout` and `wait_for` raise a plain `TimeoutError` too.",
+    ("kept-failures-hold-frames", "aiojobs"): "Raising the error several times loses the frames of the job.",
     (
         "kept-failures-hold-frames",
-        "aiojobs",
-    ): "It raises the error several times, which loses the frames of the job.",
-    ("kept-failures-hold-frames", ALL): (
-        "By design of Python: an exception keeps its traceback, and that its frames. No other library promises more."
-    ),
-    ("failure-leaves-orphans", "gather + Semaphore"): (
-        "By design: the documentation says that the other awaitables are not cancelled."
-    ),
-    (
-        "failure-leaves-orphans",
-        "streamable",
-    ): "By design: its documentation says that the iteration can go on after it.",
-    ("break-leaves-orphans", "aiometer"): "Leaving the block waits for all its tasks, and cancels none.",
-    ("break-leaves-orphans", "asyncio-pool-ng"): "By design: a pool that is left waits for all its jobs.",
-    ("input-is-lazy", "asyncio-pool-ng"): "A job is spawned for each input at once.",
-    ("slow-consumer", "aiometer"): "By design: its input is a list, and its buffer as long.",
-    ("slow-consumer", "tasklane"): (
-        "Its README promises bounded memory; its queue of inputs is bounded, that of results is not."
-    ),
-    ("source-raises", "aqute"): "By design: an error of the source cancels what was begun.",
-    ("source-raises", "aiostream"): "Its documentation says that errors of the source are propagated: at once.",
-    ("reader-is-cancelled", ALL): "By design of Python: an async generator ends where its reader is cancelled.",
-    ("timeout-is-told", "pypeln"): "Its documentation says that such a task is stopped, and no more.",
-    ("reader-is-cancelled", "aqute"): "By design: its documentation says that a cancelled reader ends the run.",
-    ("all-results-come", "pypeln"): (
-        "Happens with `maxsize` up to about as many as `workers` (its README shows 4 and 3); with twice as many, none "
-        "were lost."
-    ),
-    ("outer-timeout", "asyncio-pool-ng"): "By design: a pool that is left waits for all its jobs, also if cancelled.",
-    ("job-ignores-its-cancellation", "aqute"): "By design: its documentation says that handlers must cooperate.",
+        ALL,
+    ): "By design of Python: an exception keeps its traceback, and thereby its frames.",
+    ("failure-leaves-orphans", "gather + Semaphore"): "By design: the other awaitables are not cancelled.",
+    ("failure-leaves-orphans", "streamable"): "By design: the iteration can continue after an error.",
+    ("break-leaves-orphans", "aiometer"): "Leaving the block waits for all tasks and cancels none.",
+    ("break-leaves-orphans", "asyncio-pool-ng"): "By design: leaving a pool waits for all its jobs.",
+    ("input-is-lazy", "asyncio-pool-ng"): "It spawns a job for each input at once.",
+    ("slow-consumer", "aiometer"): "By design: its buffer is as long as its input list.",
+    ("slow-consumer", "tasklane"): "Its queue of inputs is bounded, its queue of results is not.",
+    ("source-raises", "aqute"): "By design: an error of the source cancels the jobs in progress.",
+    ("source-raises", "aiostream"): "By design: an error of the source is propagated immediately.",
+    ("reader-is-cancelled", ALL): "By design of Python: an async generator ends when its reader is cancelled.",
+    ("timeout-is-reported", "pypeln"): "Its documentation says only that such a task is stopped.",
+    ("all-results-come", "pypeln"): "Values are lost if `maxsize` is at most about `workers`, as in its README.",
+    ("outer-timeout", "asyncio-pool-ng"): "By design: leaving a pool waits for all its jobs, even when cancelled.",
     ("job-ignores-its-cancellation", ALL): (
-        "By design of structured concurrency, where a scope ends after all in it. Who holds, abandons the job: "
-        "asyncpool five seconds after its pool began to close, with its name in the log (while a pool lives on, who "
-        "leaves such a job waits for it for five seconds); the others at once."
+        "By design of structured concurrency: a scope ends after everything in it. "
+        "asyncpool abandons such a job after five seconds and logs its name."
     ),
-    ("stop-ignored-by-a-job", "aqute"): "By design: its documentation says that handlers must cooperate.",
-    ("stop-ignored-by-a-job", "aiojobs"): ("`close_timeout` only cancels the task once more, and waits on for it."),
-    ("stop-wakes-all", "Queue workers"): (
-        "Two waited for room in `put()`; when the queue is emptied they put their jobs, and nobody takes them."
-    ),
-    ("stop-wakes-all", "aiojobs"): "The same: two waited for room when `close()` emptied its queue.",
-    ("caller-gives-up", "asyncio-pool-ng"): (
-        "A timeout around its future cancels it; setting its result then fails, and that failure cancels the pool."
-    ),
-    ("woken-waiter-is-cancelled", "aiojobs"): "As in `burst-wedges`.",
-    (
-        "nowait-overtakes",
-        "Queue workers",
-    ): "`put_nowait` of `asyncio.Queue` takes the room that a waiting `put` was woken for.",
-    ("own-full-pool", ALL): "Nobody else looks for this deadlock, nor promises to.",
-    ("burst-wedges", "aiojobs"): (
-        "A job that was let into the queue just when the last running one ended is never started."
-    ),
-    ("limit-0", ALL): "Most have a semaphore of 0, which is legal, and waits for a release that never comes.",
-    ("limit-0", "pypeln"): "No workers are taken for no limit; the documentation of `map` does not say so.",
-    ("rate-in-a-burst", "aiolimiter"): (
-        "By design: a leaky bucket lets a full bucket through at once, on top of the rate; its documentation says so."
-    ),
-    ("backoff-holds-the-worker", "aqute"): "By design: its documentation says that the delay occupies a worker.",
-    (
-        "backoff-holds-the-worker",
-        "tasklane",
-    ): "By design: its documentation says that retries are done inside a worker.",
+    ("stop-ignored-by-a-job", "aqute"): "By design: handlers must cooperate.",
+    ("stop-ignored-by-a-job", "aiojobs"): "After `close_timeout` it cancels the task again and keeps waiting.",
+    ("stop-wakes-all", "Queue workers"): "Emptying the queue admits two waiting jobs, which never run.",
+    ("stop-wakes-all", "aiojobs"): "As with queue workers, when `close()` empties the queue.",
+    ("caller-gives-up", "asyncio-pool-ng"): "Setting the result of a cancelled future fails, which cancels the pool.",
+    ("woken-waiter-is-cancelled", "aiojobs"): "The cause is that of `burst-wedges`.",
+    ("nowait-overtakes", "Queue workers"): "`put_nowait` takes the place for which a waiting `put` was woken.",
+    ("own-full-pool", ALL): "Only asyncpool detects this deadlock.",
+    ("burst-wedges", "aiojobs"): "A job queued just as the last running job ends never starts.",
+    ("limit-0", ALL): "A semaphore of 0 is legal, and is never released.",
+    ("limit-0", "pypeln"): "Undocumented: 0 workers mean no limit.",
+    ("rate-in-a-burst", ALL): "By design: a leaky bucket lets a full bucket through at once, on top of the rate.",
+    ("backoff-holds-the-worker", "aqute"): "By design: the delay occupies a worker.",
+    ("backoff-holds-the-worker", "tasklane"): "By design: retries run inside a worker.",
 }

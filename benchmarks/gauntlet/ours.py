@@ -1,4 +1,4 @@
-"""asyncpool, used as its README says."""
+"""asyncpool, used as its README shows."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ class OurPool(Pool):
         self._pool = pool
 
     async def submit(self, job: Any) -> None:
-        """Wait for room."""
+        """Wait for a free place."""
         await self._pool.submit(job)
 
     def submit_nowait(self, job: Any) -> None:
-        """Raises `QueueFull`, an `asyncio.QueueFull`."""
+        """Raise `QueueFull`, an `asyncio.QueueFull`, when the pool is full."""
         self._pool.submit_nowait(job)
 
     async def run(self, job: Any) -> Any:
-        """Submit and await."""
+        """Submit a job and await its value."""
         return await self._pool.run(job)
 
     async def stop(self) -> list[Any]:
-        """Cancel all, and tell what was not done."""
+        """Cancel all jobs, and return the unfinished ones."""
         report = await self._pool.close(drain_timeout=0, grace=0.5)
         return [left.job for left in report.unfinished]
 
     async def outcomes(self, jobs: Iterable[Any]) -> AsyncIterator[Ended]:
-        """A stream of this pool, until the pool closes."""
+        """Stream outcomes through this pool until it closes."""
         try:
             async for outcome in self._pool.outcomes(jobs):
                 yield _ended(outcome)
@@ -55,12 +55,12 @@ class OurPool(Pool):
 
 
 class Ours(Library):
-    """`asyncpool.map` and `asyncpool.outcomes` for many jobs, a `WorkerPool` for one."""
+    """`asyncpool.map` and `asyncpool.outcomes` for many jobs, a `WorkerPool` for single jobs."""
 
     name = "asyncpool"
     distribution = "asyncpool-toolkit"
     module = "asyncpool"
-    features = frozenset({"timeouts", "retries", "rates"})
+    features = frozenset({"timeouts", "retries", "rate limits"})
     streams = True
     is_lazy = True
     stops = True
@@ -76,12 +76,12 @@ class Ours(Library):
 
     @asynccontextmanager
     async def pool(self, handler: Handler, *, workers: int, room: int) -> AsyncIterator[Pool]:
-        """A pool with a waiting room."""
+        """Open a pool with a bounded queue."""
         async with WorkerPool(handler, workers=workers, queue_size=room) as pool:
             yield OurPool(pool)
 
     def retry_after(self, seconds: float) -> Exception:
-        """A floor under the backoff."""
+        """Set a minimum for the backoff."""
         return RetryAfter(seconds)
 
 

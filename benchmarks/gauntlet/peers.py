@@ -1,6 +1,6 @@
-"""The other libraries, each used as its own documentation says, and left as it wants to be left early.
+"""The other libraries, each used, and left early, as its own documentation recommends.
 
-Modules are imported where they are used: only the library under test is there in a child.
+Modules are imported where they are used, so a child needs only the library under test.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.installed import next_generation
 
 
 class ComeBackLater(Exception):
-    """What a handler raises where the library lets a function of the error choose the pause."""
+    """What a handler raises where a function of the error chooses the delay."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"not before {seconds} s")
@@ -32,7 +32,7 @@ class Aqute(Library):
     name = "aqute"
     distribution = "aqute"
     module = "aqute"
-    features = frozenset({"timeouts", "retries", "rates"})
+    features = frozenset({"timeouts", "retries", "rate limits"})
     streams = True
     is_lazy = True
     stops = True
@@ -63,7 +63,7 @@ class Aqute(Library):
 
     @asynccontextmanager
     async def pool(self, handler: Handler, *, workers: int, room: int) -> AsyncIterator[Pool]:
-        """The results go to an unbounded queue: nobody reads it here."""
+        """Open a pool whose results go to an unbounded queue, which is not read here."""
         from aqute import Aqute
 
         results: asyncio.Queue[Any] = asyncio.Queue()
@@ -71,7 +71,7 @@ class Aqute(Library):
             yield _AqutePool(engine)
 
     def retry_after(self, seconds: float) -> Exception:
-        """`retry_delay` is a function of the error."""
+        """Return an error from which `retry_delay` takes the delay."""
         return ComeBackLater(seconds)
 
 
@@ -88,12 +88,12 @@ class _AqutePool(Pool):
 
 
 class Aiometer(Library):
-    """`amap`, whose context must be entered and left."""
+    """`amap`, as an async context manager."""
 
     name = "aiometer"
     distribution = "aiometer"
     module = "aiometer"
-    features = frozenset({"rates"})
+    features = frozenset({"rate limits"})
     streams = True
 
     @asynccontextmanager
@@ -128,7 +128,7 @@ class Streamable(Library):
     name = "streamable"
     distribution = "streamable"
     module = "streamable"
-    features = frozenset({"rates"})
+    features = frozenset({"rate limits"})
     streams = True
     is_lazy = True
 
@@ -151,7 +151,7 @@ class Streamable(Library):
 
 
 class Aiojobs(Library):
-    """A `Scheduler`, closed at the end; it has no map, so each job is spawned and waited for."""
+    """A `Scheduler`, closed at the end. It has no map, so each job is spawned and awaited."""
 
     name = "aiojobs"
     distribution = "aiojobs"
@@ -179,7 +179,7 @@ class Aiojobs(Library):
 
     @asynccontextmanager
     async def pool(self, handler: Handler, *, workers: int, room: int) -> AsyncIterator[Pool]:
-        """Pending jobs are those that wait."""
+        """Open a scheduler with a limit of pending jobs."""
         import aiojobs
 
         scheduler = aiojobs.Scheduler(limit=workers, pending_limit=max(1, room))
@@ -215,7 +215,7 @@ class AsyncioPoolNg(Library):
     is_lazy = True
 
     def load(self) -> None:
-        """It has the import name of another."""
+        """Load it by path, because another library has the same import name."""
         next_generation()
 
     @asynccontextmanager
@@ -236,7 +236,7 @@ class AsyncioPoolNg(Library):
 
     @asynccontextmanager
     async def pool(self, handler: Handler, *, workers: int, room: int) -> AsyncIterator[Pool]:
-        """The room is not bounded: `spawn` never waits."""
+        """Open a pool with an unbounded queue, because `spawn` never waits."""
         async with next_generation().AsyncioPool(workers) as pool:
             yield _AsyncioPool(pool, handler)
 
@@ -247,7 +247,7 @@ class _AsyncioPool(Pool):
         self._handler = handler
 
     async def submit(self, job: Any) -> None:
-        raise Lacks("back-pressure: spawn() never waits")
+        raise Lacks("back-pressure")
 
     async def run(self, job: Any) -> Any:
         return await self._pool.spawn(self._handler, job, context=copy_context())
@@ -259,7 +259,7 @@ class Tasklane(Library):
     name = "tasklane"
     distribution = "tasklane"
     module = "tasklane"
-    features = frozenset({"timeouts", "retries", "rates"})
+    features = frozenset({"timeouts", "retries", "rate limits"})
     streams = True
     is_lazy = True
 
@@ -327,18 +327,18 @@ class Aioitertools(Library):
 
 
 class Aiolimiter(Library):
-    """Only a limiter: around each job of `gather` + `Semaphore`, for the cases of rates."""
+    """Only a rate limiter, used around each job of `gather` + `Semaphore`."""
 
     name = "aiolimiter"
     distribution = "aiolimiter"
     module = "aiolimiter"
-    features = frozenset({"rates"})
+    features = frozenset({"rate limits"})
 
     def _values(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Results:
         from aiolimiter import AsyncLimiter
 
         if options.rate is None:
-            raise Lacks("anything but rates")
+            raise Lacks("everything but rate limits")
         limiter = AsyncLimiter(options.rate, options.per)
 
         async def limited(job: Any) -> Any:
@@ -348,4 +348,4 @@ class Aiolimiter(Library):
         return GatherAndSemaphore().values(limited, jobs, workers=workers)
 
     def _outcomes(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Results:
-        raise Lacks("anything but rates")
+        raise Lacks("everything but rate limits")

@@ -1,4 +1,4 @@
-"""What one writes by hand with asyncio alone, in the forms that are usual."""
+"""Handwritten recipes with asyncio alone, in their usual forms."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.gauntlet.adapter import Ended, Handler, Library, Options, Pool, 
 
 
 class _Collects(Library):
-    """A recipe that has a list at the end."""
+    """A recipe that returns a list at the end."""
 
     features = frozenset({"timeouts"})
 
@@ -23,7 +23,7 @@ class _Collects(Library):
 
 
 class GatherAndSemaphore(_Collects):
-    """A task for each job, and a semaphore in each."""
+    """One task per job, all sharing a semaphore."""
 
     name = "gather + Semaphore"
 
@@ -39,7 +39,7 @@ class GatherAndSemaphore(_Collects):
 
 
 class TaskGroupAndSemaphore(_Collects):
-    """The same in a task group, which cancels the others when one fails."""
+    """The same in a task group, which cancels the other tasks when one fails."""
 
     name = "TaskGroup + Semaphore"
 
@@ -56,7 +56,7 @@ class TaskGroupAndSemaphore(_Collects):
 
 
 class QueueWorkers(_Collects):
-    """Tasks that take from a bounded `asyncio.Queue`."""
+    """Worker tasks that read a bounded `asyncio.Queue`."""
 
     name = "Queue workers"
     stops = True
@@ -89,7 +89,7 @@ class QueueWorkers(_Collects):
 
     @asynccontextmanager
     async def pool(self, handler: Handler, *, workers: int, room: int) -> AsyncIterator[Pool]:
-        """Workers that set a future for each job."""
+        """Open workers that set a future for each job."""
         pool = _QueuePool(handler, workers, room)
         try:
             yield pool
@@ -106,7 +106,7 @@ class _QueuePool(Pool):
     async def _work(self) -> None:
         while True:
             job, future = await self._queue.get()
-            if future.done():  # whoever waited for it has given up
+            if future.done():  # its caller has given up
                 continue
             try:
                 value = await self._handler(job)
@@ -145,7 +145,7 @@ class _QueuePool(Pool):
 
 @asynccontextmanager
 async def one_by_one(collect: Callable[[], Awaitable[list[Any]]]) -> AsyncIterator[AsyncIterator[Any]]:
-    """Give the items of a list that is made at the first step."""
+    """Give the items of a list that is computed at the first step."""
 
     async def items() -> AsyncIterator[Any]:
         for item in await collect():
@@ -155,7 +155,7 @@ async def one_by_one(collect: Callable[[], Awaitable[list[Any]]]) -> AsyncIterat
 
 
 def as_ended(result: Any) -> Ended:
-    """A result or an exception, as `return_exceptions=True` mixes them."""
+    """Return the `Ended` for a result or an exception of `return_exceptions=True`."""
     return Ended(None, result) if isinstance(result, BaseException) else Ended(result, None)
 
 

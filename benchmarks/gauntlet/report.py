@@ -1,4 +1,4 @@
-"""The results as JSON, as lines for the terminal, and as the document."""
+"""Shows the results as JSON, as lines for the terminal, and as the document."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from benchmarks.gauntlet.runner import ROOT, SECONDS
 from benchmarks.gauntlet.verdicts import Cell, Verdict
 from benchmarks.installed import installed
 from benchmarks.readme import with_block
+from benchmarks.tables import wrapped
 
 RESULTS = ROOT / "benchmarks" / "results" / "gauntlet.json"
 DOCUMENT = ROOT / "docs" / "gauntlet.md"
@@ -24,36 +25,49 @@ README = ROOT / "README.md"
 
 TITLES = {
     "isolation": "One job cannot hurt another",
-    "streams": "Lazy in, streaming out",
-    "stopping": "Stop works",
-    "callers": "A pool that many share",
+    "streams": "Lazy input, streaming output",
+    "stopping": "Stopping",
+    "callers": "A pool shared by many callers",
     "limits": "Limits and rates",
-    "retries": "Trying again",
+    "retries": "Retries",
 }
 BAD = (Verdict.WRONG, Verdict.HANG)
+_COLUMNS = [name for name in LIBRARIES if name != "aiolimiter"]
+"""The libraries of the table: aiolimiter is only a limiter, for one case."""
+IN_README = ("asyncpool", "gather + Semaphore", "Queue workers", "aqute", "aiometer")
 
 
 def as_text(cells: Sequence[Cell]) -> str:
-    """How many of its cells each library holds."""
+    """Return how many of its cells each library holds."""
     names = list(dict.fromkeys(cell.library for cell in cells))
     width = max(map(len, names), default=0)
     return "\n".join(f"{name:<{width}}  {_total(cell for cell in cells if cell.library == name)}" for name in names)
 
 
-def save(cells: Sequence[Cell]) -> None:
-    """Write the results, with what they are results of."""
-    distributions = [library.distribution for library in LIBRARIES.values() if library.distribution] + ["uvloop"]
+def save(cells: Sequence[Cell], *, only: Sequence[str] = ()) -> None:
+    """Write the results and their versions. With `only`, replace the results of these libraries and keep the others."""
+    names = [LIBRARIES[name].distribution for name in only or LIBRARIES]
+    versions = {name: installed(name) for name in (*names, "uvloop") if name}
+    where = {
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    about: dict[str, Any] = {**where, "versions": versions}
     cases: dict[str, dict[str, str]] = {}
+    if only:
+        kept = json.loads(RESULTS.read_text(encoding="utf-8"))
+        about, cases = kept["about"], kept["cells"]
+        about["versions"] |= versions
+        about.setdefault("later", {}).update(dict.fromkeys(only, where))
     for cell in cells:
         cases.setdefault(cell.case, {})[cell.library] = f"{cell.verdict}: {cell.how}" if cell.how else cell.verdict
     content = {
-        "about": {
-            "commit": _commit(),
-            "python": platform.python_version(),
-            "system": f"{platform.system()} {platform.machine()}",
-            "versions": {name: installed(name) for name in distributions},
+        "about": about,
+        "cells": {
+            case: {library: answers[library] for library in LIBRARIES if library in answers}
+            for case, answers in cases.items()
         },
-        "cells": cases,
     }
     RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -70,11 +84,11 @@ def load() -> dict[str, Any]:
 
 
 def write() -> None:
-    """Write the document, and the block of the README, from the saved results.
+    """Write the document and the block of the README from the saved results.
 
     Raises:
         ValueError: A cell is not among the results.
-        CannotReport: The README has no place for the block.
+        CannotReport: The README has no marks for the block.
     """
     results = load()
     readme = with_block(README.read_text(encoding="utf-8"), "gauntlet", as_readme_block(results))
@@ -83,18 +97,17 @@ def write() -> None:
 
 
 def as_readme_block(results: Mapping[str, Any]) -> str:
-    """How many cases each library holds, and how it fails in the others."""
-    lines = ["| | held | wrong | hang | lacks the feature |", "|---|---:|---:|---:|---:|"]
-    for library in LIBRARIES:
+    """Return how many cases asyncpool and four well-known alternatives hold."""
+    lines = ["| | held | wrong | hang | lacks |", "|---|---:|---:|---:|---:|"]
+    for library in IN_README:
         verdicts = [cell.verdict for cell in results["cells"] if cell.library == library]
-        if len(verdicts) - verdicts.count(Verdict.LACKS) > 1:  # not what is only a limiter
-            counts = [verdicts.count(one) for one in (Verdict.HELD, Verdict.WRONG, Verdict.HANG, Verdict.LACKS)]
-            lines.append(f"| {library} | {' | '.join(map(str, counts))} |")
+        counts = [verdicts.count(one) for one in (Verdict.HELD, Verdict.WRONG, Verdict.HANG, Verdict.LACKS)]
+        lines.append(f"| {library} | {' | '.join(map(str, counts))} |")
     return "\n".join(lines)
 
 
 def as_markdown(results: Mapping[str, Any]) -> str:
-    """The document.
+    """Return the document.
 
     Raises:
         ValueError: A cell is not among the results.
@@ -106,8 +119,15 @@ def as_markdown(results: Mapping[str, Any]) -> str:
             if (case, library) not in table:
                 raise ValueError(f"the saved results lack {case} of {library}")
     parts = [
-        _INTRODUCTION.format(commit=about["commit"], python=about["python"], system=about["system"], seconds=SECONDS),
+        _INTRODUCTION.format(
+            commit=_at(about),
+            python=about["python"],
+            system=about["system"],
+            seconds=SECONDS,
+        ),
         _table(table),
+        _missing(table),
+        _BETTER,
         _USED.format(rows="\n".join(_used(name, about["versions"]) for name in LIBRARIES)),
     ]
     for theme, cases in groupby(CASES.values(), key=lambda case: case.theme):
@@ -119,46 +139,88 @@ def as_markdown(results: Mapping[str, Any]) -> str:
 _INTRODUCTION = """\
 # The gauntlet
 
-The known ways in which worker pools die, and who survives them. Each row is a case with a sentence that must hold, each
-column a library, and each cell was run in a process of its own, with a limit of {seconds:.0f} seconds:
+Known failure modes of worker pools, and which libraries handle them. Each row is a case: a statement that must hold.
+Each column is a library. Each cell ran in a process of its own:
 
-* **held**: what the case says is so;
-* **wrong**: it is not, and [below](#one-job-cannot-hurt-another) stands how;
-* **hang**: the process did not end in time;
-* **-**: the library lacks the feature that the case is about, which is no fault.
+* **held**: the statement holds.
+* **wrong**: it does not; [the cases](#one-job-cannot-hurt-another) say how.
+* **hang**: the process did not end within {seconds:.0f} seconds.
+* empty: the library [lacks a feature](#missing-features) that the case needs. This is not counted against it.
 
 ```console
 $ python3 -m pip install -e '.[bench]'
-$ python -m benchmarks.gauntlet                      # all of it: some minutes
+$ python -m benchmarks.gauntlet                      # all cells: a few minutes
 $ python -m benchmarks.gauntlet --only aqute --case context-leaks
 $ python -m benchmarks.gauntlet --list
 $ python -m benchmarks.gauntlet --save && python -m benchmarks.gauntlet --report     # writes this page
 ```
 
-The peers that are not installed are left out, and named. This page was made on Python {python}, {system}, at commit
-`{commit}`. The cases were chosen by us, from our own list of what a pool must not do and from what users of all these
-libraries complain about; so a column says what a library does in these cases, not how good it is at its own purpose.
-Each library is asked through the interface that its documentation recommends, in its best form. If you see one that is
-used badly, it is a bug of ours."""
+The results are from Python {python}, {system}, at commit {commit}.
+We chose the cases, from our own requirements and from issues that users of these libraries report. A column therefore
+shows what a library does in these cases, not how well it serves its own purpose. Each library is used through the
+interface that its documentation recommends. If one is used badly, please report it as a bug."""
+
+_BETTER = """\
+## When another library is the better choice
+
+* [streamable](https://pypi.org/project/streamable/) and [aiostream](https://pypi.org/project/aiostream/): you want
+  many stream operators, such as grouping, zipping, flattening or filtering. asyncpool only has `map` and `outcomes`.
+* [AntFlow](https://pypi.org/project/AntFlow/): your script is a pipeline of stages, each with its own workers, and you
+  want to watch it. `progress=True` shows a progress bar, `dashboard=` a terminal dashboard of each stage or worker.
+* [async-batch-llm](https://pypi.org/project/async-batch-llm/) (0.28): your jobs are LLM calls. It has clients
+  for several providers, a cooldown shared by all workers after a rate-limit error, limits of requests and tokens per
+  minute, token and cost caps, and checkpoints from which a crashed run resumes.
+* [aiometer](https://pypi.org/project/aiometer/): you use trio.
+* [aiojobs](https://pypi.org/project/aiojobs/): you only need background tasks that are cleaned up. It is less to learn.
+* [tasklane](https://pypi.org/project/tasklane/), or a queue loop of your own: your jobs take microseconds, and do not
+  need a task each. [Benchmarks](benchmarks.md#where-we-lose) has the figures.
+* `asyncio.TaskGroup`: you have few jobs, and one failure should cancel the rest. It is in the standard library."""
 
 _USED = """\
 ## How each library is used
 
-| | version | how |
+| | version | interface |
 |---|---|---|
 {rows}
 
 The code is in [benchmarks/gauntlet](../benchmarks/gauntlet): `ours.py`, `recipes.py` and `peers.py`."""
 
 
+def _at(about: Mapping[str, Any]) -> str:
+    """Return the commit of the results, and of those libraries that were run later."""
+    later = [f"{name} after `{one['commit']}`" for name, one in about.get("later", {}).items()]
+    return f"`{about['commit']}`" + (f" ({', '.join(later)})" if later else "")
+
+
 def _table(table: Mapping[tuple[str, str], Cell]) -> str:
-    lines = [f"| | {' | '.join(LIBRARIES)} |", f"|---{'|:-:' * len(LIBRARIES)}|"]
+    lines = [f"| | {' | '.join(_COLUMNS)} |", f"|---{'|:-:' * len(_COLUMNS)}|"]
     for name in CASES:
-        cells = [_short(table[name, library].verdict) for library in LIBRARIES]
+        cells = [_short(table[name, library].verdict) for library in _COLUMNS]
         lines.append(f"| [{name}](#{name}) | {' | '.join(cells)} |")
-    totals = [_total(cell for cell in table.values() if cell.library == library) for library in LIBRARIES]
-    lines.append(f"| **held, of those that it has** | {' | '.join(totals)} |")
+    totals = [_total(cell for cell in table.values() if cell.library == library) for library in _COLUMNS]
+    lines.append(f"| **held, of the cases that apply** | {' | '.join(totals)} |")
     return "\n".join(lines)
+
+
+def _missing(table: Mapping[tuple[str, str], Cell]) -> str:
+    """Return which libraries lack each feature."""
+    lacks: dict[str, set[str]] = {}
+    for cell in table.values():
+        if cell.verdict is Verdict.LACKS and cell.library in _COLUMNS:
+            lacks.setdefault(cell.how, set()).add(cell.library)
+    lines = [wrapped(f"* **{feature}**: {_names(lacks[feature])}.", indent="  ") for feature in lacks]
+    about = (
+        "Each feature, and the libraries that lack it. Features of a pool are listed only for libraries with a pool."
+    )
+    return "\n\n".join(("## Missing features", wrapped(about), "\n".join(lines)))
+
+
+def _names(libraries: set[str]) -> str:
+    """Return the libraries, or the exceptions if these are fewer."""
+    others = [name for name in _COLUMNS if name not in libraries]
+    if len(others) < len(libraries):
+        return f"all except {', '.join(others)}"
+    return ", ".join(name for name in _COLUMNS if name in libraries)
 
 
 def _used(name: str, versions: Mapping[str, str]) -> str:
@@ -170,35 +232,38 @@ def _used(name: str, versions: Mapping[str, str]) -> str:
 
 def _section(case: Case, table: Mapping[tuple[str, str], Cell]) -> str:
     cells = [table[case.name, library] for library in LIBRARIES]
-    parts = [f"### {case.name}", _statement(case)]
-    if bad := [cell for cell in cells if cell.verdict in BAD]:
-        parts.append("\n".join(_how(cell) for cell in bad))
-        if note := NOTES.get((case.name, ALL)):
-            parts.append(note)
-    lacks: dict[str, list[str]] = {}
+    parts = [f"### {case.name}", wrapped(_statement(case, cells))]
+    bad: dict[str, list[str]] = {}
     for cell in cells:
-        # aiolimiter is no pool: it is in the table for one row, and need not be told of in each.
-        if cell.verdict is Verdict.LACKS and cell.library != "aiolimiter":
-            lacks.setdefault(cell.how, []).append(cell.library)
-    if lacks:
-        parts.append("\n".join(f"* `-` {', '.join(names)}: lacks {reason}." for reason, names in lacks.items()))
+        if cell.verdict in BAD:
+            bad.setdefault(_how(cell), []).append(cell.library)
+    if bad:
+        lines = (wrapped(f"* {', '.join(names)}: {how}", indent="  ") for how, names in bad.items())
+        parts.append("\n".join(lines))
+        if note := NOTES.get((case.name, ALL)):
+            parts.append(wrapped(note))
     return "\n\n".join(parts)
 
 
-def _statement(case: Case) -> str:
-    if not case.schedules:
-        return case.statement
-    return f"{case.statement} Asked in the plain order, and under {case.schedules} random schedules."
+def _statement(case: Case, cells: Iterable[Cell]) -> str:
+    needs = dict.fromkeys(cell.how for cell in cells if cell.verdict is Verdict.LACKS and cell.library in _COLUMNS)
+    parts = [case.statement]
+    if needs:
+        parts.append(f"Needs {', '.join(needs)}.")
+    if case.schedules:
+        parts.append(f"{case.schedules} random schedules.")
+    return " ".join(parts)
 
 
 def _how(cell: Cell) -> str:
+    """Return the verdict, its reason and its note: libraries with the same text share a line."""
+    how = f"**{cell.verdict}**, {cell.how}." if cell.how else f"**{cell.verdict}**."
     note = NOTES.get((cell.case, cell.library))
-    how = f": {cell.how}" if cell.how else ""
-    return f"* **{cell.library}**: {cell.verdict}{how}.{f' {note}' if note else ''}"
+    return f"{how} {note}" if note else how
 
 
 def _short(verdict: Verdict) -> str:
-    return f"**{verdict}**" if verdict in BAD else str(verdict)
+    return f"**{verdict}**" if verdict in BAD else str(verdict).replace(Verdict.LACKS, "")
 
 
 def _total(cells: Iterable[Cell]) -> str:

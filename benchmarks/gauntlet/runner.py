@@ -1,4 +1,4 @@
-"""A process for each cell, and a time limit. Leaves to others: what is asked there (`child.py`), how it is printed."""
+"""Runs each cell in a process with a time limit. `child.py` is that process."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import asyncpool
 from benchmarks.gauntlet.verdicts import Cell, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 9.0  # a pool of ours gives a job up that ignores its cancellation after 5
+SECONDS = 9.0  # asyncpool abandons a job that ignores its cancellation after 5
 
 
 async def run(pairs: Iterable[tuple[str, str]], *, seconds: float = SECONDS, at_once: int = 2) -> AsyncGenerator[Cell]:
-    """Ask each (case, library) in a process of its own; give the cells in their order.
+    """Run each (case, library) in a process of its own, and give the cells in order.
 
     Cancel-safe: the processes are killed.
     """
@@ -34,7 +34,7 @@ async def run(pairs: Iterable[tuple[str, str]], *, seconds: float = SECONDS, at_
 
 
 async def verdict_of(command: Sequence[str], seconds: float) -> tuple[Verdict, str]:
-    """Run a child until its verdict, its death or the time limit."""
+    """Run a child until its verdict, its exit or the time limit."""
     child = await asyncio.create_subprocess_exec(
         *command,
         cwd=ROOT,
@@ -67,8 +67,8 @@ def _last_word(lines: Sequence[str], status: int) -> tuple[Verdict, str]:
         answer = json.loads(lines[-1])
         return Verdict(answer["verdict"]), answer["how"]
     except (IndexError, KeyError, TypeError, ValueError):
-        died = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-        return Verdict.WRONG, f"the process dies: {died}"
+        reason = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        return Verdict.WRONG, f"the process ended: {reason}"
 
 
 def _progress(lines: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""What can become of a case, and the words a case has for it. Leaves to others: running cases, printing them."""
+"""The verdicts of cases, and how a case reports one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class Verdict(enum.StrEnum):
-    """How a library came out of a case."""
+    """The result of a library in a case."""
 
     HELD = "held"
     WRONG = "wrong"
@@ -18,7 +18,7 @@ class Verdict(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One library in one case. `how` is why it is not held, in a few words."""
+    """One library in one case. `how` says briefly why the case is not held."""
 
     case: str
     library: str
@@ -30,11 +30,11 @@ class Cell:
 
 
 class Wrong(Exception):
-    """A promise of the case is broken: says how, in a few words."""
+    """The statement of the case does not hold; the message says briefly how."""
 
 
 class Lacks(Exception):
-    """The library has no such feature: names it."""
+    """The library does not have a feature; the message names it."""
 
 
 def check(condition: object, how: str) -> None:
@@ -44,14 +44,14 @@ def check(condition: object, how: str) -> None:
 
 
 def leaf(error: BaseException) -> BaseException:
-    """The first error inside of exception groups: task groups wrap what one failing job raised."""
+    """Return the first error inside of exception groups, in which task groups wrap the error of a job."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
 def in_few_words(error: BaseException) -> str:
-    """The type of an error and the first line of its text."""
+    """Return the type of an error and the first line of its message."""
     error = leaf(error)
     text = next(iter(str(error).strip().splitlines()), "")
     words = f"{type(error).__name__}: {text}" if text else type(error).__name__

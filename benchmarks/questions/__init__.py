@@ -1,4 +1,4 @@
-"""One file for each question. Where one has an answer that we do not like, it stays."""
+"""One file per question. A question stays, even if we do not like its answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a job costs on top of what it does itself."""
+"""The overhead of a job."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ async def _measure(contender: str, *, kind: str, workers: int, jobs: int) -> Fig
 
 COST = Question(
     name="cost",
-    asks="What does a job cost on top of what it does itself?",
+    asks="How much overhead does a job have?",
     title="Cost per job",
     cases=_cases,
     measure=_measure,
     missing=missing,
-    method=f"Wall time of a run after a warm-up of {_WARM_UP:,} jobs, divided by its jobs.",
+    method=f"Wall time of a run divided by its number of jobs, after a warm-up of {_WARM_UP:,} jobs.",
 )

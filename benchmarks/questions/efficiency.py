@@ -54,7 +54,7 @@ EFFICIENCY = Question(
     measure=_measure,
     more_is_better=True,
     missing=missing,
-    method="Ideal is the sum of the jobs' times divided by the workers: no overhead, no late timer and no tail at the "
-    f"end. Each process does it {_REPEATS} times, and the median counts. Ratios are to workers on a bare queue. With "
-    "5,000 workers one core cannot keep up, whoever hands the jobs out: there it is cost per job again.",
+    method="Ideal is the sum of the job durations divided by the number of workers, without overhead, late timers or "
+    f"a tail at the end. Each process repeats the run {_REPEATS} times and takes the median. Ratios are to workers on "
+    "a bare queue. With 5,000 workers, one core cannot keep up, so the cost per job dominates.",
 )

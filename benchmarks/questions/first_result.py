@@ -1,4 +1,4 @@
-"""When the first result of many is in the reader's hands."""
+"""The time until the reader has the first result."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def _cases(settings: Settings) -> Sequence[Case]:
             name=f"{jobs:,} jobs of {_SECONDS * 1e3:.0f} ms, {_WORKERS} workers",
             contenders=core | {name: 1 for name in RIVALS if name not in core},
             parameters={"jobs": jobs},
-            # The first job takes one time itself, so this leaves one for all the rest.
-            budgets=dict.fromkeys(("pool.outcomes", "pool.map"), Budget(limit=2.0, of="jobs' times")),
+            # The first job takes one duration itself, which leaves one for all overhead.
+            budgets=dict.fromkeys(("pool.outcomes", "pool.map"), Budget(limit=2.0, of="job durations")),
         )
     ]
 
@@ -48,16 +48,16 @@ async def _measure(contender: str, *, jobs: int) -> Figures:
     await RIVALS[contender].run(wait, (job for job in range(jobs)), _WORKERS, seen)
     ended = time.perf_counter()
     reader.check(jobs)
-    return {"jobs' times": (first - began) / _SECONDS, "s in all": ended - began}
+    return {"job durations": (first - began) / _SECONDS, "s total": ended - began}
 
 
 FIRST_RESULT = Question(
     name="first-result",
-    asks="How long until the first result is in the reader's hands?",
+    asks="How long does the reader wait for the first result?",
     title="Time to the first result",
     cases=_cases,
     measure=_measure,
     missing=missing,
-    method="In units of the time that one job takes, so 1 is the least there can be. Naive gather has no limit, and "
-    "does all at once: it has its first result when all are done, and the backend has had all of them at once.",
+    method="The unit is the duration of one job, so 1 is the minimum. Plain `gather` starts all jobs at once, "
+    "without a limit, and has its first result when all are done.",
 )

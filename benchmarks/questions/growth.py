@@ -1,4 +1,4 @@
-"""How cost and memory grow with the number of jobs."""
+"""Cost and memory as the number of jobs grows."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ MOST = 1_000_000
 _WORKERS = 100
 _WARM_UP = 1_000
 _SAMPLE_EVERY = 1_000
-# A second round of what takes long would say the same again.
+# A second round of the slow contenders would show the same.
 _ROUNDS = {REFERENCE: 2, "pool.outcomes": 3}
-# So would the largest size of those that take the longest per job, whatever the number of jobs.
+# So would the largest size for those whose cost per job is highest and does not depend on the size.
 _SAME_AT_ANY_SIZE = ("anyio memory streams", "aiometer", "aiostream", "pypeln")
 
 
@@ -45,26 +45,26 @@ async def _measure(contender: str, *, jobs: int) -> Figures:
     peak = before
 
     async def sample(job: int) -> int:
-        # From inside the jobs: all that is alive beside them is seen.
+        # Sampled inside a job, while everything around it is alive.
         nonlocal peak
         if job % _SAMPLE_EVERY == 0:
             peak = max(peak, resident())
         return job
 
     seconds = await do(contender, sample, (job for job in range(jobs)), jobs, _WORKERS)
-    most = most_resident()  # the highest peak, if this run and not the start of the process has made it
+    most = most_resident()  # the peak, if it was reached in this run and not before
     peak = max(peak, resident(), most if most > most_before else 0)
     return {"µs/job": seconds / jobs * 1e6, "MiB": (peak - before) / 2**20}
 
 
 GROWTH = Question(
     name="growth",
-    asks="How do memory and cost grow with the number of jobs?",
+    asks="How do cost and memory grow with the number of jobs?",
     title="Growth",
     cases=_cases,
     measure=_measure,
     missing=missing,
-    method=f"Jobs from a generator, {_WORKERS} workers, every value read and dropped. MiB is the growth of the process "
-    "over what it had after a warm-up. Each run may take 4 GiB and 60 s. Left out of the largest size: "
-    f"{', '.join(_SAME_AT_ANY_SIZE)}, which take long, and per job the same at any size.",
+    method=f"Jobs come from a generator, {_WORKERS} workers, every value is read and dropped. MiB is the growth of "
+    "the process since a warm-up. Each run is limited to 4 GiB and 60 s. The largest size omits "
+    f"{', '.join(_SAME_AT_ANY_SIZE)}, which are slow and cost the same per job at any size.",
 )

@@ -1,4 +1,4 @@
-"""Real HTTP on loopback: what the client gets, and what the server has to bear."""
+"""Real HTTP on loopback: the throughput of the client, and the load of the server."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ NAIVE = "asyncio.gather, no limit"
 _WORKERS = 100
 _DESCRIPTORS = 1024
 _TIMEOUT = 30.0
-# By contender: who does it, and how many connections aiohttp opens at most (0: as many as asked for; 100: as it does
-# when it is not told).
+# By contender: the rival, and the most connections that aiohttp opens (0: no limit; 100: its default).
 _WAYS = {
     NAIVE: ("asyncio.gather", 0),
     "asyncio.gather, aiohttp's own limit": ("asyncio.gather", 100),
@@ -38,8 +37,11 @@ def _cases(settings: Settings) -> Sequence[Case]:
         )
         for name, more in (
             (f"{requests:,} requests", {}),
-            (f"{requests:,} requests, the server takes {_WORKERS} connections", {"most": _WORKERS}),
-            (f"{requests:,} requests, the client has {_DESCRIPTORS:,} file descriptors", {"descriptors": _DESCRIPTORS}),
+            (f"{requests:,} requests, server limited to {_WORKERS} connections", {"most": _WORKERS}),
+            (
+                f"{requests:,} requests, client limited to {_DESCRIPTORS:,} file descriptors",
+                {"descriptors": _DESCRIPTORS},
+            ),
         )
     ]
 
@@ -68,7 +70,7 @@ async def _measure(
                 try:
                     async with session.get(url) as response:
                         if await response.read() != BODY:
-                            raise ValueError("this is not what was asked for")
+                            raise ValueError("wrong body")
                 except (aiohttp.ClientError, OSError):
                     errors += 1
                 else:
@@ -83,14 +85,14 @@ async def _measure(
         "requests/s": len(seconds) / took,
         "errors": errors,
         "peak connections": counted.peak,
-        "connections asked for": counted.opened + counted.reset,
+        "connections requested": counted.opened + counted.reset,
         "ms of CPU/request": cpu / requests * 1e3,
     }
     return figures | ({"p99 ms": quantiles(seconds, n=100)[-1] * 1e3} if len(seconds) > 1 else {})
 
 
 def _allow(descriptors: int | None) -> None:
-    """Let this process have so many open files; None: as many as the system lets it have."""
+    """Set the limit of open files of this process. None: the most that the system allows."""
     try:
         import resource
     except ModuleNotFoundError:  # Windows has no such limit
@@ -105,14 +107,14 @@ def _missing(contender: str) -> str | None:
 
 HTTP = Question(
     name="http",
-    asks="What does it do to a real server, and to the client?",
+    asks="What load do a real server and client see?",
     title="HTTP on loopback",
     cases=_cases,
     measure=_measure,
     more_is_better=True,
     missing=_missing,
-    method=f"An aiohttp client, and a server in a process of its own that answers with 10 KB at once and counts its "
-    f"connections. {_WORKERS} requests at a time, or all at once where there is no limit. requests/s counts good "
-    "answers; p99 is from a request's start, waiting for a connection included; connections beyond what the server "
-    "takes are reset.",
+    method="An aiohttp client requests 10 KB from a server in a process of its own, which answers immediately and "
+    f"counts its connections. There are {_WORKERS} requests at a time, or all at once without a limit. requests/s "
+    "counts successful answers. p99 includes the wait for a connection. Connections above the server's limit are "
+    "reset.",
 )

@@ -1,4 +1,4 @@
-"""Images a second: whether `offload` uses the cores that there are."""
+"""Images per second: whether `offload` uses all cores."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _cases(settings: Settings) -> Sequence[Case]:
 
 
 def _photo() -> bytes:
-    """Return a JPEG as large as a photo: a gradient with grain, as a sensor has it."""
+    """Return a JPEG as large as a photo: a gradient with noise like that of a sensor."""
     from PIL import Image, ImageChops
 
     gradient = Image.linear_gradient("L").resize(_SIZE)
@@ -71,7 +71,7 @@ async def _offloaded(photos: Sequence[bytes], workers: int) -> list[int]:
 
 
 _WAYS: dict[str, Callable[[Sequence[bytes], int], Coroutine[Any, Any, list[int]]]] = {
-    "one after the other": _one_by_one,
+    "one after another": _one_by_one,
     "to_thread + Semaphore": _in_threads,
     "pool.map(offload)": _offloaded,
 }
@@ -84,7 +84,7 @@ async def _measure(contender: str, *, images: int) -> Figures:
     sizes = await _WAYS[contender]([photo] * images, cores)
     took, cpu = time.perf_counter() - began, _cpu() - cpu_began
     if sizes != [expected] * images:
-        raise RuntimeError(f"{images} images, {sizes.count(expected)} of them right")
+        raise RuntimeError(f"{images} images, {sizes.count(expected)} of them correct")
     return {"images/s": images / took, "% of all cores": cpu / took / cores * 100}
 
 
@@ -99,12 +99,11 @@ def _missing(contender: str) -> str | None:
 
 IMAGES = Question(
     name="images",
-    asks="Does `offload` use the cores that there are?",
+    asks="Does `offload` use all cores?",
     title="Images",
     cases=_cases,
     measure=_measure,
     more_is_better=True,
     missing=_missing,
-    method="Pillow in as many threads as there are cores. The limit is the number of cores times the rate of one after "
-    "the other, so the ratio can be no more than the number of cores.",
+    method="Pillow runs in as many threads as there are cores, so the highest possible ratio is the number of cores.",
 )

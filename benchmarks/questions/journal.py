@@ -1,4 +1,4 @@
-"""What a journal costs: for each job that it records, and for each that a later run passes over."""
+"""The cost of a journal, for each recorded job and for each job that a later run skips."""
 
 from __future__ import annotations
 
@@ -64,13 +64,14 @@ def _size_of(path: Path) -> int:
 
 JOURNAL = Question(
     name="journal",
-    asks="What does a journal cost for each job?",
+    asks="What does a journal cost per job?",
     title="Journal",
     cases=_cases,
     measure=_measure,
     are_rivals=False,
-    method="Jobs that do nothing, with ints as keys. Each outcome is read after it is on the disk (`durable=False`: in "
-    "the hands of the operating system). How fast the disk syncs decides: real jobs wait anyway, and hide most of it.",
+    method="Jobs do nothing and have ints as keys. Each outcome is read after it is on disk (`durable=False`: after "
+    "it is passed to the operating system). The sync time of the disk dominates; real jobs wait anyway, which hides "
+    "most of it.",
 )
 
 
@@ -97,7 +98,7 @@ def _resume_cases(settings: Settings) -> Sequence[Case]:
     jobs = settings.count(1_000_000)
     return [
         Case(
-            name=f"{jobs:,} jobs that are done",
+            name=f"{jobs:,} finished jobs",
             contenders=dict.fromkeys(_KEYS, 2),
             parameters={"jobs": jobs},
             seconds=900.0,
@@ -129,11 +130,11 @@ def _fill(path: str, keys: Iterator[object]) -> None:
 
 RESUME = Question(
     name="resume",
-    asks="How fast does a journal pass over what is done?",
+    asks="How fast does a journal skip finished jobs?",
     title="Resuming with a journal",
     cases=_resume_cases,
     measure=_measure_resume,
     are_rivals=False,
-    method="A run over jobs that are all done: each key is looked up in the file. MiB is the growth of the process. "
-    "`--jobs 10000000` for ten million.",
+    method="All jobs of the run are finished, so each key is only looked up in the file. MiB is the growth of the "
+    "process. Use `--jobs 10000000` for ten million.",
 )

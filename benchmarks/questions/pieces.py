@@ -1,4 +1,4 @@
-"""What a job costs, piece by piece: how much of it are the promises, and how much the pool."""
+"""The cost of a job, step by step: how much is isolation, and how much the pool."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["PIECES"]
 _AT_ONCE = 100
 _JOB: ContextVar[object] = ContextVar("_JOB")
 _HAS_EAGER_TASKS = sys.version_info >= (3, 12)
-_Task: Any = asyncio.Task  # Any: the type checkers know of `eager_start` from 3.12 only
+_Task: Any = asyncio.Task  # Any: type checkers accept `eager_start` only from 3.12
 
 
 class _Batches:
-    """Jobs in tasks of their own, so many at a time: what is done for each is what is measured.
+    """Runs jobs in tasks of their own, in batches, to measure the work per job.
 
-    The cheapest way to have them that there is: all of a batch are made in one go, and the next batch comes when all
-    are done, so that there is no queue and no limit to look after.
+    This is the cheapest way to run them: a batch is created in one go, and the next one follows when all are done, so
+    there is no queue and no limit to maintain.
     """
 
     def __init__(self, handler: Handler, seen: Callable[[Any], object]) -> None:
@@ -52,15 +52,15 @@ class _Batches:
             self._all_done.set_result(None)
 
     def in_a_task(self, job: Any) -> None:
-        """Each job in a task, eager where there are such."""
+        """Start a job in a task, eager if possible."""
         _start(self._bare(job), None)
 
     def in_a_context(self, job: Any) -> None:
-        """And in a context of its own, in which it can be asked who runs."""
+        """And in a context of its own that knows the job."""
         _start(self._known(job), copy_context())
 
     def with_an_outcome(self, job: Any) -> None:
-        """And with its times, and an outcome that has them."""
+        """And with timestamps and an outcome."""
         _start(self._timed(job, time.monotonic()), copy_context())
 
     async def _bare(self, job: Any) -> None:
@@ -100,10 +100,10 @@ async def _awaited(handler: Handler, jobs: Iterable[Any], seen: Callable[[Any], 
 
 
 _PIECES = {
-    "awaited, one after the other": None,
+    "awaited one after another": None,
     "each in a task": _Batches.in_a_task,
-    "and in a context": _Batches.in_a_context,
-    "and with times and an outcome": _Batches.with_an_outcome,
+    "and in its own context": _Batches.in_a_context,
+    "and with timestamps and an outcome": _Batches.with_an_outcome,
 }
 
 
@@ -138,14 +138,13 @@ async def _measure(contender: str, *, kind: str, jobs: int) -> Figures:
 PIECES = Question(
     name="pieces",
     asks="Where does the cost come from?",
-    title="Cost, piece by piece",
+    title="Cost, step by step",
     cases=_cases,
     measure=_measure,
     are_rivals=False,
     method=(
-        "Each line does what the one above it does, and more: a task and a context of its own are what isolates a job. "
-        "The last, our pool, has besides a bounded queue that anybody may fill at any time, a window that "
-        "a slow reader closes, counters and histograms, and the checks that a stop, a pause, a resize or a deadline "
-        "asks for. The lines above it have no limit to look after either: they do a hundred jobs, and then the next."
+        "Each row adds something to the row above. A task and a context of its own isolate a job. The pool adds a "
+        "bounded queue, a window for slow readers, counters and histograms, and checks for stop, pause, resize and "
+        "deadlines. The rows above it run jobs in batches of a hundred and so maintain no limit."
     ),
 )

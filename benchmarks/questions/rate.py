@@ -1,4 +1,4 @@
-"""How much of a rate a real loop reaches, whose timers come late. That it is never passed is the tests' matter."""
+"""How much of a rate limit a real loop reaches with late timers. Tests check that it is never exceeded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["RATE", "burst_for"]
 
 _RATES = (100, 1000, 5000, 20_000)
 _ALONE = "no burst"
-_ADVISED = "burst as advised"
+_ADVISED = "recommended burst"
 
 
 def _cases(settings: Settings) -> Sequence[Case]:
@@ -28,7 +28,7 @@ def _cases(settings: Settings) -> Sequence[Case]:
 
 
 def burst_for(rate: float) -> int:
-    """What the docstring of RateLimit recommends."""
+    """Return the burst that the docstring of RateLimit recommends."""
     return 1 + math.ceil(rate * 0.002)
 
 
@@ -41,7 +41,7 @@ async def _measure(contender: str, *, rate: int, jobs: int) -> Figures:
         nonlocal first, last
         last = now()
         if job == burst - 1:
-            first = last  # what the burst lets through at once is not the rate's
+            first = last  # the starts of the burst do not count
 
     async with WorkerPool(start, workers=10, limiter=RateLimit(rate, burst=burst)) as pool:
         async for _ in pool.outcomes(range(jobs + burst)):
@@ -56,6 +56,6 @@ RATE = Question(
     cases=_cases,
     measure=_measure,
     more_is_better=True,
-    method="Starts a second, of `pool.outcomes` with `limiter=RateLimit(rate)`, and with the burst that its "
-    "documentation advises for timers that come late.",
+    method="Starts per second of `pool.outcomes` with `limiter=RateLimit(rate)`, without a burst and with the one "
+    "that its documentation recommends against late timers.",
 )

@@ -1,4 +1,4 @@
-"""What a retry costs, in time and in memory, when ten or a hundred thousand jobs back off at once."""
+"""The time and memory of retries when ten or a hundred thousand jobs back off at once."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["RETRIES", "RETRY_MEMORY"]
 
 _WORKERS = 100
 _PAUSE = 0.5
-_FAILS = "fails for good"
-_RETRIES = "waits, and succeeds"
-_DELAYED = "pool.submit, the handles kept"
+_FAILS = "fails permanently"
+_RETRIES = "waits and succeeds"
+_DELAYED = "pool.submit, handles kept"
 
 
 async def _fail_once(job: int) -> int:
@@ -51,11 +51,11 @@ async def _measure(contender: str, *, jobs: int) -> Figures:
 
 RETRIES = Question(
     name="retries",
-    asks="What does a retry cost, when all jobs back off at once?",
+    asks="What does a retry cost when all jobs back off at once?",
     title="Retries",
     cases=_cases,
     measure=_measure,
-    method=f"The pause is {_PAUSE:g} s. A job that waits and succeeds has had two attempts.",
+    method=f"The pause is {_PAUSE:g} s. A job that waits and succeeds has two attempts.",
 )
 
 
@@ -80,7 +80,7 @@ async def _measure_memory(contender: str, *, jobs: int) -> Figures:
     retry = Retry(backoff=600, max_backoff=600, jitter=False)
     async with WorkerPool(_fail_once, workers=_WORKERS, retry=retry, max_delayed=jobs) as pool:
         handles = [await pool.submit(job) for job in range(jobs)]
-        while pool.stats.delayed < jobs:  # noqa: ASYNC110  # there is no event for that
+        while pool.stats.delayed < jobs:  # noqa: ASYNC110  # a pool has no event for that
             await asyncio.sleep(0.01)
         grown = resident() - before
         for handle in handles:
@@ -90,9 +90,9 @@ async def _measure_memory(contender: str, *, jobs: int) -> Figures:
 
 RETRY_MEMORY = Question(
     name="retry-memory",
-    asks="How much memory does a job take that waits for its next attempt?",
+    asks="How much memory does a job take while it waits for its next attempt?",
     title="Memory of retries",
     cases=_memory_cases,
     measure=_measure_memory,
-    method="Growth of the process, error and handle of each job included.",
+    method="Growth of the process, including the error and the handle of each job.",
 )

@@ -1,4 +1,4 @@
-"""How long it takes to hand one job in and have its value."""
+"""The time to submit one job and receive its value."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ async def _measure(contender: str, *, submitters: int, each: int) -> Figures:
 
 ROUND_TRIP = Question(
     name="round-trip",
-    asks="How long does it take to hand one job to a live pool and have its value?",
+    asks="How long does it take to submit one job to a running pool and receive its value?",
     title="Round trip",
     cases=_cases,
     measure=_measure,
-    method=f"No-op jobs, {_WORKERS} workers; each submitter waits for its value before it hands in the next. Ratios "
-    "are to a plain task.",
+    method=f"No-op jobs, {_WORKERS} workers. Each submitter waits for its value before it submits the next job. "
+    "Ratios are to a plain task.",
 )

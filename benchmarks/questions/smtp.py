@@ -1,4 +1,4 @@
-"""Real SMTP: what a connection for each worker is worth."""
+"""Real SMTP: the benefit of one connection per worker."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _cases(settings: Settings) -> Sequence[Case]:
 async def _connect(port: int) -> AsyncIterator[Any]:
     import aiosmtplib
 
-    # With a name: it would look up its own.
+    # With a name, which it would otherwise look up.
     client = aiosmtplib.SMTP(hostname="127.0.0.1", port=port, local_hostname="localhost", start_tls=False)
     async with client:
         yield client
@@ -98,7 +98,7 @@ async def _measure(contender: str, *, mails: int) -> Figures:
 
     seconds: list[float] = []
     async with server_process("0", "0", 0) as port:
-        async with _connect(port):  # it answers
+        async with _connect(port):  # waits until the server answers
             pass
         began = time.perf_counter()
         await _WAYS[contender](port, mails, seconds)
@@ -115,12 +115,12 @@ def _missing(contender: str) -> str | None:
 
 SMTP = Question(
     name="smtp",
-    asks="What is a connection per worker worth, for mail?",
+    asks="What is the benefit of one connection per worker for mail?",
     title="SMTP on loopback",
     cases=_cases,
     measure=_measure,
     more_is_better=True,
     missing=_missing,
-    method="aiosmtplib to aiosmtpd in a process of its own, which answers at once. The server's CPU is what limits it; "
-    "a real one is farther away and asks for TLS, and a new connection costs more there.",
+    method="aiosmtplib sends to aiosmtpd in a process of its own, which answers immediately. The CPU of the server "
+    "is the limit. A real server is farther away and requires TLS, so a new connection costs more there.",
 )

@@ -1,1 +1,1 @@
-"""What an engine costs and gains: `python -m benchmarks.scale_out`."""
+"""Measures the costs and gains of engines: `python -m benchmarks.scale_out`."""

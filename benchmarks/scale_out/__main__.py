@@ -1,11 +1,11 @@
-"""`python -m benchmarks.scale_out`: what an engine costs and gains, beside the same pool without one.
+"""`python -m benchmarks.scale_out`: compares a pool that uses an engine with the same pool without one.
 
     python -m benchmarks.scale_out --engine processes
-    python -m benchmarks.scale_out --engine dask noop cpu        # workers of its own
+    python -m benchmarks.scale_out --engine dask noop cpu        # starts a local cluster
     python -m benchmarks.scale_out --engine dask --address tcp://scheduler:8786
 
-Program and processes share the cores of this machine. Each figure is the best of some rounds: what else runs on the
-machine can only make it worse.
+The program and its processes share the cores of this machine. Each figure is the best of several rounds, because other
+load can only make it worse.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ with LocalCluster(n_workers=int(sys.argv[1]), threads_per_worker=1, dashboard_ad
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A handler, how many jobs it is given, and by how many workers."""
+    """A handler, its number of jobs, and the numbers of workers to measure."""
 
     handler: Any
     jobs: int
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if unknown := set(options.questions) - {*CASES, *OTHERS}:
-        parser.error(f"there is no question {min(unknown)!r}")
+        parser.error(f"unknown question {min(unknown)!r}")
     if options.engine == "dask" and find_spec("distributed") is None:
         parser.error("--engine dask needs Dask: python3 -m pip install 'asyncpool-toolkit[dask]'")
     about = machine(Settings())
@@ -83,11 +83,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("questions", nargs="*", metavar="question", help="default: all but memory")
     parser.add_argument("--engine", choices=["processes", "dask"], default="processes")
     parser.add_argument(
-        "--processes", type=int, default=2, metavar="N", help="how many there are, or are to be started (default: 2)"
+        "--processes",
+        type=int,
+        default=2,
+        metavar="N",
+        help="number of processes to start, or of the cluster (default: 2)",
     )
-    parser.add_argument("--address", help="of a Dask scheduler; without it, a local cluster is started")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of which the best counts (default: 3)")
-    parser.add_argument("--quick", action="store_true", help="a hundredth of the jobs: to see whether it runs")
+    parser.add_argument("--address", help="address of a Dask scheduler (default: start a local cluster)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="number of rounds, of which the best counts (default: 3)"
+    )
+    parser.add_argument("--quick", action="store_true", help="a hundredth of the jobs: to see that everything runs")
     return parser
 
 
@@ -101,7 +107,7 @@ def _engine(options: argparse.Namespace) -> Iterator[Any]:
     if options.address:
         yield Dask(options.address)
         return
-    # In a process of its own: what the scheduler costs is not what the program costs.
+    # In a process of its own, because the cost of the scheduler is not a cost of the program.
     with subprocess.Popen(
         [sys.executable, "-c", _CLUSTER, str(options.processes)],
         stdin=subprocess.PIPE,
@@ -110,7 +116,7 @@ def _engine(options: argparse.Namespace) -> Iterator[Any]:
     ) as cluster:
         assert cluster.stdin is not None
         assert cluster.stdout is not None
-        with cluster.stdin:  # it ends when this is closed, and so when this process is dead
+        with cluster.stdin:  # the cluster ends when this is closed, and so when this process ends
             yield Dask(cluster.stdout.readline().strip())
 
 

@@ -1,4 +1,4 @@
-"""What the processes are given to do: in a module of its own, because workers import it by name."""
+"""The handlers of the processes, in a module of their own because workers import it by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["cpu", "io", "noop", "uneven"]
 
 
 async def noop(job: int) -> int:
-    """Do nothing: what is measured is the way there and back."""
+    """Do nothing, which leaves only the round trip."""
     return job
 
 
@@ -20,7 +20,7 @@ async def io(job: int) -> int:
 
 
 async def cpu(job: int) -> int:
-    """Use 1 ms of CPU, whatever else the machine does."""
+    """Use 1 ms of CPU time."""
     end = time.thread_time() + 0.001
     while time.thread_time() < end:
         pass
@@ -28,6 +28,6 @@ async def cpu(job: int) -> int:
 
 
 async def uneven(job: int) -> int:
-    """Wait for 10 ms, and one job of a hundred for a second."""
+    """Wait for 10 ms, or for a second in one job of a hundred."""
     await asyncio.sleep(1.0 if job % 100 == 50 else 0.01)
     return job

@@ -1,4 +1,4 @@
-"""The cases, by theme. A case asks one library, returns if all holds, and raises `Wrong` if not."""
+"""The cases, by theme. A case runs one library, returns if its statement holds, and raises `Wrong` if it does not."""
 
 from __future__ import annotations
 

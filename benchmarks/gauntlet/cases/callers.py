@@ -1,4 +1,4 @@
-"""A pool that many callers share: who gives up hurts nobody, who waits gets in."""
+"""A pool shared by many callers: a caller that gives up hurts no other, and every waiting caller is served."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from benchmarks.gauntlet.verdicts import Lacks, check
 
 @case()
 async def failure_is_forgotten(library: Library) -> None:
-    """The failure of a job that was handed in, and that nobody asks about, is logged or told to the loop's handler."""
-    told: list[object] = []
+    """The failure of a submitted job that no caller awaits is logged or passed to the loop's exception handler."""
+    reported: list[object] = []
     listener = logging.Handler(logging.WARNING)
-    listener.emit = told.append  # type: ignore[method-assign]
-    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context))
+    listener.emit = reported.append  # type: ignore[method-assign]
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reported.append(context))
 
     async def handler(job: int) -> int:
         await asyncio.sleep(0)
@@ -27,13 +27,13 @@ async def failure_is_forgotten(library: Library) -> None:
     logging.disable(logging.NOTSET)
     logging.getLogger().addHandler(listener)
     try:
-        await asyncio.create_task(_forget(library, handler))  # a task: nothing here holds what it held
-        gc.collect()  # asyncio tells of a future only when it dies
+        await asyncio.create_task(_forget(library, handler))  # a task: nothing here keeps its objects alive
+        gc.collect()  # asyncio reports a future only when it is collected
         await asyncio.sleep(0)
     finally:
         logging.getLogger().removeHandler(listener)
         logging.disable(disabled)
-    check(told, "no word of it")
+    check(reported, "not reported")
 
 
 async def _forget(library: Library, handler: Handler) -> None:
@@ -44,14 +44,13 @@ async def _forget(library: Library, handler: Handler) -> None:
 
 @case(schedules=20)
 async def caller_gives_up(library: Library) -> None:
-    """Callers that are cancelled at any moment, also between the taking of their job and its accounting, cost nobody
-    else a value, and no worker."""
+    """Callers that are cancelled at any moment cost no other caller a value and cost no worker."""
     gate = asyncio.Event()
     met = 0
 
     async def handler(job: int) -> int:
         nonlocal met
-        if job < 0:  # ends only if both workers are there
+        if job < 0:  # ends only if both workers are available
             met += 1
             if met == 2:
                 gate.set()
@@ -80,7 +79,7 @@ async def caller_gives_up(library: Library) -> None:
 
 @case(schedules=20)
 async def woken_waiter_is_cancelled(library: Library) -> None:
-    """A submitter that is cancelled just when there is room for it passes the room on to the next."""
+    """A submitter that is cancelled just as a place becomes free passes the place on to the next one."""
     for turns in range(8):
         gate = asyncio.Event()
         done: list[str] = []
@@ -105,13 +104,13 @@ async def woken_waiter_is_cancelled(library: Library) -> None:
             first.cancel()
             await asyncio.wait([first, second])
             second.result()
-            while "second" not in done:  # noqa: ASYNC110  (a library has no other way to tell)
+            while "second" not in done:  # noqa: ASYNC110  (there is no event to wait for)
                 await asyncio.sleep(0.001)
 
 
 @case()
 async def nowait_overtakes(library: Library) -> None:
-    """Jobs that are pushed in without waiting do not keep out for ever whoever waits in line."""
+    """Jobs submitted without waiting do not permanently overtake a submitter that waits for a free place."""
     done: list[str] = []
     pool: Pool
 
@@ -126,11 +125,11 @@ async def nowait_overtakes(library: Library) -> None:
         await asyncio.sleep(0)
         _push(pool)
         waiting = asyncio.create_task(pool.submit("waits"))
-        while "waits" not in done and len(done) < 300:  # noqa: ASYNC110  (a library has no other way to tell)
+        while "waits" not in done and len(done) < 300:  # noqa: ASYNC110  (there is no event to wait for)
             await asyncio.sleep(0)
         overtaken = done.index("waits") if "waits" in done else len(done)
         await waiting
-    check(overtaken < 100, f"{overtaken} jobs overtake it")
+    check(overtaken < 100, f"{overtaken} jobs overtook the waiting one")
 
 
 def _push(pool: Pool) -> None:
@@ -142,7 +141,7 @@ def _push(pool: Pool) -> None:
 
 @case()
 async def own_full_pool(library: Library) -> None:
-    """A job that waits for a job of its own pool, all of whose workers do the same, gets an error, and hangs nobody."""
+    """When all workers wait for jobs of their own pool, a job gets an error instead of a deadlock."""
     pool: Pool
 
     async def handler(depth: int) -> int:
@@ -154,14 +153,14 @@ async def own_full_pool(library: Library) -> None:
             await pool.run(5)
         except Lacks:
             raise
-        except Exception:  # whichever it is
+        except Exception:  # any error will do
             pass
-        check(await pool.run(0) == 0, "the pool does no more jobs")
+        check(await pool.run(0) == 0, "the pool runs no more jobs")
 
 
 @case(schedules=5)
 async def burst_wedges(library: Library) -> None:
-    """A burst of a hundred callers through a small door is served to the last."""
+    """A burst of a hundred callers of a pool with one queue place is served completely."""
 
     async def handler(job: int) -> int:
         await asyncio.sleep(0)

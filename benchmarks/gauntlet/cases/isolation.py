@@ -1,4 +1,4 @@
-"""One job cannot hurt another, nor who reads their results."""
+"""One job cannot hurt another job or the reader of the results."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ VARIABLE: ContextVar[str] = ContextVar("VARIABLE", default="default")
 
 
 @case()
-async def failure_stops_nobody(library: Library) -> None:
-    """With failures as data, one job that fails costs its own result and no other."""
+async def failure_stops_others(library: Library) -> None:
+    """When failures are returned as data, a failing job costs only its own result."""
 
     async def handler(job: int) -> int:
         if job == 3:
@@ -36,12 +36,15 @@ async def failure_stops_nobody(library: Library) -> None:
     ended = await all_of(library.outcomes(handler, range(10), workers=2))
     check(len(ended) == 10, f"{len(ended)} of 10 outcomes")
     check(values_of(ended) == [job for job in range(10) if job != 3], "values are lost")
-    check([type(leaf(one.error)) for one in ended if one.error] == [ValueError], "the failure is not told as it was")
+    check(
+        [type(leaf(one.error)) for one in ended if one.error] == [ValueError],
+        "the failure is not reported as it was raised",
+    )
 
 
 @case(schedules=20)
-async def failure_is_told(library: Library) -> None:
-    """A failure reaches whoever reads the values, whatever the schedule: it is never dropped in silence."""
+async def failure_is_reported(library: Library) -> None:
+    """A failure reaches the reader of the values and is never dropped silently."""
 
     async def handler(job: int) -> int:
         await asyncio.sleep(0)
@@ -50,13 +53,13 @@ async def failure_is_told(library: Library) -> None:
         return job
 
     values, error = await read(library.values(handler, range(10), workers=3))
-    check(error is not None, f"{len(values)} of 10 values, and no error")
+    check(error is not None, f"{len(values)} of 10 values and no error")
 
 
 @case()
 async def job_awaits_what_was_cancelled(library: Library) -> None:
-    """A job that awaits a task which somebody else cancels fails alone, and its worker lives on: `CancelledError` in a
-    job need not mean that the job, its worker or its pool was cancelled."""
+    """A job that awaits a task cancelled elsewhere fails alone and costs no worker, because neither the job nor the
+    pool was cancelled."""
 
     async def handler(job: int) -> int:
         return await awaits_what_was_cancelled(job) if job % 2 else job
@@ -67,22 +70,22 @@ async def job_awaits_what_was_cancelled(library: Library) -> None:
 
 
 @case()
-async def stray_cancel_is_told(library: Library) -> None:
-    """A job's stray `CancelledError` neither shortens the values in silence nor reaches the reader as a
-    `CancelledError`: that would look as if the reader itself was cancelled, and end its task group without a word."""
+async def stray_cancel_is_reported(library: Library) -> None:
+    """A job's stray `CancelledError` neither drops values silently nor reaches the reader as a `CancelledError`, as if
+    the reader had been cancelled."""
 
     async def handler(job: int) -> int:
         await asyncio.sleep(0)
         return await awaits_what_was_cancelled(job) if job == 2 else job
 
     values, error = await read(library.values(handler, range(6), workers=2))
-    check(error is not None or len(values) == 6, f"{len(values)} of 6 values, and no error")
-    check(not isinstance(error, asyncio.CancelledError), "CancelledError for a reader whom nobody cancelled")
+    check(error is not None or len(values) == 6, f"{len(values)} of 6 values and no error")
+    check(not isinstance(error, asyncio.CancelledError), "CancelledError in a reader that was not cancelled")
 
 
 @case()
 async def job_raises_stop_async_iteration(library: Library) -> None:
-    """A job's `StopAsyncIteration` does not end the reader's `async for` as if all was read."""
+    """A job's `StopAsyncIteration` does not end the reader's `async for` early."""
 
     async def handler(job: int) -> int:
         if job == 2:
@@ -90,23 +93,23 @@ async def job_raises_stop_async_iteration(library: Library) -> None:
         return job
 
     values, error = await read(library.values(handler, range(6), workers=2))
-    check(error is not None or len(values) == 6, f"{len(values)} of 6 values, and no error")
+    check(error is not None or len(values) == 6, f"{len(values)} of 6 values and no error")
 
 
 @case()
 async def job_raises_stop_iteration(library: Library) -> None:
-    """A job's `StopIteration` (a bare `next()` that is at its end) is an error like others."""
+    """A job's `StopIteration`, for example of a bare `next()`, is reported like any other error."""
 
     async def handler(job: int) -> int:
         return next(iter(())) if job == 2 else job  # type: ignore[arg-type]
 
     values, error = await read(library.values(handler, range(6), workers=2))
-    check(error is not None or len(values) == 6, f"{len(values)} of 6 values, and no error")
+    check(error is not None or len(values) == 6, f"{len(values)} of 6 values and no error")
 
 
 @case()
 async def job_raises_system_exit(library: Library) -> None:
-    """A job's `SystemExit` (a command line's `main()`, called as a job) costs that job, not the program."""
+    """A job's `SystemExit`, for example of a command-line `main()`, fails that job and does not exit the program."""
 
     async def handler(job: int) -> int:
         await asyncio.sleep(0)
@@ -121,8 +124,7 @@ async def job_raises_system_exit(library: Library) -> None:
 
 @case()
 async def context_leaks(library: Library) -> None:
-    """A context variable that one job sets is not seen by the next: else one user's request runs with another user's
-    name, language or database transaction."""
+    """A context variable set by one job, such as the current user or transaction, is not visible to the next."""
 
     async def handler(job: int) -> str:
         seen = VARIABLE.get()
@@ -134,13 +136,12 @@ async def context_leaks(library: Library) -> None:
     if error is not None:
         raise error
     strangers = sum(value != "default" for value in values)
-    check(strangers == 0, f"{strangers} of 6 jobs see what another job has set")
+    check(strangers == 0, f"{strangers} of 6 jobs see another job's value")
 
 
 @case()
 async def submitters_context(library: Library) -> None:
-    """A job runs in the context of who submitted it, also if it had to wait: traces, log lines and transactions hang
-    on that."""
+    """A job runs in the context of its submitter, even if it had to wait, for the sake of traces and log lines."""
 
     async def handler(job: str) -> str:
         await asyncio.sleep(0.01)
@@ -155,13 +156,12 @@ async def submitters_context(library: Library) -> None:
 
         seen = await asyncio.gather(*[asyncio.create_task(submitter(name)) for name in names])
     wrong = sum(a != b for a, b in zip(names, seen, strict=True))
-    check(wrong == 0, f"{wrong} of 6 jobs run in another context")
+    check(wrong == 0, f"{wrong} of 6 jobs run in the wrong context")
 
 
 @case()
 async def own_timeout_error(library: Library) -> None:
-    """A job's own `TimeoutError` (of its socket, say) is told apart from the timeout of the pool, by its type: one is a
-    fault of the server, the other says that the limit is too small."""
+    """A job's own `TimeoutError`, for example of its socket, has a different type from the pool's timeout."""
 
     async def handler(job: int) -> int:
         if job == 0:
@@ -173,24 +173,24 @@ async def own_timeout_error(library: Library) -> None:
     types = [type(one.error) for one in ended]
     check(len(types) == 2, f"{len(types)} of 2 outcomes")
     check(types[0] is not types[1], f"both are a {types[0].__name__}")
-    check(TimeoutError in types, "the job's own error is not told as it was")
+    check(TimeoutError in types, "the job's own error is not reported as it was raised")
 
 
 @case()
-async def timeout_is_told(library: Library) -> None:
-    """A job that times out is told of: its result is not just missing."""
+async def timeout_is_reported(library: Library) -> None:
+    """A job that times out raises an error, instead of just missing from the results."""
 
     async def handler(job: int) -> int:
         await asyncio.sleep(60 if job == 1 else 0)
         return job
 
     values, error = await read(library.values(handler, range(3), workers=2, timeout=0.05))
-    check(error is not None, f"{len(values)} of 3 values, and no error")
+    check(error is not None, f"{len(values)} of 3 values and no error")
 
 
 @case()
 async def timeout_costs_no_worker(library: Library) -> None:
-    """After as many timeouts as there are workers, all workers are still there."""
+    """All workers are still available after as many timeouts as there are workers."""
 
     async def handler(job: int) -> int:
         await asyncio.sleep(60 if job < 4 else 0.05)
@@ -203,19 +203,19 @@ async def timeout_costs_no_worker(library: Library) -> None:
 
 @case()
 async def timeout_counts_running_only(library: Library) -> None:
-    """The timeout of a job does not count the time that it waited for a worker: else a full queue fails all of it."""
+    """A job's timeout does not include the time it waited for a worker."""
     ended = await all_of(library.outcomes(sleeps(0.1), range(5), workers=1, timeout=0.25))
-    check(values_of(ended) == list(range(5)), f"{5 - len(values_of(ended))} of 5 timed out while they waited")
+    check(values_of(ended) == list(range(5)), f"{5 - len(values_of(ended))} of 5 timed out while waiting for a worker")
 
 
 class Payload:
-    """Something large that a job has in a local variable."""
+    """Something large in a local variable of a job."""
 
 
 @case()
 async def kept_failures_hold_frames(library: Library) -> None:
-    """Failures that are kept for a report do not keep the local variables of their jobs (ten thousand failed downloads
-    would keep ten thousand half-read bodies), and yet their tracebacks show the lines that failed."""
+    """Kept failures show the failed lines in their tracebacks, but do not keep the local variables of their jobs, such
+    as response bodies, alive."""
     payloads: list[weakref.ref[Payload]] = []
 
     async def handler(job: int) -> int:
@@ -229,14 +229,14 @@ async def kept_failures_hold_frames(library: Library) -> None:
     gc.collect()
     alive = sum(payload() is not None for payload in payloads)
     check(len(kept) == 4, f"{len(kept)} of 4 outcomes")
-    check(alive == 0, f"the local variables of {alive} of 4 jobs are alive")
+    check(alive == 0, f"the local variables of {alive} of 4 jobs stay alive")
     lines = [entry.name for one in kept if one.error for entry in traceback.extract_tb(one.error.__traceback__)]
     check(lines.count("handler") == 4, "the traceback does not show the job")
 
 
 @case()
 async def failure_leaves_orphans(library: Library) -> None:
-    """Once the failure of one job was raised to the reader, no other job of the same map runs behind its back."""
+    """Once a job's failure is raised to the reader, no other job of the same map keeps running."""
     recorder = Recorder()
 
     async def handler(job: int) -> int:
@@ -246,9 +246,9 @@ async def failure_leaves_orphans(library: Library) -> None:
         return job
 
     _, error = await read(library.values(recorder.of(handler), range(6), workers=3))
-    check(error is not None, "no error is raised")
+    check(error is not None, "no error raised")
     check(recorder.running == 0, f"{jobs(recorder.running)} still running")
     begun = len(recorder.started)
     await asyncio.sleep(0.5)
     more = len(recorder.started) - begun
-    check(more == 0, f"{jobs(more, 'more job')} begun after it was raised")
+    check(more == 0, f"{jobs(more, 'more job')} started after it was raised")

@@ -1,4 +1,4 @@
-"""Never above the limit or the rate; and limits 0, 1 and n mean what they say."""
+"""The limit and the rate are never exceeded, and limits of 0, 1 and n mean what they say."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from benchmarks.gauntlet.verdicts import check, leaf
 
 @case()
 async def limit_1_as_limit_n(library: Library) -> None:
-    """Limit 1 and limit n give the same values, of a source that is read once, and raise the same errors; and no more
-    jobs run at a time than the limit says, and no fewer."""
+    """Limits 1 and n give the same values and errors, read the source once, and run exactly that many jobs at a
+    time."""
 
     async def fails(job: int) -> int:
         await asyncio.sleep(0)
@@ -26,7 +26,7 @@ async def limit_1_as_limit_n(library: Library) -> None:
         if error is not None:
             raise error
         check(sorted(values) == list(range(20)), f"{len(values)} of 20 values with limit {workers}")
-        check(source.pulled == 20, f"{source.pulled} inputs are pulled of 20 with limit {workers}")
+        check(source.pulled == 20, f"{source.pulled} of 20 inputs read with limit {workers}")
         check(recorder.peak_running == workers, f"{recorder.peak_running} jobs at a time with limit {workers}")
         _, error = await read(library.values(fails, range(3), workers=workers))
         kinds.add(type(leaf(error)).__name__ if error is not None else "none")
@@ -35,19 +35,19 @@ async def limit_1_as_limit_n(library: Library) -> None:
 
 @case()
 async def limit_0(library: Library) -> None:
-    """A limit of 0 is refused in a sentence: it neither hangs nor means "no limit"."""
+    """A limit of 0 raises an error, and neither hangs nor means "no limit"."""
     recorder = Recorder()
     try:
         results = library.values(recorder.of(sleeps(0.01)), range(20), workers=0)
     except ValueError:
         return
     values, error = await read(results)
-    check(error is not None, f"{len(values)} of 20 values, {recorder.peak_running} jobs at a time, and no error")
+    check(error is not None, f"{len(values)} of 20 values with {recorder.peak_running} jobs at a time and no error")
 
 
 @case()
 async def rate_in_a_burst(library: Library) -> None:
-    """No more jobs start in any window than the rate allows (and one, for its edges), the first window included."""
+    """No window, including the first, has more than one start above the rate (one, for its edges)."""
     rate, per = 10, 0.5
     starts: list[float] = []
 
@@ -60,4 +60,4 @@ async def rate_in_a_burst(library: Library) -> None:
         raise error
     check(len(values) == 25, f"{len(values)} of 25 values")
     most = max(sum(begin <= other < begin + 0.99 * per for other in starts) for begin in starts)
-    check(most <= rate + 1, f"{most} starts in {per} s, of {rate} allowed")
+    check(most <= rate + 1, f"{most} starts in {per} s, {rate} allowed")

@@ -1,4 +1,4 @@
-"""Trying again helps, and hurts nobody."""
+"""Retries help, and do not hurt other jobs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.gauntlet.verdicts import check, leaf
 
 @case()
 async def retry_shares_state(library: Library) -> None:
-    """Jobs that fail at the same time each have their own attempts, though they share the policy."""
+    """Jobs that fail at the same time have separate attempts, although they share the retry policy."""
     attempts: Counter[int] = Counter()
 
     async def handler(job: int) -> int:
@@ -24,13 +24,13 @@ async def retry_shares_state(library: Library) -> None:
 
     ended = await all_of(library.outcomes(handler, range(5), workers=3, attempts=3, backoff=0.01))
     check(len(ended) == 5, f"{len(ended)} of 5 outcomes")
-    check(set(attempts.values()) == {3}, f"attempts of each: {sorted(attempts.values())}, and 3 are asked for")
-    check(values_of(ended) == [3], "the job whose last attempt succeeds is told as failed")
+    check(set(attempts.values()) == {3}, f"attempts of each job: {sorted(attempts.values())}, expected 3")
+    check(values_of(ended) == [3], "the job whose last attempt succeeds is reported as failed")
 
 
 @case()
 async def cancellation_is_retried(library: Library) -> None:
-    """A job that is cancelled is not tried again."""
+    """A cancelled job is not retried."""
     attempts = 0
 
     async def handler(job: int) -> int:
@@ -50,8 +50,7 @@ async def cancellation_is_retried(library: Library) -> None:
 
 @case()
 async def backoff_holds_the_worker(library: Library) -> None:
-    """A job that waits for its next attempt does not occupy a worker: others are done meanwhile. Else a server that is
-    down for one in ten jobs stops the other nine."""
+    """A job that waits for its next attempt does not occupy a worker, so other jobs continue."""
     order: list[str] = []
 
     async def handler(job: str) -> str:
@@ -62,12 +61,12 @@ async def backoff_holds_the_worker(library: Library) -> None:
 
     ended = await all_of(library.outcomes(handler, ["fails", "b", "c"], workers=1, attempts=2, backoff=0.3))
     check(len(ended) == 3, f"{len(ended)} of 3 outcomes")
-    check(order[:3] == ["fails", "b", "c"], f"the order is {', '.join(order)}")
+    check(order[:3] == ["fails", "b", "c"], f"order: {', '.join(order)}")
 
 
 @case()
 async def retry_after_is_undercut(library: Library) -> None:
-    """If the server says "not before so many seconds", no attempt comes before, with jitter neither."""
+    """If the server sets a retry delay, no attempt starts earlier, even with jitter."""
     seconds = 0.2
     first: dict[int, float] = {}
     early = 0
@@ -85,4 +84,4 @@ async def retry_after_is_undercut(library: Library) -> None:
     errors = [one.error for one in ended if one.error is not None]
     if errors:
         raise leaf(errors[0])
-    check(early == 0, f"{early} of 20 come too early")
+    check(early == 0, f"{early} of 20 start too early")

@@ -1,4 +1,4 @@
-"""Stop works at any moment, wakes all who wait, and loses no input."""
+"""A stop works at any moment, wakes every waiter and loses no input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.gauntlet.verdicts import check
 
 @case()
 async def outer_timeout(library: Library) -> None:
-    """A timeout around it all ends it all, at that time."""
+    """A timeout around the whole map stops it on time."""
     recorder = Recorder()
     began = now()
     try:
@@ -30,7 +30,7 @@ async def outer_timeout(library: Library) -> None:
 
 @case()
 async def job_ignores_its_cancellation(library: Library) -> None:
-    """A job that swallows its cancellation for a minute does not hold up for so long who is cancelled while reading."""
+    """A job that ignores its cancellation for a minute does not delay a cancelled reader for a minute."""
     task = asyncio.create_task(read(library.values(_stubborn, range(2), workers=1)))
     await asyncio.sleep(0.05)
     task.cancel()
@@ -39,7 +39,7 @@ async def job_ignores_its_cancellation(library: Library) -> None:
 
 @case()
 async def stop_ignored_by_a_job(library: Library) -> None:
-    """Nor does such a job hold up the stop of a pool: a service would be killed before it has closed its database."""
+    """A job that ignores its cancellation does not delay the stop of its pool for a minute."""
     async with library.stoppable_pool(_stubborn, workers=2, room=2) as pool:
         await pool.submit(1)
         await asyncio.sleep(0.05)
@@ -48,7 +48,7 @@ async def stop_ignored_by_a_job(library: Library) -> None:
 
 @case()
 async def stop_wakes_all(library: Library) -> None:
-    """When a pool is stopped, whoever awaits a job of it, or waits for room, gets an end: an error, not silence."""
+    """When a pool stops, every caller that waits for a job or for a free place gets an error."""
     async with library.stoppable_pool(sleeps(60), workers=2, room=2) as pool:
         callers = [asyncio.create_task(pool.run(number)) for number in range(6)]
         await asyncio.sleep(0.05)
@@ -58,24 +58,24 @@ async def stop_wakes_all(library: Library) -> None:
         await pool.stop()
         settled, pending = await asyncio.wait(callers, timeout=1)
         await asyncio.gather(*settled, return_exceptions=True)
-    check(not pending, f"{len(pending)} of 6 callers wait for ever")
+    check(not pending, f"{len(pending)} of 6 callers still wait")
 
 
 @case()
 async def stop_hands_back(library: Library) -> None:
-    """A pool that is stopped says which jobs it has not done, so that they can be done tomorrow."""
+    """A stopped pool returns the jobs that it did not finish, so they can run later."""
     async with library.accountable_pool(sleeps(60), workers=2, room=4) as pool:
         for job in range(6):
             await pool.submit(job)
         await asyncio.sleep(0.02)
         left = await pool.stop()
-    check(sorted(left) == list(range(6)), f"{len(left)} of 6 are named")
+    check(sorted(left) == list(range(6)), f"{len(left)} of 6 are returned")
 
 
 @case(schedules=20)
 async def pulled_input_is_lost(library: Library) -> None:
-    """When a pool is stopped at any moment of a stream, each input that was pulled is delivered as an outcome: none is
-    in nobody's hands."""
+    """When a pool stops at any moment of a stream, every input already read from the source is delivered as an
+    outcome."""
     for turns in (0, 1, 3, 10, 30):
         source = Source(200)
         got: list[Ended] = []

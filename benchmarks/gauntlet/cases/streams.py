@@ -1,4 +1,4 @@
-"""Lazy in, streaming out: nothing is lost, nothing runs on, nothing piles up."""
+"""Lazy input and streaming output: nothing is lost, keeps running or piles up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.gauntlet.verdicts import check, leaf
 
 @case()
 async def break_leaves_orphans(library: Library) -> None:
-    """Who leaves the loop after the first result leaves no job running, and does not wait for all inputs."""
+    """A reader that leaves the loop after the first result leaves no job running and does not wait for all inputs."""
     recorder = Recorder()
 
     async def handler(job: int) -> int:
@@ -23,28 +23,27 @@ async def break_leaves_orphans(library: Library) -> None:
             break
     await asyncio.sleep(0)
     begun = len(recorder.started)
-    check(begun < 30, f"{begun} of 60 jobs are run before the loop is left")
+    check(begun < 30, f"{begun} of 60 jobs ran before the loop was left")
     check(recorder.running == 0, f"{jobs(recorder.running)} still running")
     await asyncio.sleep(0.3)
     more = len(recorder.started) - begun
-    check(more == 0, f"{jobs(more, 'more job')} begun after the loop is left")
+    check(more == 0, f"{jobs(more, 'more job')} started after the loop was left")
 
 
 @case()
 async def input_is_lazy(library: Library) -> None:
-    """The first result comes before all inputs are pulled: a cursor over a million rows, or an endless feed, is an
-    input like others."""
+    """The first result arrives before all inputs are read, so the source can be an endless feed."""
     source = Source(20_000)
     async with library.lazy_stream(sleeps(0.0), source, workers=3) as values:
         async for _ in values:
             break
         pulled = source.pulled
-    check(pulled < 1_000, f"{pulled:,} of 20,000 inputs are pulled before the first result")
+    check(pulled < 1_000, f"{pulled:,} of 20,000 inputs read before the first result")
 
 
 @case()
 async def slow_consumer(library: Library) -> None:
-    """A reader that is slower than the jobs slows them down: results do not pile up without bound."""
+    """A reader that is slower than the jobs slows them down, so results do not pile up without bound."""
     recorder = Recorder()
     count = 0
     async with library.stream(recorder.of(sleeps(0.0)), Source(5_000), workers=3) as values:
@@ -55,24 +54,24 @@ async def slow_consumer(library: Library) -> None:
                 begun = len(recorder.started)
                 break
     check(count == 10, f"{count} of 5,000 values")
-    check(begun < 500, f"{begun:,} jobs have run for 10 results that were read")
+    check(begun < 500, f"{begun:,} jobs ran while the reader took 10 results")
 
 
 @case()
 async def source_raises(library: Library) -> None:
-    """A source that raises acts as the last input: what it gave before is done and delivered, then comes its error."""
+    """When the source raises, the inputs it gave before are processed and delivered, and then its error is raised."""
     values, error = await read(
         library.lazy_stream(sleeps(0.02), Source(5, ConnectionError("of the source")), workers=2)
     )
-    check(error is not None, f"{len(values)} values, and no error")
-    check(isinstance(leaf(error), ConnectionError), f"it comes as {type(leaf(error)).__name__}")
+    check(error is not None, f"{len(values)} values and no error")
+    check(isinstance(leaf(error), ConnectionError), f"it is raised as {type(leaf(error)).__name__}")
     check(len(values) == 5, f"{len(values)} of 5 results, then the error")
 
 
 @case()
 async def reader_is_cancelled(library: Library) -> None:
-    """A step of the reader that is cancelled (a timeout around `anext`) loses nothing, and the stream does not look
-    exhausted: else inputs that were pulled from the source are in nobody's hands."""
+    """A cancelled read, for example a timeout around `anext`, loses no result and does not make the stream look
+    exhausted."""
     values = []
     async with library.stream(sleeps(0.1), Source(6), workers=2) as results:
         reader = aiter(results)
@@ -84,12 +83,12 @@ async def reader_is_cancelled(library: Library) -> None:
                 continue
             except StopAsyncIteration:
                 break
-    check(len(values) == 6, f"{len(values)} of 6 values, then it looks exhausted")
+    check(len(values) == 6, f"{len(values)} of 6 values, then the stream looks exhausted")
 
 
 @case(schedules=10)
 async def failure_with_a_full_queue(library: Library) -> None:
-    """A failure while the queue is full does not leave the producer waiting for room for ever."""
+    """A failure while the queue is full does not leave the producer waiting for a free place."""
 
     async def handler(job: int) -> int:
         await asyncio.sleep(0)
@@ -98,18 +97,18 @@ async def failure_with_a_full_queue(library: Library) -> None:
         return job
 
     _, error = await read(library.values(handler, Source(200), workers=1))
-    check(error is not None, "no error is raised")
+    check(error is not None, "no error raised")
 
 
 @case()
 async def all_results_come(library: Library) -> None:
-    """All results come, also through a queue as long as there are workers: no batch ends early in silence."""
+    """No batch ends early and silently, even if the queue has only as many places as there are workers."""
     await _all_come(library)
 
 
 @case(needs="uvloop")
 async def all_results_come_on_uvloop(library: Library) -> None:
-    """The same on uvloop, whose callbacks come in another order."""
+    """The same holds on uvloop, which runs callbacks in another order."""
     await _all_come(library)
 
 
@@ -118,4 +117,4 @@ async def _all_come(library: Library) -> None:
         values, error = await read(library.values(sleeps(0), range(1_000), workers=10, queue_size=10))
         if error is not None:
             raise error
-        check(len(values) == 1_000, f"{len(values):,} of 1,000 values, and no error")
+        check(len(values) == 1_000, f"{len(values):,} of 1,000 values and no error")

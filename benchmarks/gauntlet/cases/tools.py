@@ -1,4 +1,4 @@
-"""What cases are made of: their registry, and sources, handlers and readers that keep records."""
+"""Tools for the cases: their registry, and sources, handlers and readers that keep records."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Case:
     """One row of the table.
 
     Attributes:
-        name: its row.
+        name: the name of its row.
         statement: what must hold, and why.
-        ask: asks one library.
-        schedules: under how many random schedules it is asked; 0: once, in the plain order.
+        ask: runs the case with one library.
+        schedules: the number of random schedules, besides the plain order.
         needs: a module that must be importable.
-        theme: the module it stands in.
+        theme: the module that contains it.
     """
 
     name: str
@@ -41,12 +41,12 @@ CASES: dict[str, Case] = {}
 
 
 def is_possible(case: Case) -> bool:
-    """Whether what it needs can be imported here."""
+    """Return whether the module that the case needs can be imported here."""
     return case.needs is None or find_spec(case.needs) is not None
 
 
 def case(*, schedules: int = 0, needs: str | None = None) -> Callable[[Ask], Ask]:
-    """Register a function as a case; its name and its docstring are the name and the statement."""
+    """Register a function as a case. Its name and docstring become the name and the statement."""
 
     def register(ask: Ask) -> Ask:
         name = ask.__name__.replace("_", "-")
@@ -58,7 +58,7 @@ def case(*, schedules: int = 0, needs: str | None = None) -> Callable[[Ask], Ask
 
 
 class Source:
-    """An iterable of numbers that counts what was pulled."""
+    """An iterable of numbers that counts how many were read."""
 
     def __init__(self, size: int, error: Exception | None = None) -> None:
         self._size = size
@@ -66,7 +66,7 @@ class Source:
         self.pulled = 0
 
     def __iter__(self) -> Any:
-        return self._items()  # a generator: it can be iterated once, as a cursor or a file
+        return self._items()  # a generator can be iterated only once, like a cursor or a file
 
     def _items(self) -> Any:
         for number in range(self._size):
@@ -77,7 +77,7 @@ class Source:
 
 
 class Recorder:
-    """Counts the jobs that begin and run; `call` is the handler that it makes of a function."""
+    """Counts the jobs that start and that are running."""
 
     def __init__(self) -> None:
         self.started: list[Any] = []
@@ -85,7 +85,7 @@ class Recorder:
         self.peak_running = 0
 
     def of(self, function: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
-        """Record the calls of a function."""
+        """Return a handler that records the calls of a function."""
 
         async def call(job: Any) -> Any:
             self.started.append(job)
@@ -100,7 +100,7 @@ class Recorder:
 
 
 def sleeps(seconds: float) -> Callable[[Any], Awaitable[Any]]:
-    """Make a function that sleeps, and returns its job."""
+    """Return a handler that sleeps and returns its job."""
 
     async def sleep(job: Any) -> Any:
         await asyncio.sleep(seconds)
@@ -110,7 +110,7 @@ def sleeps(seconds: float) -> Callable[[Any], Awaitable[Any]]:
 
 
 async def awaits_what_was_cancelled(job: Any) -> Any:
-    """Await a task that somebody else cancels: a `CancelledError` that nobody meant for this job."""
+    """Await a task that is cancelled elsewhere: the `CancelledError` is not meant for this job."""
     task = asyncio.create_task(asyncio.sleep(60))
     asyncio.get_running_loop().call_soon(task.cancel)
     await task
@@ -118,7 +118,7 @@ async def awaits_what_was_cancelled(job: Any) -> Any:
 
 
 async def read(results: AbstractAsyncContextManager[AsyncIterator[Any]]) -> tuple[list[Any], BaseException | None]:
-    """Read values to the end; return them, and the error if one was raised."""
+    """Read all values, and return them with the error if one was raised."""
     values: list[Any] = []
     try:
         async with results as items:
@@ -132,21 +132,21 @@ async def read(results: AbstractAsyncContextManager[AsyncIterator[Any]]) -> tupl
 
 
 async def all_of(results: AbstractAsyncContextManager[AsyncIterator[Ended]]) -> list[Ended]:
-    """Read outcomes to the end; what is raised is raised."""
+    """Read all outcomes."""
     async with results as items:
         return [item async for item in items]
 
 
 def values_of(ended: Iterable[Ended]) -> list[Any]:
-    """The values of those that have succeeded, sorted."""
+    """Return the values of the jobs that succeeded, sorted."""
     return sorted(one.value for one in ended if one.error is None)
 
 
 def jobs(number: int, what: str = "job") -> str:
-    """A number of jobs, in words."""
+    """Return a number of jobs, in words."""
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def now() -> float:
-    """The time of the loop."""
+    """Return the time of the loop."""
     return asyncio.get_running_loop().time()
