@@ -294,6 +294,18 @@ async def aioitertools(handler: Any, jobs: Iterable[Any], workers: int, seen: Ca
         seen(value)
 
 
+async def antflow(handler: Any, jobs: Iterable[Any], workers: int, seen: Callable[[Any], object]) -> None:
+    """`AsyncExecutor.submit` for all jobs, and their futures in input order."""
+    from antflow import AsyncExecutor
+
+    async with AsyncExecutor(max_workers=workers) as executor:
+        for future in [executor.submit(handler, job) for job in jobs]:
+            try:
+                seen(await future.result())
+            except Exception as error:
+                seen(error)
+
+
 REFERENCE = "asyncio.gather"
 OURS = ("pool.outcomes", "pool.map")
 
@@ -320,5 +332,6 @@ RIVALS: dict[str, Rival] = {
     "tasklane": Rival(run=tasklane, distribution="tasklane", goes_on=True, streams=True, bounds=True),
     "pypeln": Rival(run=pypeln, distribution="pypeln", isolates=True, streams=True, bounds=True),
     "aioitertools": Rival(run=aioitertools, distribution="aioitertools", isolates=True, goes_on=True),
+    "AntFlow": Rival(run=antflow, distribution="AntFlow", goes_on=True, streams=True),
 }
 # fmt: on

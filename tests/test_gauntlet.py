@@ -272,3 +272,19 @@ def test_saving_one_library_keeps_the_cells_of_the_others(tmp_path: Path, monkey
     assert found["cells"] == [before[0], Cell("limit-0", "aqute", Verdict.WRONG, "how"), before[2]]
     assert (found["about"]["versions"]["aqute"], found["about"]["versions"]["aiometer"]) == ("2.0.0", "1.2.3")
     assert {name: one["commit"] for name, one in found["about"]["later"].items()} == {"aqute": "abc"}
+
+
+def test_a_patient_library_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: dict[str, float] = {}
+
+    async def verdict_of(command: list[str], seconds: float) -> tuple[Verdict, str]:
+        limits[command[-1]] = seconds
+        return Verdict.HELD, ""
+
+    async def run_all() -> None:
+        async for _ in runner.run([("limit-0", "aqute"), ("limit-0", "AntFlow")], seconds=2.0):
+            pass
+
+    monkeypatch.setattr(runner, "verdict_of", verdict_of)
+    asyncio.run(run_all())
+    assert limits == {"aqute": 2.0, "AntFlow": 8.0}

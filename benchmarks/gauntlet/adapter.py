@@ -113,6 +113,7 @@ class Library:
         is_lazy: takes any iterable, and gives the first result before it has read all of it.
         stops: its pool can be stopped without waiting for all jobs.
         hands_back: a stopped pool returns its unfinished jobs.
+        patience: a factor for the time limit of a cell.
     """
 
     name: ClassVar[str]
@@ -123,6 +124,7 @@ class Library:
     is_lazy: ClassVar[bool] = False
     stops: ClassVar[bool] = False
     hands_back: ClassVar[bool] = False
+    patience: ClassVar[float] = 1.0
 
     def load(self) -> None:
         """Import it, or raise an ImportError."""

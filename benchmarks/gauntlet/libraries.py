@@ -23,6 +23,7 @@ LIBRARIES: dict[str, Library] = {
         peers.Tasklane(),
         peers.Pypeln(),
         peers.Aioitertools(),
+        peers.AntFlow(),
         peers.Aiolimiter(),
     )
 }

@@ -17,6 +17,7 @@ NOTES: dict[tuple[str, str], str] = {
     ("job-awaits-what-was-cancelled", "streamable"): "`catch` is for `Exception`, which excludes `CancelledError`.",
     ("stray-cancel-is-reported", "gather + Semaphore"): "By design, see the documentation of `asyncio.gather`.",
     ("stray-cancel-is-reported", "aiometer"): "A task group treats a child's `CancelledError` as requested.",
+    ("stray-cancel-is-reported", "AntFlow"): "The worker ends, and the stream waits for the missing result.",
     ("job-raises-system-exit", ALL): "By design of asyncio: `SystemExit` propagates through a task and stops the loop.",
     ("context-leaks", ALL): "All jobs of a worker run in the context of the worker task.",
     ("submitters-context", "aiojobs"): "A waiting job runs in the context of the job before it.",
@@ -39,14 +40,17 @@ NOTES: dict[tuple[str, str], str] = {
     ("timeout-is-reported", "pypeln"): "Its documentation says only that such a task is stopped.",
     ("all-results-come", "pypeln"): "Values are lost if `maxsize` is at most about `workers`, as in its README.",
     ("outer-timeout", "asyncio-pool-ng"): "By design: leaving a pool waits for all its jobs, even when cancelled.",
+    ("outer-timeout", "AntFlow"): "By design: a pipeline waits for its running jobs.",
     ("job-ignores-its-cancellation", ALL): (
         "By design of structured concurrency: a scope ends after everything in it. "
         "asyncpool abandons such a job after five seconds and logs its name."
     ),
     ("stop-ignored-by-a-job", "aqute"): "By design: handlers must cooperate.",
     ("stop-ignored-by-a-job", "aiojobs"): "After `close_timeout` it cancels the task again and keeps waiting.",
+    ("stop-ignored-by-a-job", "AntFlow"): "By design: a pipeline waits for its running jobs.",
     ("stop-wakes-all", "Queue workers"): "Emptying the queue admits two waiting jobs, which never run.",
     ("stop-wakes-all", "aiojobs"): "As with queue workers, when `close()` empties the queue.",
+    ("stop-wakes-all", "AntFlow"): "By design: running jobs are not cancelled.",
     ("caller-gives-up", "asyncio-pool-ng"): "Setting the result of a cancelled future fails, which cancels the pool.",
     ("woken-waiter-is-cancelled", "aiojobs"): "The cause is that of `burst-wedges`.",
     ("nowait-overtakes", "Queue workers"): "`put_nowait` takes the place for which a waiting `put` was woken.",
@@ -57,4 +61,5 @@ NOTES: dict[tuple[str, str], str] = {
     ("rate-in-a-burst", ALL): "By design: a leaky bucket lets a full bucket through at once, on top of the rate.",
     ("backoff-holds-the-worker", "aqute"): "By design: the delay occupies a worker.",
     ("backoff-holds-the-worker", "tasklane"): "By design: retries run inside a worker.",
+    ("backoff-holds-the-worker", "AntFlow"): "By design: retries run inside a worker.",
 }

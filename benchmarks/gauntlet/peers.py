@@ -326,6 +326,103 @@ class Aioitertools(Library):
         return await gather(*[handler(job) for job in jobs], limit=workers, return_exceptions=return_exceptions)
 
 
+class AntFlow(Library):
+    """`Pipeline.stream` with a bounded result buffer for values, `AsyncExecutor.submit` for failures as data and for
+    results per caller, `Pipeline.feed` for back-pressure."""
+
+    name = "AntFlow"
+    distribution = "AntFlow"
+    module = "antflow"
+    features = frozenset({"retries", "rate limits"})
+    streams = True
+    stops = True
+    patience = 4.0  # its workers poll, so a pipeline takes up to 0.1 s to close, and some cases open hundreds
+
+    def _pipeline(self, handler: Handler, workers: int, options: Options) -> Any:
+        from antflow import Pipeline, Stage, rate_limit
+
+        async def limited(job: Any) -> Any:
+            async with rate_limit():
+                return await handler(job)
+
+        stage = Stage(
+            name="jobs",
+            workers=workers,
+            tasks=[handler if options.rate is None else limited],
+            task_attempts=options.attempts,
+            task_wait_seconds=options.backoff,
+            queue_capacity=options.queue_size or 0,  # 0: unbounded
+            call_rate=options.rate,
+            call_rate_period=options.per,
+        )
+        return Pipeline(stages=[stage], collect_results=False)
+
+    @asynccontextmanager
+    async def _values(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Any:
+        # It gives the first result after the last input is queued. So only one of both queues can be bounded: with
+        # two, the workers would wait for the reader, and the reader for the workers.
+        buffer_size = 2 * workers if options.queue_size is None else None
+        pipeline = self._pipeline(handler, workers, options)
+        async with aclosing(pipeline.stream(list(jobs), buffer_size=buffer_size)) as results:
+            yield Mapped(results, _value_of)
+
+    @asynccontextmanager
+    async def _outcomes(self, handler: Handler, jobs: Iterable[Any], workers: int, options: Options) -> Any:
+        from antflow import AsyncExecutor
+
+        executor = AsyncExecutor(max_workers=workers)
+        retries = {"retries": options.attempts - 1, "retry_delay": options.backoff}
+
+        async def ended() -> AsyncIterator[Ended]:
+            futures = [executor.submit(handler, job, **retries) for job in jobs]
+            async for future in executor.as_completed(futures):
+                error = future.exception()
+                yield Ended(await future.result() if error is None else None, error)
+
+        try:
+            async with aclosing(ended()) as results:
+                yield results
+        finally:
+            await executor.shutdown(wait=False, cancel_futures=True)
+
+    @asynccontextmanager
+    async def pool(self, handler: Handler, *, workers: int, room: int) -> AsyncIterator[Pool]:
+        """Open an executor, whose queue is unbounded, and a pipeline, whose results have no caller."""
+        from antflow import AsyncExecutor
+
+        executor = AsyncExecutor(max_workers=workers)
+        async with self._pipeline(handler, workers, Options(queue_size=max(1, room))) as pipeline:
+            await pipeline.start()
+            try:
+                yield _AntFlowPool(executor, pipeline, handler)
+            finally:
+                await executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _value_of(result: Any) -> Any:
+    if result.error is not None:
+        raise result.error
+    return result.value
+
+
+class _AntFlowPool(Pool):
+    def __init__(self, executor: Any, pipeline: Any, handler: Handler) -> None:
+        self._executor = executor
+        self._pipeline = pipeline
+        self._handler = handler
+
+    async def submit(self, job: Any) -> None:
+        await self._pipeline.feed([job])
+
+    async def run(self, job: Any) -> Any:
+        return await self._executor.submit(self._handler, job).result()
+
+    async def stop(self) -> list[Any]:
+        await self._executor.shutdown(wait=False, cancel_futures=True)
+        await self._pipeline.shutdown()
+        return []
+
+
 class Aiolimiter(Library):
     """Only a rate limiter, used around each job of `gather` + `Semaphore`."""
 

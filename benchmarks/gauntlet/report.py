@@ -124,6 +124,7 @@ def as_markdown(results: Mapping[str, Any]) -> str:
             python=about["python"],
             system=about["system"],
             seconds=SECONDS,
+            patience=_patience(),
         ),
         _table(table),
         _missing(table),
@@ -144,7 +145,7 @@ Each column is a library. Each cell ran in a process of its own:
 
 * **held**: the statement holds.
 * **wrong**: it does not; [the cases](#one-job-cannot-hurt-another) say how.
-* **hang**: the process did not end within {seconds:.0f} seconds.
+* **hang**: the process did not end within {seconds:.0f} seconds{patience}.
 * empty: the library [lacks a feature](#missing-features) that the case needs. This is not counted against it.
 
 ```console
@@ -184,6 +185,12 @@ _USED = """\
 {rows}
 
 The code is in [benchmarks/gauntlet](../benchmarks/gauntlet): `ours.py`, `recipes.py` and `peers.py`."""
+
+
+def _patience() -> str:
+    """Return, in parentheses, the time limits that differ from the usual one."""
+    patient = [f"{name}: {SECONDS * one.patience:.0f}" for name, one in LIBRARIES.items() if one.patience != 1]
+    return f" ({', '.join(patient)})" if patient else ""
 
 
 def _at(about: Mapping[str, Any]) -> str:

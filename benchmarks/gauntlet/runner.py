@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from pathlib import Path
 
 import asyncpool
+from benchmarks.gauntlet.libraries import LIBRARIES
 from benchmarks.gauntlet.verdicts import Cell, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +26,7 @@ async def run(pairs: Iterable[tuple[str, str]], *, seconds: float = SECONDS, at_
     async def cell(pair: tuple[str, str]) -> Cell:
         case, library = pair
         command = [sys.executable, "-m", "benchmarks.gauntlet.child", case, library]
-        verdict, how = await verdict_of(command, seconds)
+        verdict, how = await verdict_of(command, seconds * LIBRARIES[library].patience)
         return Cell(case, library, verdict, how)
 
     async with asyncpool.map(cell, pairs, workers=at_once) as cells:
