@@ -74,22 +74,23 @@ def save(folder: Path, settings: Settings, about: dict[str, str], answers: dict[
         name: {"commit": about["commit"], "date": about["date"]} | answer.as_json() for name, answer in answers.items()
     }
     if settings.only:
+        where = f"{about['date'].partition(' ')[0]} on {about['machine']}"
         about = _kept_about(json.loads(path.read_text(encoding="utf-8"))["about"], settings)
-        new = {name: _with_later(kept[name], one, settings) for name, one in new.items() if one["measurements"]}
+        new = {name: _with_later(kept[name], one, settings, where) for name, one in new.items() if name in kept}
     merged = kept | new
     content = {"about": about, "answers": {name: merged[name] for name in QUESTIONS if name in merged}}
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 
 
-def _with_later(kept: dict[str, Any], new: dict[str, Any], settings: Settings) -> dict[str, Any]:
+def _with_later(kept: dict[str, Any], new: dict[str, Any], settings: Settings, where: str) -> dict[str, Any]:
     """Return a saved answer in which the chosen contenders have new measurements."""
     added = {(one["case"], one["contender"]): one for one in new["measurements"] if one["contender"] in settings.only}
     measurements: list[dict[str, Any]] = []
     for case in dict.fromkeys(one["case"] for one in kept["measurements"]):
         old = {one["contender"]: one for one in kept["measurements"] if one["case"] == case}
         measurements += (old | {name: one for (of, name), one in added.items() if of == case}).values()
-    later = kept.get("later", {}) | {name: new["commit"] for _, name in added}
+    later = kept.get("later", {}) | {name: where for _, name in added}
     return kept | {"measurements": measurements, "later": later}
 
 

@@ -52,7 +52,7 @@ class Results:
     commits: Mapping[str, str]
     """By question."""
     later: Mapping[str, str]
-    """The commit of each contender that was measured later than the others."""
+    """The date and machine of each contender that was measured later than the others."""
 
     @property
     def name(self) -> str:
@@ -87,9 +87,9 @@ def load(folder: Path) -> list[Results]:
                 answers={name: Answer.from_json(one) for name, one in content["answers"].items() if name in QUESTIONS},
                 commits={name: one["commit"] for name, one in content["answers"].items()},
                 later={
-                    contender: commit
+                    contender: where
                     for one in content["answers"].values()
-                    for contender, commit in one.get("later", {}).items()
+                    for contender, where in one.get("later", {}).items()
                 },
             )
         )
@@ -180,12 +180,12 @@ def _machines(results: Sequence[Results]) -> Iterator[str]:
         ],
     )
     yield wrapped(f"Other libraries, on {_main(results).name}: {_main(results).about['peers']}.")
-    later = {f"{one.name} at {commit}": name for one in results for name, commit in one.later.items()}
-    if later:
-        when = ", ".join(later)
-        yield wrapped(
-            f"Measured later than the others, with `--only`: {', '.join(dict.fromkeys(later.values()))} ({when})."
-        )
+    later: dict[tuple[str, str], list[str]] = {}
+    for one in results:
+        for contender, where in one.later.items():
+            later.setdefault((contender, where), []).append(one.name)
+    for (contender, where), names in later.items():
+        yield wrapped(f"{contender} was measured later than the others: {where} ({', '.join(names)}).")
 
 
 # Readers of a library's own benchmarks look for this first.

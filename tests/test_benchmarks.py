@@ -439,7 +439,7 @@ def test_saving_keeps_the_answers_to_other_questions(tmp_path: Path) -> None:
 
 
 def test_saving_one_contender_keeps_the_figures_of_the_others(tmp_path: Path) -> None:
-    about = {"commit": "abc", "date": "today", "peers": "aiohttp 1.0, aqute 0.1"}
+    about = {"commit": "abc", "date": "today 12:00", "machine": "two cores", "peers": "aiohttp 1.0, aqute 0.1"}
 
     def answer(**figures: float) -> dict[str, Answer]:
         several = [Measurement(case="c", contender=name, figures={"s": [value]}) for name, value in figures.items()]
@@ -455,7 +455,7 @@ def test_saving_one_contender_keeps_the_figures_of_the_others(tmp_path: Path) ->
         "aqute": [8.0],
         "other": [3.0],
     }
-    assert (dict(found.commits), dict(found.later)) == ({"cost": "abc"}, {"aqute": "def"})
+    assert (dict(found.commits), dict(found.later)) == ({"cost": "abc"}, {"aqute": "today on two cores"})
     assert json.loads(path.read_text(encoding="utf-8"))["about"]["peers"].startswith("aiohttp 1.0, aqute ")
 
 
