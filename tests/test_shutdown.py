@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import anyio
@@ -17,6 +18,7 @@ from asyncpool import (
     JobCancelled,
     PoolClosed,
     PoolDeadlock,
+    StreamClosed,
     Succeeded,
     Unfinished,
     WorkerPool,
@@ -824,3 +826,22 @@ async def test_surplus_workers_retire_with_the_very_next_jobs_that_end(pause: fl
         await settle()
         assert pool.stats.workers == pool.stats.running == 1
         handler.finish(4)
+
+
+@virtual
+async def test_an_input_that_its_reader_gave_up_is_not_handed_back() -> None:
+    async with WorkerPool(echo, workers=1) as pool:
+
+        def source() -> Iterator[int]:
+            yield 1
+            stream.cancel()
+            pool.drain()
+            yield 2  # pulled, and given up before the pool began to close
+
+        stream = pool.outcomes(source())
+        with pytest.raises(StreamClosed):
+            async for _ in stream:
+                pass
+        report = await pool.close()
+    assert report.unfinished == ()
+    assert pool.stats.cancelled == pool.stats.submitted == 2

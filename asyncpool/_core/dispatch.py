@@ -125,8 +125,13 @@ class Dispatcher:
 
     # -- Accept ------------------------------------------------------------------------------------------------------
 
-    def accept(self, input: Any, sink: Sink, context: Context) -> Job:
-        """Accept a job, whether or not there is room; not if the priority function raises, which is raised here."""
+    def accept(
+        self, input: Any, sink: Sink, context: Context, *, if_closed: CancelReason = CancelReason.SHUTDOWN
+    ) -> Job:
+        """Accept a job, whether or not there is room; not if the priority function raises, which is raised here.
+
+        In a pool that takes no jobs any more it is cancelled at once, for the reason `if_closed`.
+        """
         ledger = self._ledger
         job = new_job(input, 0, sink, context, self._time())
         self._order.set_key(job)  # can call the user's code, which can submit jobs too: so the number comes after it
@@ -135,7 +140,7 @@ class Dispatcher:
         if self._observers.any:
             ledger.tell_accepted(job)
         if not self._state.takes_jobs:
-            self._cancellation.cancel(job, CancelReason.SHUTDOWN)
+            self._cancellation.cancel(job, if_closed)
         elif self._idle and not self._is_pump_scheduled:
             self.wake()
         elif not self._workers.target:  # the priority function has just let all workers go

@@ -255,8 +255,11 @@ class FedChannel(Channel[ItemT_co]):
         """Accept what was pulled, whatever has happened: no pulled input is ever in nobody's hands."""
         parts = self.parts
         self.live += 1
+        # An input that its reader has given up is not handed back, even if the pool closes at the same time.
+        is_given_up = self.is_cancelled or self.failed_at is not None
+        reason = CancelReason.STREAM if is_given_up else CancelReason.SHUTDOWN
         try:
-            job = parts.dispatcher.accept(input, self, self.context.copy())
+            job = parts.dispatcher.accept(input, self, self.context.copy(), if_closed=reason)
         except BaseException as error:  # of the priority function, or of comparing its keys
             job = self.refuse_pulled(input, error)
             if is_error(error, KeyboardInterrupt):
