@@ -157,11 +157,11 @@ the [contenders](../benchmarks/rivals.py), each of which is used in the best for
 To measure on your machine (about ten minutes per line; `--quick` only checks that everything runs):
 
 ```console
-$ make bench                                                    # print the tables
-$ make bench ARGS="--save"                                      # save the results, write this page
+$ make bench                                  # print the tables
+$ make bench ARGS="--save"                    # save the results, write this page
 $ make bench ARGS="--save --loop uvloop"
-$ make bench ARGS="--save" PYTHON=python3.13 VENV=.venv-3.13    # another Python: another column
-$ make bench ARGS="cost growth --check"                         # some questions; exit status 1 if a budget is missed
+$ make bench ARGS="--save" PYTHON=python3.13 VENV=.venv-3.13    # another column
+$ make bench ARGS="cost growth --check"       # exit status 1 if a budget is missed
 ```"""
 
 

@@ -36,22 +36,6 @@ NOT_OURS = {"curl", "dask", "docker", "git", "go", "prometheus", "promtool"}
 """Commands of other projects, which are not checked."""
 CODE_WIDTH = 92
 """The site shows this many characters of code in a window of 1280 px (docs/static/site.css)."""
-WIDER_THAN_THE_SITE = {
-    "README.md",
-    "architecture.md",
-    "benchmarks.md",
-    "dask.md",
-    "from-go.md",
-    "gauntlet.md",
-    "journal.md",
-    "metrics.md",
-    "recipes.md",
-    "scale-out.md",
-    "scaling.md",
-    "testing.md",
-    "tutorial.md",
-}
-"""Documents whose code is not held to this width yet."""
 
 
 def is_run(command: Command) -> bool:
@@ -172,11 +156,13 @@ def test_links_between_documents_lead_somewhere(document: Path) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize(
-    "document",
-    [document for document in DOCUMENTS if document.name not in WIDER_THAN_THE_SITE],
-    ids=lambda document: document.name,
-)
+def test_the_readme_is_short_and_says_early_how_to_install() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 200
+    assert lines.index("## Install") < 30
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 def test_code_fits_into_the_site(document: Path) -> None:
     too_long = [
         f"{document.name}:{number}: {len(line)} characters"

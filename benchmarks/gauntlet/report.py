@@ -153,7 +153,8 @@ $ python3 -m pip install -e '.[bench]'
 $ python -m benchmarks.gauntlet                      # all cells: a few minutes
 $ python -m benchmarks.gauntlet --only aqute --case context-leaks
 $ python -m benchmarks.gauntlet --list
-$ python -m benchmarks.gauntlet --save && python -m benchmarks.gauntlet --report     # writes this page
+$ python -m benchmarks.gauntlet --save               # keep the results
+$ python -m benchmarks.gauntlet --report             # write this page
 ```
 
 The results are from Python {python}, {system}, at commit {commit}.
