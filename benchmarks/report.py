@@ -256,11 +256,19 @@ def _plot(question: Question) -> Iterator[str]:
 
 
 def _tables(question: Question, results: Sequence[Results]) -> Iterator[str]:
-    """Return a table per case. Its columns are the Pythons if there is only one figure, and else the figures."""
+    """Return the tables of a question.
+
+    The columns are the figures, if there are several. With one figure the first two cases have a column for each
+    Python, and the others are the columns of one table.
+    """
     main = results[0]
-    for case, several in main.answers[question.name].cases.items():
+    further: dict[str, list[Measurement]] = {}
+    for number, (case, several) in enumerate(main.answers[question.name].cases.items()):
         units = list(dict.fromkeys(unit for one in several for unit in one.figures))
-        if len(units) == 1:
+        if len(units) > 1:
+            yield f"**{case}**, {main.name}"
+            yield markdown(("", *units), [(one.contender, *_cells(one, units)) for one in several])
+        elif number < 2:
             rows = [
                 (one.contender, *(cell(_same(other, question, one), units[0], ratio=True) for other in results))
                 for one in several
@@ -268,8 +276,17 @@ def _tables(question: Question, results: Sequence[Results]) -> Iterator[str]:
             yield f"**{case}**, {units[0]}"
             yield markdown(("", *(other.name for other in results)), rows)
         else:
-            yield f"**{case}**, {main.name}"
-            yield markdown(("", *units), [(one.contender, *_cells(one, units)) for one in several])
+            further[f"{case}, {units[0]}"] = several
+    if further:
+        contenders = dict.fromkeys(one.contender for several in further.values() for one in several)
+        yield f"On {main.name}:"
+        yield markdown(("", *further), [(name, *_of_contender(name, further)) for name in contenders])
+
+
+def _of_contender(name: str, cases: Mapping[str, Sequence[Measurement]]) -> Iterator[str]:
+    for several in cases.values():
+        one = next((one for one in several if one.contender == name), None)
+        yield "-" if one is None else cell(one, next(iter(one.figures), ""), ratio=True)
 
 
 def _cells(one: Measurement, units: Sequence[str]) -> Iterator[str]:
