@@ -89,9 +89,9 @@ class PoolStalled(_Event):
     """For five seconds, jobs have waited and no worker could take them."""
 
     reason: str
-    """Why: workers have no resource, or run jobs that ignore their cancellation."""
+    """Why: workers have no resource, or run jobs that ignore their cancellation, or the engine has no process."""
     queued: int
-    """How many jobs wait in the queue, and submitters for room in it."""
+    """How many jobs wait in the queue or for a process, and submitters for room in the queue."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -187,11 +187,13 @@ class ResourceFailed(_Event):
     """A worker's resource could not be opened, could not be closed, or left its context by itself."""
 
     worker: int
-    """The number of the worker."""
+    """The number of the worker, in its process if the pool has an engine."""
     error: BaseException
     """What the resource raised, or a `ResourceTimeout`."""
     retry_in: float | None
     """Seconds until the worker opens a resource again; None if it does not, or if the resource is abandoned."""
+    process: str | None = None
+    """What the engine calls the process of the worker; None if the pool has no engine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

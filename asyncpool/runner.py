@@ -16,6 +16,7 @@ from asyncpool._core.invoke import call_handler, within_deadline
 from asyncpool._core.job import CURRENT_JOB, Job
 from asyncpool._core.life import Life
 from asyncpool._core.parts import Parts
+from asyncpool._core.resources import Outage
 from asyncpool._core.scaler import as_policy
 from asyncpool.engines.contract import ContextCarrier
 from asyncpool.engines.remote_errors import dump_error
@@ -25,11 +26,15 @@ from asyncpool.engines.wire import (
     CANCEL,
     CANCELLED,
     ERROR,
+    FAULT,
+    LEFT,
     LOG,
+    OPENED,
     READY,
     START,
     TICK,
     VALUE,
+    WAITING,
     Spec,
     dumps,
     load_value,
@@ -66,7 +71,8 @@ class _Errand:
 class Runner:
     """Takes attempts in and gives their ends out, both in batches. Belongs to the event loop that runs when it is made.
 
-    A runner has a pool while its share of the workers is not 0, and so it has resources.
+    A runner has a pool while its share of the workers is not 0, and so it has resources. It opens one first, and the
+    others when that is open. What goes wrong with them is reported to the program, which logs it.
 
     Args:
         spec: `EngineHost.spec`, as bytes.
@@ -83,6 +89,9 @@ class Runner:
         self._life: Life | None = None  # of the pool, from its start to its end
         self._parts: Parts | None = None  # of the pool, once it has started
         self._is_open = False  # whether the pool takes jobs
+        self._is_usable = False  # whether one of its workers can run a job, as last reported to the program
+        self._was_usable = False  # whether one ever could
+        self._is_check_scheduled = False
         self._jobs: dict[int, Job] = {}
         self._news: deque[tuple[Any, ...]] = deque()
         self._reader: asyncio.Future[None] | None = None
@@ -109,14 +118,15 @@ class Runner:
                 self._share = order[1]
                 self._share_changed.set()
                 if self._is_open and self._share:  # it may have been 0 in between, for too short a time to close
-                    self._tell((READY, 0, None, 0.0))
+                    self._tell((READY if self._is_usable else WAITING, 0, None, 0.0))
                 if self._keeper is None:
                     self._keeper = self._loop.create_task(self._keep_pool(), name="asyncpool runner")
 
     def _start(
         self, id: int, number: int, attempt: int, seconds_left: float | None, carried: bytes | None, data: bytes
     ) -> None:
-        if not self._is_open or self._parts is None:  # it closes its pool, because its share was 0
+        # It closes its pool, because its share was 0, or its workers have lost their resources.
+        if not self._is_open or self._parts is None or not self._is_usable:
             self._tell((CANCELLED, id, False, 0.0))
             return
         job = self._parts.dispatcher.accept(_Errand(id, seconds_left, carried, data), self, copy_context())
@@ -145,14 +155,17 @@ class Runner:
             return
         assert self._life is not None
         assert self._parts is not None
-        self._is_open = True
-        self._tell((READY, 0, None, 0.0))
+        self._is_open, self._is_usable, self._was_usable = True, False, False
+        if self._parts.workers.has_resource:
+            self._tell((WAITING, 0, None, 0.0))
         # Without a share it goes on until its jobs have ended, so that a new share needs not wait for them.
         while (self._share > 0 or self._jobs) and not self._is_closing:
+            # One resource first: if it cannot be opened, neither can the others, and it is tried again alone.
+            is_first = self._parts.workers.has_resource and not self._was_usable
+            self._parts.scaler.replace(as_policy(1 if is_first else max(1, self._share)))
+            self._check_usable()
             await self._share_changed.wait()
             self._share_changed.clear()
-            if not self._is_closing:
-                self._parts.scaler.replace(as_policy(max(1, self._share)))
         self._is_open = False
         if not self._is_closing:
             self._life.stop(drain_timeout=None, grace=5.0)
@@ -166,16 +179,42 @@ class Runner:
             self._tick = spec.tick
         parts = build_parts(
             self._run,
-            workers=self._share,
+            workers=1,
             timeout=spec.timeout,
             resource=spec.resource,
             recycle_on=spec.recycle_on,
             name=spec.pool,
         )
+        parts.workers.outage = _Faults(parts, self)
+        parts.workers.on_usable = parts.cancellation.on_stuck = self._usable_may_change
+        parts.workers.retarget(0, "the runner makes them")  # so that it starts without a resource
         self._life = Life(parts)
         self._life.is_report_awaited = True  # the program has the inputs
         await self._life.start()
         self._parts = parts
+
+    def _usable_may_change(self) -> None:
+        if not self._is_check_scheduled:  # not here: the step of the pool that calls it is not finished
+            self._is_check_scheduled = True
+            self._loop.call_soon(self._check_usable)
+
+    def _check_usable(self) -> None:
+        """Report whether a worker can run a job. If none can, give back those that wait for one."""
+        self._is_check_scheduled = False
+        parts = self._parts
+        if not self._is_open or parts is None:
+            return
+        is_usable = parts.workers.usable + parts.ledger.running > parts.cancellation.stuck
+        if is_usable == self._is_usable:
+            return
+        self._is_usable = is_usable
+        if self._share:
+            self._tell((READY if is_usable else WAITING, 0, None, 0.0))
+        if is_usable and not self._was_usable:
+            self._was_usable = True
+            self._share_changed.set()  # for the other workers
+        elif not is_usable:
+            parts.cancellation.cancel_where(lambda job: job.worker is None, CancelReason.HANDLE)
 
     async def _run(self, errand: _Errand, *resource: Any) -> bytes:
         """Run one attempt: the handler of this process's pool."""
@@ -237,6 +276,14 @@ class Runner:
         """Send a log record to the program, as the attributes for `logging.makeLogRecord`."""
         self._tell((LOG, 0, attributes, 0.0))
 
+    def report(self, kind: int, content: Any) -> None:
+        """Report something about the workers to the program."""
+        self._tell((kind, 0, content, 0.0))
+
+    def report_fault(self, worker: int, error: BaseException, retry_in: float | None, *, is_abandoned: bool) -> None:
+        """Report that a resource has failed."""
+        self.report(FAULT, (worker, self._dump_error(error), retry_in, is_abandoned))
+
     def _tell(self, news: tuple[Any, ...]) -> None:
         self._news.append(news)
         self._wake_reader()
@@ -296,3 +343,43 @@ class Runner:
             self._life.stop(drain_timeout=0.0, grace=grace)
         if self._keeper is not None:
             await asyncio.wait([self._keeper])
+
+
+class _Faults(Outage):
+    """Reports the failures of resources to the program, which counts those of all its processes.
+
+    While the runner closes, they are logged here: the engine may no longer take news.
+    """
+
+    __slots__ = ("_reported", "_runner")
+
+    def __init__(self, parts: Parts, runner: Runner) -> None:
+        super().__init__(parts.state, parts.observers)
+        self._runner = runner
+        self._reported: set[int] = set()  # the workers whose failures were reported
+
+    def failed(self, worker: int, error: BaseException, retry_in: float | None, process: str | None = None) -> None:
+        """Report a failure."""
+        if self._runner.is_closed:
+            super().failed(worker, error, retry_in, process)
+            return
+        if retry_in is not None:
+            self._reported.add(worker)
+        self._runner.report_fault(worker, error, retry_in, is_abandoned=False)
+
+    def abandoned(self, worker: int, error: BaseException, process: str | None = None) -> None:
+        """Report a resource that was abandoned."""
+        self._runner.report_fault(worker, error, None, is_abandoned=True)
+
+    def opened(self, worker: int, process: str | None = None) -> None:
+        """Report that the resource of a worker is open that was refused one before."""
+        self._forget(worker, OPENED)
+
+    def left(self, worker: int, process: str | None = None) -> None:
+        """Report that such a worker does not try again."""
+        self._forget(worker, LEFT)
+
+    def _forget(self, worker: int, kind: int) -> None:
+        if worker in self._reported:
+            self._reported.discard(worker)
+            self._runner.report(kind, worker)

@@ -198,6 +198,8 @@ class Parts:
                 deadline=self.retries.deadline,
             )
             self.workers.on_resized = self.fleet.resized
+            self.stall.processes = self.fleet.presence
+            self.fleet.presence.on_change = self.stall.watch
             call = RemoteHandler(self.fleet, self.state, call)
         invoke = Invoke(
             call,

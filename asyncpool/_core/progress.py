@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextvars import Context
+from typing import Protocol
 
 from asyncpool._core.cancellation import Cancellation
 from asyncpool._core.job import CURRENT_JOB, Job
@@ -21,7 +22,7 @@ from asyncpool._logs import log
 from asyncpool.errors import PoolDeadlock
 from asyncpool.events import Observers, PoolRecovered, PoolStalled
 
-__all__ = ["Deadlock", "Stall"]
+__all__ = ["Deadlock", "Processes", "Stall"]
 
 # A deadlock stays; so one that arises without a new wait can be found a little later, in seconds.
 _RECHECK_AFTER = 0.1
@@ -222,12 +223,26 @@ class Deadlock:
         self.check(is_final=True)
 
 
+class Processes(Protocol):
+    """The processes in which the attempts of a pool run."""
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether one of them can run attempts, or none is needed."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why none can."""
+        ...
+
+
 class Stall:
     """Whether a pool is stalled.
 
-    A worker is usable if it is idle, or runs a job that does not ignore its cancellation. `watch` must be called when a
-    worker becomes usable, or stops to be, and when a submitter begins to wait. A pool with a usable worker costs
-    nothing more and arms no timer.
+    A worker is usable if it is idle, or runs a job that does not ignore its cancellation; with an engine, only while a
+    process can run attempts. `watch` must be called when a worker becomes usable, or stops to be, and when a submitter
+    begins to wait. A pool with a usable worker costs nothing more and arms no timer.
     """
 
     __slots__ = (
@@ -242,6 +257,7 @@ class Stall:
         "_state",
         "_timer",
         "_workers",
+        "processes",
     )
 
     def __init__(
@@ -255,6 +271,8 @@ class Stall:
         pauses: Pauses,
         cancellation: Cancellation,
     ) -> None:
+        self.processes: Processes | None = None
+        """Those of the engine, if the pool has one."""
         self._state = state
         self._ledger = ledger
         self._observers = observers
@@ -277,18 +295,21 @@ class Stall:
 
     def watch(self) -> None:
         """Look whether the pool is stalled, and look again later if it may become so."""
-        if self._workers.idle and self._since is None:
+        is_remote = self.processes is not None and not self.processes.is_usable
+        if self._workers.idle and self._since is None and not is_remote:
             return  # the usual case
         is_open = self._state.phase in (Phase.OPEN, Phase.DRAINING)
-        is_unusable = is_open and self._workers.usable + self._ledger.running <= self._cancellation.stuck
-        has_work = is_unusable and self._queue.backlog > 0 and not self._pauses.is_paused
+        running, stuck = self._ledger.running, self._cancellation.stuck
+        is_unusable = is_open and (is_remote or self._workers.usable + running <= stuck)
+        waiting = self._queue.backlog + (max(0, running - stuck) if is_remote else 0)
+        has_work = is_unusable and waiting > 0 and not self._pauses.is_paused
         now = self._state.time()
         if not has_work:
             self._end(now)
         elif self._since is None:
             self._since = now
         elif not self._is_stalled and now - self._since >= _STALLED_AFTER:
-            self._begin(now - self._since)
+            self._begin(now - self._since, waiting)
         # A worker without a job that is not idle waits for its resource, and that takes no longer than its bounds. If
         # all run stuck jobs, the end of one of them is the next to happen, or that work comes: no timer then, once that
         # is reported.
@@ -296,7 +317,8 @@ class Stall:
             self._queue.notify_next(self.watch, owner=self)
         else:
             self._queue.ignore_next(self)
-        waits = is_unusable and len(self._workers.by_number) > self._ledger.running
+        # A job that an idle worker takes is in no queue, so a pool without processes looks for such jobs.
+        waits = is_unusable and (is_remote or len(self._workers.by_number) > running)
         if waits or (has_work and not self._is_stalled):
             if self._timer is None:
                 self._timer = self._state.loop.call_later(_INTERVAL, self._look_again, context=self._context.copy())
@@ -317,9 +339,9 @@ class Stall:
             self._timer.cancel()
             self._timer = None
 
-    def _begin(self, seconds: float) -> None:
+    def _begin(self, seconds: float, queued: int) -> None:
         self._is_stalled = True
-        reason, queued = self._reason(), len(self._queue.order) + len(self._queue.line.waiting)
+        reason = self._reason()
         log.warning(
             "pool %r: stalled: %d waiting, and no usable worker for %.2g s: %s",
             self._state.name,
@@ -344,7 +366,10 @@ class Stall:
         reasons: list[str] = []
         if stuck:
             reasons.append(f"{stuck} of {len(workers.by_number)} workers run jobs that ignore their cancellation")
-        if len(workers.by_number) > self._ledger.running:
+        if self.processes is not None:
+            if not self.processes.is_usable:
+                reasons.append(self.processes.reason)
+        elif len(workers.by_number) > self._ledger.running:
             last = workers.last_failure
             reasons.append(
                 f"no worker has its resource ({workers.opening} opening, {workers.closing} closing"

@@ -21,9 +21,10 @@ from asyncpool._core.wakeups import wake
 from asyncpool._guard import describe, is_error, set_cause
 from asyncpool._logs import is_logged, log
 from asyncpool.errors import PoolClosed, ResourceDied, ResourceTimeout, is_safe_to_raise
+from asyncpool.events import Observers, ResourceFailed
 from asyncpool.resources import Resource
 
-__all__ = ["Outage", "ResourceHost", "ResourceTask"]
+__all__ = ["Outage", "ResourceHost", "ResourceTask", "safe_error"]
 
 # The pause before a resource that could not be opened is tried again: doubled each time, with half of it random, so
 # that the workers of a pool do not all connect to a database in the moment in which it is back.
@@ -37,7 +38,8 @@ _SLOW_AFTER = 5.0
 _QUIET = 60.0
 
 
-def _safe(error: BaseException | None) -> BaseException:
+def safe_error(error: BaseException | None) -> BaseException:
+    """Return the error that `start()` raises for one of the first resource."""
     if error is not None and is_safe_to_raise(error):
         return error
     died = ResourceDied("the resource could not be opened")
@@ -208,7 +210,7 @@ class ResourceTask:
             if is_error(held.error, asyncio.CancelledError) and self._is_ending():
                 return  # given up, because of leave() or because somebody cancels every task
             if not held.was_opened and self.opened is not None and not self.opened.done():
-                self.opened.set_exception(_safe(held.error))
+                self.opened.set_exception(safe_error(held.error))
                 return
             is_clean = held.was_opened and held.lost is None and held.error is None
             if is_clean or held.seconds >= _LONG_LIFE:
@@ -386,13 +388,17 @@ class Outage:
 
     The 1st, 2nd, 4th, 8th ... failure is logged, and the recovery if a failure was logged before it. So a resource that
     fails as soon as it is open does not fill the log either (test_a_backend_that_flaps_does_not_fill_the_log).
+
+    The workers of a pool with an engine are in its processes, which report their failures to the one `Outage` of the
+    program (test_an_outage_that_all_processes_see_is_logged_sparsely).
     """
 
-    __slots__ = ("_began_at", "_count", "_failed_at", "_failing", "_is_recovery_logged", "_state", "last")
+    __slots__ = ("_began_at", "_count", "_failed_at", "_failing", "_is_recovery_logged", "_observers", "_state", "last")
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, observers: Observers) -> None:
         self._state = state
-        self._failing: set[int] = set()  # the numbers of workers that try again
+        self._observers = observers
+        self._failing: dict[str | None, set[int]] = {}  # by process, the numbers of workers that try again
         self._count = 0
         self._began_at = 0.0
         self._failed_at = 0.0
@@ -400,7 +406,7 @@ class Outage:
         self.last: str | None = None
         """The last failure: a text, because the error would keep frames alive."""
 
-    def failed(self, worker: Worker, error: BaseException, retry_in: float | None) -> None:
+    def failed(self, worker: int, error: BaseException, retry_in: float | None, process: str | None = None) -> None:
         """Count a failure; None: the worker retires."""
         now = self._state.time()
         if not self._count or now - self._failed_at >= _QUIET:
@@ -410,21 +416,33 @@ class Outage:
         self.last = describe(error)
         self._failed_at = now
         if retry_in is not None:
-            self._failing.add(worker.number)
+            self._failing.setdefault(process, set()).add(worker)
         if is_logged(self._count):
             self._is_recovery_logged |= retry_in is not None
             log.error(
-                "pool %r: the resource of worker %d failed (occurrence %d)%s",
+                "pool %r: the resource of worker %d%s failed (occurrence %d)%s",
                 self._state.name,
-                worker.number,
+                worker,
+                "" if process is None else f" of {process}",
                 self._count,
                 "" if not retry_in else f", next try in {retry_in:.2g} s",
                 exc_info=error,
             )
+        self._report(worker, error, retry_in, process)
 
-    def opened(self, worker: Worker) -> None:
+    def abandoned(self, worker: int, error: BaseException, process: str | None = None) -> None:
+        """Report a resource that ignores its cancellation. The caller logs it."""
+        self._report(worker, error, None, process)
+
+    def _report(self, worker: int, error: BaseException, retry_in: float | None, process: str | None) -> None:
+        if self._observers.any:
+            self._observers.emit(
+                ResourceFailed(pool=self._state.name, worker=worker, error=error, retry_in=retry_in, process=process)
+            )
+
+    def opened(self, worker: int, process: str | None = None) -> None:
         """Note that a worker's resource is open."""
-        self._failing.discard(worker.number)
+        self.left(worker, process)
         if self._is_recovery_logged and not self._failing:
             self._is_recovery_logged = False
             log.warning(
@@ -435,6 +453,14 @@ class Outage:
                 self._state.time() - self._began_at,
             )
 
-    def left(self, worker: Worker) -> None:
+    def left(self, worker: int, process: str | None = None) -> None:
         """Note that a worker has left, and does not try again."""
-        self._failing.discard(worker.number)
+        failing = self._failing.get(process)
+        if failing is not None:
+            failing.discard(worker)
+            if not failing:
+                del self._failing[process]
+
+    def process_gone(self, process: str) -> None:
+        """Note that the workers of a process have left."""
+        self._failing.pop(process, None)

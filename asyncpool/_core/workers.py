@@ -22,7 +22,7 @@ from asyncpool._core.tasks import Tasks
 from asyncpool._core.wakeups import Wakeups
 from asyncpool._logs import log
 from asyncpool.errors import ResourceDied, ResourceTimeout
-from asyncpool.events import Observers, PoolResized, ResourceFailed
+from asyncpool.events import Observers, PoolResized
 from asyncpool.outcomes import CancelReason
 from asyncpool.resources import Resource
 from asyncpool.scaling.policy import Decision, PoolLoad
@@ -53,7 +53,6 @@ class Workers:
         "_ledger",
         "_limit",
         "_observers",
-        "_outage",
         "_places",
         "_queue",
         "_resource",
@@ -64,6 +63,7 @@ class Workers:
         "idle",
         "on_resized",
         "on_usable",
+        "outage",
         "surplus",
         "target",
     )
@@ -92,7 +92,7 @@ class Workers:
         self._tasks = tasks
         self._resource = resource
         self._places = Places(lambda: self.max_workers - max(0, self.abandoned - self.max_workers))
-        self._outage = Outage(state)
+        self.outage = Outage(state, observers)
         self.by_number = by_number  # always the same object
         self.idle = idle  # always the same object; the hot path takes and returns workers here
         self.surplus = 0
@@ -157,7 +157,7 @@ class Workers:
     @property
     def last_failure(self) -> str | None:
         """The last failure of a resource, described."""
-        return self._outage.last
+        return self.outage.last
 
     def _all(self) -> Collection[Worker]:
         return () if self._resource is None else self.by_number.values()
@@ -304,7 +304,7 @@ class Workers:
 
     def remove(self, worker: Worker) -> None:
         """Forget a worker that has left."""
-        self._outage.left(worker)
+        self.outage.left(worker.number)
         self._leaving.discard(worker)
         if self.by_number.get(worker.number) is worker:  # otherwise its number belongs to another worker by now
             del self.by_number[worker.number]
@@ -342,7 +342,7 @@ class Workers:
 
     def worker_ready(self, worker: Worker) -> None:
         """A worker's resource is open: it takes jobs."""
-        self._outage.opened(worker)
+        self.outage.opened(worker.number)
         if not worker.retiring:
             self.idle.append(worker)
             self.on_usable()
@@ -376,8 +376,7 @@ class Workers:
         """A worker's resource could not be opened or closed, or has died."""
         if self._state.is_closing and retry_in is None:
             self._ledger.resource_errors.append(error)
-        self._outage.failed(worker, error, retry_in)
-        self._report_failure(worker, error, retry_in)
+        self.outage.failed(worker.number, error, retry_in)
 
     def resource_abandoned(self, worker: Worker, error: ResourceTimeout, failures: int) -> None:
         """A worker's resource ignores that it was cancelled: leave it to itself, and give the worker another."""
@@ -393,17 +392,11 @@ class Workers:
                 self._state.name,
                 self.abandoned,
             )
-        self._report_failure(worker, error, None)
+        self.outage.abandoned(worker.number, error)
         if not worker.retiring and self._resource is not None:
             self._hold_resource(worker, self._resource, failures=failures)
         elif worker.job is None:
             self.remove(worker)
-
-    def _report_failure(self, worker: Worker, error: BaseException, retry_in: float | None) -> None:
-        if self._observers.any:
-            self._observers.emit(
-                ResourceFailed(pool=self._state.name, worker=worker.number, error=error, retry_in=retry_in)
-            )
 
 
 def _nothing() -> None: ...

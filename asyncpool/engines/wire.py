@@ -24,12 +24,16 @@ __all__ = [
     "CANCEL",
     "CANCELLED",
     "ERROR",
+    "FAULT",
+    "LEFT",
     "LOG",
+    "OPENED",
     "READY",
     "SHARE",
     "START",
     "TICK",
     "VALUE",
+    "WAITING",
     "Spec",
     "dumps",
     "load_value",
@@ -42,9 +46,16 @@ __all__ = [
 START, CANCEL, SHARE = range(3)
 """(START, id, number of the job, attempt, seconds left, carried, input), (CANCEL, id), (SHARE, workers)."""
 # News, from a process to the program.
-VALUE, ERROR, CANCELLED, READY, BROKEN, LOG = range(6)
-"""(VALUE, id, value, seconds), (ERROR, id, error, seconds), (CANCELLED, id, whether it had started, seconds),
-(READY, 0, None, 0.0), (BROKEN, 0, error, 0.0), (LOG, 0, attributes of the record, 0.0)."""
+VALUE, ERROR, CANCELLED, READY, WAITING, BROKEN, LOG, FAULT, OPENED, LEFT = range(10)
+"""The end of an attempt: (VALUE, id, value, seconds), (ERROR, id, error, seconds), (CANCELLED, id, whether it had
+started, seconds). All others are (kind, 0, content, 0.0), with the content:
+
+* READY, WAITING: None. A worker can run attempts; none can until its resource is open.
+* BROKEN: an error. The process cannot run the handler.
+* LOG: the attributes of a record.
+* FAULT: (worker, error, seconds until the next try or None, whether the resource was abandoned).
+* OPENED, LEFT: a worker that had a FAULT. Its resource is open; it does not try again.
+"""
 
 BATCH_BYTES = 8 << 20
 """About how many bytes of inputs or values one batch holds at most."""

@@ -135,6 +135,25 @@ class Connections:
         self.notes.add("left", os.getpid())
 
 
+class Door:
+    """A resource that cannot be opened while a file exists."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def close(self) -> None:
+        self.path.touch()
+
+    def open(self) -> None:
+        self.path.unlink()
+
+    @asynccontextmanager
+    async def __call__(self) -> AsyncIterator[int]:
+        if self.path.exists():
+            raise ConnectionRefusedError("the door is closed")
+        yield os.getpid()
+
+
 @asynccontextmanager
 async def logs_its_end() -> AsyncIterator[int]:
     yield os.getpid()

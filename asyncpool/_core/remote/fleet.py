@@ -19,15 +19,17 @@ from typing import Any
 from asyncpool._core.job import Job
 from asyncpool._core.queue import JobQueue
 from asyncpool._core.remote.members import Errand, Member, Remote, Slots
+from asyncpool._core.remote.presence import CHECKS, Presence
 from asyncpool._core.remote.quarantine import Quarantine
 from asyncpool._core.state import State
 from asyncpool._core.tasks import Tasks
 from asyncpool._core.workers import Workers
-from asyncpool._guard import describe, is_error, name_of, safe_text, set_cause
+from asyncpool._guard import describe, name_of, safe_text, set_cause
 from asyncpool._logs import log, relay
+from asyncpool.engines import wire
 from asyncpool.engines.contract import Process
 from asyncpool.engines.remote_errors import load_error
-from asyncpool.engines.wire import BATCH_BYTES, BROKEN, CANCELLED, LOG, READY, SHARE, dumps, loads
+from asyncpool.engines.wire import BATCH_BYTES, CANCELLED, SHARE, dumps, loads
 from asyncpool.errors import EngineLost, PoolError, ProcessDied, ProcessLost
 from asyncpool.events import Observers, ProcessGone, ProcessJoined
 from asyncpool.stats import ProcessStats
@@ -36,7 +38,6 @@ __all__ = ["LOST", "Fleet"]
 
 LOST = -1
 """The kind of end of an attempt that is not run again although its process is gone."""
-_CHECKS = 4  # before a process is called dead, or the engine: a program whose own loop was blocked makes only one
 _LATER = 0.001  # seconds that a process waits longer for the end of a job's time: that is the program's to say
 _WAIT_FOR_REPLACEMENT = 1.0  # seconds, before a busy process is emptied for suspects
 
@@ -82,32 +83,37 @@ class Fleet:
         self._reserve_at = -math.inf  # loop time from which busy processes are emptied for suspects
         self._count = 0
         self._most = 1
-        self._failed_starts = 0
         self._is_pump_scheduled = False
-        self._opened: asyncio.Future[None] | None = None  # what `open` waits for; None before it is called
         self._lost: EngineLost | None = None
         self._is_over = False
         self._closing = asyncio.Event()
         self._is_leaving = False
         self._grace_until: Callable[[], float] = lambda: math.inf
         self._grown = asyncio.Event()
-        self._patience_timer: asyncio.TimerHandle | None = None
         self._silence_timer: asyncio.TimerHandle | None = None
         self._reserve_timer: asyncio.TimerHandle | None = None
+        self.presence = Presence(
+            state,
+            self._members,
+            workers.outage,
+            patience=options.patience,
+            is_needed=lambda: self._workers.target > 0 or bool(self._errands),
+            expected=lambda: self._expected,
+            give_up=self._lose_patience,
+        )
 
     # -- Life --------------------------------------------------------------------------------------------------------
 
     async def open(self, context: Context) -> None:
         """Start the engine, and wait for the first process that can run the handler. Raises what kept it from that."""
         self._loop, self._context = self._state.loop, context
-        self._opened = self._loop.create_future()
+        opened = self.presence.begin(context)
         self._tasks.spawn(self._run_engine, name=f"{self.pool} engine", context=context.copy())
-        self._watch_patience()
         if self._options.responds_within is not None:
-            self._check_silence(self._options.responds_within / _CHECKS)
-        if not self._workers.target and not self._opened.done():
-            self._opened.set_result(None)  # nothing is to run yet
-        await self._opened
+            self._check_silence(self._options.responds_within / CHECKS)
+        if not self._workers.target:
+            self.presence.open()  # nothing is to run yet
+        await opened
 
     async def _run_engine(self) -> None:
         cause: BaseException | None = None
@@ -133,7 +139,8 @@ class Fleet:
         What has not ended by now waits for its cancellation.
         """
         self._is_over = True
-        for timer in (self._patience_timer, self._silence_timer, self._reserve_timer):
+        self.presence.end()
+        for timer in (self._silence_timer, self._reserve_timer):
             if timer is not None:
                 timer.cancel()
         for member in list(self._members.values()):
@@ -147,35 +154,14 @@ class Fleet:
         """Let the engine end as soon as no attempt is left: the pool is closing."""
         self._is_leaving = True
         self._grace_until = grace_until
-        if self._opened is not None and not self._opened.done():
-            self._opened.set_result(None)
+        self.presence.leave()
         self._close_if_empty()
 
     def _close_if_empty(self) -> None:
         if self._is_leaving and not self._errands:
             self._closing.set()
 
-    def _watch_patience(self) -> None:
-        """Give the engine up when workers have had no process for too long that can run the handler."""
-        is_served = not (self._workers.target or self._errands) or any(
-            member.is_ready for member in self._members.values()
-        )
-        timer = self._patience_timer
-        if is_served and timer is not None:
-            timer.cancel()
-            self._patience_timer = None
-        elif not is_served and timer is None and not self._is_over:
-            self._lose_patience(_CHECKS)
-
-    def _lose_patience(self, checks: int) -> None:
-        """Wait for a process until that many checks have passed. A program whose own loop was blocked makes only one,
-        and then hears what has happened meanwhile.
-        """
-        if checks:
-            self._patience_timer = self._loop.call_later(
-                self._options.patience / _CHECKS, self._lose_patience, checks - 1, context=self._context.copy()
-            )
-            return
+    def _lose_patience(self) -> None:
         self._lose_engine(
             f"{describe(self._engine)} has had no process that can run the handler for {self._options.patience:g} s",
             None,
@@ -186,9 +172,7 @@ class Fleet:
             return
         self._lost = error = EngineLost(text)
         set_cause(error, cause)
-        if self._opened is not None and not self._opened.done():
-            self._opened.set_exception(error)
-        else:
+        if not self.presence.fail(error):
             self.on_lost(error)
 
     # -- What the engine sees ----------------------------------------------------------------------------------------
@@ -243,9 +227,9 @@ class Fleet:
 
     def resized(self) -> None:
         """Note that the number of workers has changed."""
-        if self._opened is not None:
+        if self.presence.has_begun:
             self._grown.set()
-            self._watch_patience()
+            self.presence.changed()
             self._pump_soon()
 
     # -- Attempts, which `attempts.py` brings ------------------------------------------------------------------------
@@ -272,8 +256,8 @@ class Fleet:
         errand.settle(kind, content, seconds)
         if not self._errands:
             self._close_if_empty()
-            if self._patience_timer is not None:
-                self._watch_patience()
+            if self.presence.is_running_out:
+                self.presence.changed()
 
     # -- To the processes --------------------------------------------------------------------------------------------
 
@@ -322,7 +306,7 @@ class Fleet:
             if member.share != share:
                 member.share = share
                 if not share:  # it closes its pool, and so its resources, when what runs there has ended
-                    member.is_ready = False
+                    member.is_ready = member.is_waiting = False
                 member.order(SHARE, share)
 
     async def _send(self, member: Member) -> None:
@@ -354,21 +338,38 @@ class Fleet:
 
     def _hear(self, member: Member, kind: int, content: Any) -> None:
         """Take news that are not the end of an attempt."""
-        if kind == BROKEN:
-            raise load_error(content)
-        if kind == LOG:
-            relay(content)
-        elif kind == READY and member.share:
-            member.is_ready = True
-            if not member.was_ready:
-                member.was_ready = True
-                log.debug("pool %r: %s has joined", self.pool, member.name)
-                if self._observers.any:
-                    self._observers.emit(ProcessJoined(pool=self.pool, process=member.name, number=member.number))
-            self._watch_patience()
-            if self._opened is not None and not self._opened.done():
-                self._opened.set_result(None)
-            self._pump_soon()
+        match kind:
+            case wire.BROKEN:
+                raise load_error(content)
+            case wire.LOG:
+                relay(content)
+            case wire.READY:
+                self._is_ready(member)
+            case wire.WAITING if member.share:
+                member.is_ready, member.is_waiting = False, True
+                self.presence.changed()
+            case wire.FAULT:
+                worker, error, retry_in, is_abandoned = content
+                self.presence.resource_failed(member, worker, load_error(error), retry_in, is_abandoned=is_abandoned)
+            case wire.OPENED:
+                self._workers.outage.opened(content, process=member.name)
+            case wire.LEFT:
+                self._workers.outage.left(content, process=member.name)
+            case _:
+                pass  # it came too late
+
+    def _is_ready(self, member: Member) -> None:
+        if not member.share:
+            return
+        member.is_ready, member.is_waiting = True, False
+        if not member.was_ready:
+            member.was_ready = True
+            log.debug("pool %r: %s has joined", self.pool, member.name)
+            if self._observers.any:
+                self._observers.emit(ProcessJoined(pool=self.pool, process=member.name, number=member.number))
+        self.presence.open()
+        self.presence.changed()
+        self._pump_soon()
 
     # -- Losses ------------------------------------------------------------------------------------------------------
 
@@ -403,18 +404,7 @@ class Fleet:
         except Exception as raised:  # what the process had must run elsewhere all the same
             log.error("pool %r: killing %s raised an exception", self.pool, member.name, exc_info=raised)
         self.processes_lost += 1
-        is_lost = is_error(error, ProcessLost)  # and what replaces it may do, within the patience
-        self._failed_starts += not is_lost and not member.was_ready
-        is_opening = self._opened is not None and not self._opened.done()
-        if is_opening and not is_lost and (self._failed_starts >= self._expected or not self._members):
-            assert self._opened is not None
-            self._opened.set_exception(error)  # none can run the handler, or even start
-        elif is_lost:
-            log.warning("pool %r: lost %s with %d attempts: %s", self.pool, member.name, len(errands), str(error))
-        elif is_opening:  # what keeps the last of them from that is raised to the caller, with its traceback
-            log.warning("pool %r: %s cannot be used: %s", self.pool, member.name, describe(error))
-        else:
-            log.error("pool %r: %s cannot be used", self.pool, member.name, exc_info=error)
+        self.presence.lost(member, error, len(errands))
         sent = [errand for errand in errands if errand.is_sent and not errand.is_cancelled]
         member.counts.lost += len(sent)
         for errand in reversed(errands):
@@ -431,7 +421,7 @@ class Fleet:
             self._observers.emit(
                 ProcessGone(pool=self.pool, process=member.name, number=member.number, attempts=len(sent), error=error)
             )
-        self._watch_patience()
+        self.presence.changed()
         self._pump_soon()
 
     def _not_run_again(self, member: Member, error: BaseException) -> PoolError:
@@ -464,7 +454,7 @@ class Fleet:
             return
         self.reruns += had_started
         self._outbox.appendleft(errand)
-        self._watch_patience()
+        self.presence.changed()
 
     def _check_silence(self, interval: float) -> None:
         """Look for processes that live and do not respond: a handler blocks their event loop, for example."""
@@ -476,7 +466,7 @@ class Fleet:
         for member in list(self._members.values()):
             if member.was_ready:
                 member.silent_checks += 1
-                if member.silent_checks > _CHECKS:
+                if member.silent_checks > CHECKS:
                     self._lose(member, ProcessLost(f"it did not respond within {self._options.responds_within:g} s"))
 
     # -- What is counted ---------------------------------------------------------------------------------------------

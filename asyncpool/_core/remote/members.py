@@ -111,6 +111,7 @@ class Member:
         "has_orders",
         "is_apart",
         "is_ready",
+        "is_waiting",
         "number",
         "orders",
         "process",
@@ -129,7 +130,8 @@ class Member:
         self.bytes = 0  # of the inputs in them
         self.has_orders = asyncio.Event()
         self.share = 0  # how many attempts it may run at a time, as it was sent
-        self.is_ready = False  # whether it has a pool for them
+        self.is_ready = False  # whether it can run attempts
+        self.is_waiting = False  # whether it could, if one of its workers had its resource
         self.was_ready = False  # whether it ever had: if not, it may be a process that cannot run the handler
         self.is_apart = False  # whether it runs one group of suspects, or is being emptied for one
         self.silent_checks = 0  # how many checks have passed without news from it
