@@ -32,6 +32,7 @@ from asyncpool.engines.wire import (
     OPENED,
     READY,
     START,
+    STUCK,
     TICK,
     VALUE,
     WAITING,
@@ -187,6 +188,7 @@ class Runner:
         )
         parts.workers.outage = _Faults(parts, self)
         parts.workers.on_usable = parts.cancellation.on_stuck = self._usable_may_change
+        parts.cancellation.logs_stuck = False
         parts.workers.retarget(0, "the runner makes them")  # so that it starts without a resource
         self._life = Life(parts)
         self._life.is_report_awaited = True  # the program has the inputs
@@ -265,7 +267,8 @@ class Runner:
         """Nothing here is delayed: the pool has no retries."""
 
     def on_stuck(self, job: Job, /) -> None:
-        """The program sees for itself that a job ignores its cancellation."""
+        """Report a job that ignores its cancellation."""
+        self._tell((STUCK, 0, job.input.id, 0.0))
 
     def _dump_error(self, error: BaseException) -> bytes:
         return dump_error(error, self._place, shares_main=self._spec is not None and self._spec.shares_main)

@@ -44,7 +44,7 @@ class _Requests:
 
     __slots__ = ("awaited", "last", "next", "reasons", "stuck_timer")
 
-    def __init__(self, stuck_timer: asyncio.TimerHandle) -> None:
+    def __init__(self, stuck_timer: asyncio.TimerHandle | None) -> None:
         self.reasons: set[object] = set()  # those that have cancelled, or will
         self.last = -math.inf  # when its task was cancelled, on the clock of the loop
         self.next: asyncio.TimerHandle | None = None  # when it will be once more
@@ -79,6 +79,7 @@ class Cancellation:
         "_state",
         "_wakeups",
         "_workers",
+        "logs_stuck",
         "on_stuck",
     )
 
@@ -112,6 +113,8 @@ class Cancellation:
         self._cancelling: dict[Job, _Requests] = {}
         self.on_stuck: Callable[[], object] = lambda: None
         """Called when a job has become stuck, or when one that was has ended."""
+        self.logs_stuck = True
+        """Whether a job that is stuck is logged: not in a process of an engine, whose program does that."""
 
     def open(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
         """Bind to the running loop."""
@@ -219,19 +222,33 @@ class Cancellation:
         """Whether a job of this sink runs that is not stuck, or waiting jobs, perhaps its own, are being settled."""
         return self.is_settling or any(job.sink is sink and not self.is_stuck(job) for job in self.running_jobs())
 
+    def report_stuck(self, job: Job) -> None:
+        """Note that a running job ignores a cancellation: its process has found out, which can be its own timeout."""
+        requests = self._cancelling.get(job)
+        if requests is None:
+            self._wakeups.leave_fast_path()
+            requests = self._cancelling[job] = _Requests(None)
+        elif requests.stuck_timer is None:
+            return
+        else:
+            requests.stuck_timer.cancel()
+        self._report_stuck(job)
+
     def _report_stuck(self, job: Job) -> None:
         worker = job.worker
         assert worker is not None
         self._cancelling[job].stuck_timer = None
         job.sink.on_stuck(job)
-        log.warning(
-            "pool %r: job %d was cancelled %g s ago and is still running; it keeps worker %d busy until it stops: %r",
-            self._state.name,
-            job.number,
-            STUCK_AFTER,
-            worker.number,
-            job.input,
-        )
+        if self.logs_stuck:
+            log.warning(
+                "pool %r: job %d was cancelled %g s ago and is still running; "
+                "it keeps worker %d busy until it stops: %r",
+                self._state.name,
+                job.number,
+                STUCK_AFTER,
+                worker.number,
+                job.input,
+            )
         if self._observers.any:
             self._observers.emit(
                 JobStuck(pool=self._state.name, id=job.number, job=job.input, worker=worker.number, seconds=STUCK_AFTER)

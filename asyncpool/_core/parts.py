@@ -196,6 +196,7 @@ class Parts:
                 queue=self.queue,
                 observers=observers,
                 deadline=self.retries.deadline,
+                on_stuck=self.cancellation.report_stuck,
             )
             self.workers.on_resized = self.fleet.resized
             self.stall.processes = self.fleet.presence

@@ -31,6 +31,7 @@ __all__ = [
     "READY",
     "SHARE",
     "START",
+    "STUCK",
     "TICK",
     "VALUE",
     "WAITING",
@@ -46,7 +47,7 @@ __all__ = [
 START, CANCEL, SHARE = range(3)
 """(START, id, number of the job, attempt, seconds left, carried, input), (CANCEL, id), (SHARE, workers)."""
 # News, from a process to the program.
-VALUE, ERROR, CANCELLED, READY, WAITING, BROKEN, LOG, FAULT, OPENED, LEFT = range(10)
+VALUE, ERROR, CANCELLED, READY, WAITING, BROKEN, LOG, FAULT, OPENED, LEFT, STUCK = range(11)
 """The end of an attempt: (VALUE, id, value, seconds), (ERROR, id, error, seconds), (CANCELLED, id, whether it had
 started, seconds). All others are (kind, 0, content, 0.0), with the content:
 
@@ -55,6 +56,7 @@ started, seconds). All others are (kind, 0, content, 0.0), with the content:
 * LOG: the attributes of a record.
 * FAULT: (worker, error, seconds until the next try or None, whether the resource was abandoned).
 * OPENED, LEFT: a worker that had a FAULT. Its resource is open; it does not try again.
+* STUCK: the id of an attempt that ignores its cancellation.
 """
 
 BATCH_BYTES = 8 << 20

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from asyncpool import Failed, Processes, Resource, WorkerPool
-from asyncpool.events import PoolRecovered, PoolStalled, ProcessGone, ResourceFailed
+from asyncpool.events import JobStuck, PoolRecovered, PoolStalled, ProcessGone, ResourceFailed
 from tests.engines import handlers
 from tests.engines.handlers import Door
 from tests.engines.memory import InMemory, Portable
 from tests.engines.test_processes import real, until
-from tests.helpers import fuzzed, now, virtual
+from tests.helpers import fuzzed, ignores_cancel, now, virtual
 from tests.test_resources import Server, use
 
 pytestmark = pytest.mark.usefixtures("no_signs_of_life")
@@ -192,6 +192,34 @@ async def test_jobs_leave_a_process_that_has_lost_its_resource() -> None:
         assert len(set(values)) == 1  # all by the connection that is left
         assert pool.stats.processes == 1
         assert pool.stats.reruns == 0
+
+
+@virtual
+async def test_a_job_that_ignores_its_timeout_in_a_process_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    events = list[Any]()
+    async with WorkerPool(
+        Portable(ignores_cancel), workers=1, timeout=1.0, engine=InMemory(1), observers=[events.append]
+    ) as pool:
+        handle = await pool.submit(30.0)
+        await asyncio.sleep(10.0)
+        assert pool.stats.stuck == 1
+        await handle.outcome()
+        assert pool.stats.stuck == 0
+    assert len(of_type(JobStuck, events)) == 1
+    (text,) = [text for text in messages(caplog) if "is still running" in text]
+    assert text.endswith("30.0")
+
+
+@virtual
+async def test_a_job_that_is_cancelled_and_stuck_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    events = list[Any]()
+    async with WorkerPool(Portable(ignores_cancel), workers=1, engine=InMemory(1), observers=[events.append]) as pool:
+        handle = await pool.submit(30.0)
+        await asyncio.sleep(1.0)
+        handle.cancel()
+        await handle.outcome()
+    assert len(of_type(JobStuck, events)) == 1
+    assert sum("is still running" in text for text in messages(caplog)) == 1
 
 
 @real

@@ -59,6 +59,7 @@ class Fleet:
         queue: JobQueue,
         observers: Observers,
         deadline: Callable[[Job], float],
+        on_stuck: Callable[[Job], None],
     ) -> None:
         self.pool = state.name
         self.spec = options.spec
@@ -70,6 +71,7 @@ class Fleet:
         self._queue = queue
         self._observers = observers
         self._deadline = deadline
+        self._on_stuck = on_stuck
         self.on_lost: Callable[[EngineLost], None] = lambda error: None
         """Called once, when the engine is lost while the pool is open."""
         self.reruns = 0
@@ -355,6 +357,8 @@ class Fleet:
                 self._workers.outage.opened(content, process=member.name)
             case wire.LEFT:
                 self._workers.outage.left(content, process=member.name)
+            case wire.STUCK if content in member.errands:
+                self._on_stuck(member.errands[content].job)
             case _:
                 pass  # it came too late
 
