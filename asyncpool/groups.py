@@ -291,5 +291,9 @@ class Producer(Generic[JobT, ValueT_co]):
 
     def __del__(self) -> None:
         # Can run in any thread, whenever the collector likes: it only schedules.
-        if not self._is_entered:
+        try:
+            is_entered = self._is_entered
+        except AttributeError:  # an interrupt came before `__init__` had ended (tests/test_finalizers.py)
+            return
+        if not is_entered:
             self._channel.producer_is_dropped()

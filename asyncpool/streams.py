@@ -60,6 +60,10 @@ class Stream(Readable[ItemT_co, FedChannel[Any]]):
         return f"<Stream: {self._channel!r}>"
 
     def __del__(self) -> None:
-        if self._channel.is_missed:
+        try:
+            channel = self._channel
+        except AttributeError:  # an interrupt came before `__init__` had ended (tests/test_finalizers.py)
+            return
+        if channel.is_missed:
             # stacklevel: where it was dropped, as far as the interpreter knows.
-            warnings.warn(f"{self._channel.name} was never read: await or iterate it", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{channel.name} was never read: await or iterate it", RuntimeWarning, stacklevel=2)

@@ -285,6 +285,10 @@ class Channel(Generic[ItemT_co]):
 
     def __del__(self) -> None:
         # Nobody reads what is in the buffer now. Can run in any thread: it only schedules.
+        try:
+            _ = self._failure  # what `__init__` sets last
+        except AttributeError:  # an interrupt came before `__init__` had ended (tests/test_finalizers.py)
+            return
         failures = _failures(self._take_outcomes())
         if failures:
             self.parts.ledger.note_unread(failures)
@@ -372,4 +376,8 @@ class Cursor(AsyncIterator[ItemT_co]):
 
     def __del__(self) -> None:
         # Can run in any thread, whenever the collector likes: it only schedules.
-        self._channel.cancel_soon()
+        try:
+            channel = self._channel
+        except AttributeError:  # an interrupt came before `__init__` had ended (tests/test_finalizers.py)
+            return
+        channel.cancel_soon()

@@ -116,6 +116,9 @@ class Completion:
 
     def __del__(self) -> None:
         # Can run in any thread, whenever the collector likes. So it only schedules.
-        job = self.job
-        if not self._is_read and isinstance(job.outcome, Failed):
+        try:
+            job, is_read = self.job, self._is_read
+        except AttributeError:  # an interrupt came before `__init__` had ended (tests/test_finalizers.py)
+            return
+        if not is_read and isinstance(job.outcome, Failed):
             self._parts.ledger.note_unread((job.outcome,))
