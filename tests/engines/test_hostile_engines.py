@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from asyncpool import Failed, Permanent, ProcessLost, Succeeded, WorkerPool
+from asyncpool._core.remote.members import Errand
 from asyncpool.engines.wire import BATCH_BYTES
 from asyncpool.testing import VirtualTimeLoop
 from tests.engines.memory import InMemory, Portable, Simulated
@@ -200,3 +201,55 @@ async def raise_false(_: int) -> None:
 class FalsePermanent(Permanent):
     def __bool__(self) -> bool:
         raise ValueError("neither true nor false")
+
+
+def interrupted(main: Callable[[list[WorkerPool[Any, Any]]], Coroutine[Any, Any, None]]) -> WorkerPool[Any, Any]:
+    """Run a program that is interrupted, and return its pool, as `asyncio.run` leaves it."""
+    pools: list[WorkerPool[Any, Any]] = []
+    loop = VirtualTimeLoop()
+    loop.set_exception_handler(lambda loop, context: None)
+    with pytest.raises(KeyboardInterrupt), asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(main(pools))
+    return pools[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_interrupt_while_an_attempt_ends_leaves_a_pool_that_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    settle = Errand.settle
+
+    def settle_later(self: Errand, *end: Any) -> None:
+        monkeypatch.setattr(Errand, "settle", settle)
+        raise KeyboardInterrupt
+
+    async def main(pools: list[WorkerPool[Any, Any]]) -> None:
+        async with WorkerPool(Portable(sleeper), workers=3, engine=InMemory(1)) as pool:
+            pools.append(pool)
+            handles = [await pool.submit(1.0) for _ in range(3)]
+            monkeypatch.setattr(Errand, "settle", settle_later)
+            for handle in handles:
+                await handle.outcome()
+
+    pool = interrupted(main)
+    assert pool.state == "closed"
+    assert pool.report is not None
+    assert len(pool.report.unfinished) + pool.stats.succeeded == 3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_interrupt_in_a_task_of_an_engine_does_not_keep_the_pool_from_closing() -> None:
+    class Interrupted(InMemory):
+        async def _keep(self, number: int, host: Any, processes: list[Simulated]) -> None:
+            if number:
+                await asyncio.sleep(1.0)
+                raise KeyboardInterrupt
+            await super()._keep(number, host, processes)
+
+    async def main(pools: list[WorkerPool[Any, Any]]) -> None:
+        async with WorkerPool(Portable(sleeper), workers=2, engine=Interrupted(2)) as pool:
+            pools.append(pool)
+            await pool.run(10.0)
+
+    pool = interrupted(main)
+    assert pool.state == "closed"
+    assert pool.report is not None
+    assert len(pool.report.unfinished) == 1

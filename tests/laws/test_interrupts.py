@@ -7,6 +7,9 @@ on virtual time: a program that hangs then is a deadlock, which is detected at o
 An interrupt inside asyncio itself is not tried, because it is not ours. When it comes between taking a callback and
 calling it, a task is never resumed, and the cancellation of all tasks at the end of `asyncio.run` waits for it forever.
 This happens to programs without any pool too. Nor is one inside a finalizer, where Python swallows it.
+
+The processes of an engine are simulated in the loop of the program, so they are interrupted too. Real ones are not, but
+a process that fails in the middle of a step is one more that the pool must cope with.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import asyncio
 import contextlib
 import gc
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -25,9 +28,12 @@ from typing import Any
 import pytest
 
 import asyncpool
+import asyncpool.options
 from asyncpool import AutoScale, RateLimit, Resource, Retry, WorkerPool
 from asyncpool._core import bounds, cancellation, timers
+from asyncpool._core.tasks import Tasks
 from asyncpool.testing import DeadlockError, VirtualTimeLoop
+from tests.engines.memory import InMemory, Portable
 from tests.laws.budget import IS_LONG, IS_SHORT
 
 PACKAGE = str(Path(asyncpool.__file__).parent)
@@ -44,6 +50,7 @@ class Interrupt:
         self.at = at
         self.lines = 0
         self.place = ""
+        self.pools: list[WorkerPool[Any, Any]] = []  # those that must be closed in the end
 
     def begin(self) -> None:
         sys.settrace(self._call)
@@ -200,6 +207,53 @@ async def resources_that_hang(interrupt: Interrupt, *, ignores: bool) -> None:
         pool.resize(1)
 
 
+async def engine(interrupt: Interrupt) -> None:
+    """Attempts run in simulated processes, of which one dies; the pool grows and shrinks, and jobs are cancelled."""
+    processes = InMemory(2)
+    interrupt.begin()
+    try:
+        async with WorkerPool(
+            Portable(handler),
+            workers=3,
+            retry=Retry(attempts=2, backoff=0.001),
+            resource=Portable(connection),
+            engine=processes,
+        ) as pool:
+            interrupt.pools.append(pool)
+            async for _ in pool.outcomes(numbers()):
+                pass
+            handles = [await pool.submit(5) for _ in range(6)]
+            await asyncio.sleep(0.005)
+            handles[0].cancel()
+            processes.kill_one()
+            pool.resize(1)
+            for handle in handles:
+                await handle.outcome()
+            pool.resize(4)
+            await pool.run(1)
+            await pool.submit(5)
+            await pool.close(drain_timeout=0.0, grace=1.0)
+    finally:
+        await processes.ended()
+
+
+async def engine_second_ctrl_c(interrupt: Interrupt) -> None:
+    """The program is cancelled, as by a first Ctrl+C, while attempts run in processes and wait for one that died."""
+    processes = InMemory(2, replaced_after=0.0)
+    try:
+        async with WorkerPool(Portable(handler), workers=3, resource=Portable(connection), engine=processes) as pool:
+            interrupt.pools.append(pool)
+            for number in range(6):
+                await pool.submit(5 + number)
+            processes.kill_one()
+            main = asyncio.current_task()
+            assert main is not None
+            asyncio.get_running_loop().call_soon(lambda: (interrupt.begin(), main.cancel()))
+            await asyncio.sleep(1)
+    finally:
+        await processes.ended()
+
+
 PROGRAMS: dict[str, Callable[[Interrupt], Coroutine[Any, Any, None]]] = {
     "all ways": partial(all_ways, has_resource=False),
     "all ways, resource": partial(all_ways, has_resource=True),
@@ -209,6 +263,8 @@ PROGRAMS: dict[str, Callable[[Interrupt], Coroutine[Any, Any, None]]] = {
     "resources that ignore": partial(resources_that_hang, ignores=True),
     "many waiting": partial(many_waiting, priority=False),
     "many waiting, priority": partial(many_waiting, priority=True),
+    "engine": engine,
+    "engine, second Ctrl+C": engine_second_ctrl_c,
 }
 
 
@@ -243,6 +299,8 @@ def run_interrupted(at: int | None, main: Callable[[Interrupt], Any]) -> Interru
         sys.settrace(None)
     assert loop.iterations < MAX_ITERATIONS, f"interrupted at {interrupt.place}, it spins"
     assert loop.time() < GRACE, f"interrupted at {interrupt.place}, it took {loop.time():.1f} s"
+    for pool in interrupt.pools:
+        assert pool.state == "closed", f"interrupted at {interrupt.place}, it left {pool!r}"
     return interrupt
 
 
@@ -254,9 +312,47 @@ def test_an_interrupt_at_any_line_leaves_a_pool_that_closes(
     monkeypatch.setattr(bounds, "_IGNORED_AFTER", 0.02)  # seconds; resources that ignore theirs are not the only point
     monkeypatch.setattr(cancellation, "_FEW", 10)  # so that waiting jobs are settled in slices
     monkeypatch.setattr(timers, "_BATCH", 16)
+    monkeypatch.setattr(asyncpool.options, "TICK", 1e12)  # idle processes are silent, so that a hang is a deadlock
     lines = run_interrupted(None, program).lines
     assert lines > 100
     for at in range(1, lines, max(1, lines // RUNS)):
         interrupt = run_interrupted(at, program)
         assert interrupt.place or at > lines - 200  # it has run this far
     gc.collect()  # here, where warnings are ignored: an attempt that was never begun must not fail another test
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_interrupt_of_a_task_that_begins_lets_other_pools_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    guarded = Tasks._guarded
+    is_armed = False
+
+    async def interrupted(self: Tasks, function: Callable[[], Awaitable[None]]) -> None:
+        if is_armed:
+            monkeypatch.setattr(Tasks, "_guarded", guarded)
+            raise KeyboardInterrupt
+        await guarded(self, function)
+
+    async def cleans_up(job: int) -> None:
+        try:
+            await asyncio.sleep(10.0)
+        finally:
+            await asyncio.sleep(0.5)
+
+    async def main() -> None:
+        nonlocal is_armed
+        async with WorkerPool(cleans_up, workers=1, name="other") as other, WorkerPool(handler, workers=1) as pool:
+            pools.append(other)
+            await other.submit(5)
+            await asyncio.sleep(0.0)
+            is_armed = True
+            async for _ in pool.outcomes(numbers()):  # its source is pulled by a task of the pool
+                pass
+
+    pools: list[WorkerPool[int, None]] = []
+    monkeypatch.setattr(Tasks, "_guarded", interrupted)
+    loop = Loop()
+    loop.set_exception_handler(lambda loop, context: None)
+    with pytest.raises(KeyboardInterrupt), asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(main())
+    assert pools[0].state == "closed"
+    assert pools[0].report is not None

@@ -24,7 +24,7 @@ from asyncpool._core.remote.quarantine import Quarantine
 from asyncpool._core.state import State
 from asyncpool._core.tasks import Tasks
 from asyncpool._core.workers import Workers
-from asyncpool._guard import describe, name_of, safe_text, set_cause
+from asyncpool._guard import describe, is_error, name_of, safe_text, set_cause
 from asyncpool._logs import log, relay
 from asyncpool.engines import wire
 from asyncpool.engines.contract import Process
@@ -127,6 +127,10 @@ class Fleet:
             self.end()
             if not self._state.is_loop_shutting_down():
                 self._lose_engine(f"{describe(self._engine)} was ended by {name_of(type(error))}", None)
+            elif is_error(error, (KeyboardInterrupt, SystemExit)):
+                # An interrupt of a task of the engine, which the loop has raised already. Raised again, it would stop
+                # the cleanup of asyncio.run before the pool is closed (tests/laws/test_interrupts.py).
+                return
             raise
         self.end()
         if not self._closing.is_set() and not self._is_leaving:
@@ -247,15 +251,16 @@ class Fleet:
     def withdraw(self, errand: Errand) -> bool:
         """Request the end of an attempt. Return whether it has ended with that, because it runs nowhere."""
         errand.is_cancelled = True
-        if errand.member is not None:
+        # An interrupt in the middle of a step may have lost an attempt that its process has ended, or was never sent.
+        if errand.member is not None and errand.id in errand.member.errands:
             errand.member.cancel(errand)
             return False
         self._settle(errand, CANCELLED, errand.was_sent)
         return True
 
     def _settle(self, errand: Errand, kind: int, content: Any, seconds: float = 0.0) -> None:
-        self._errands.pop(errand.id, None)
         errand.settle(kind, content, seconds)
+        self._errands.pop(errand.id, None)
         if not self._errands:
             self._close_if_empty()
             if self.presence.is_running_out:
