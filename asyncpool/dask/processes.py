@@ -10,7 +10,7 @@ import anyio
 
 from asyncpool._guard import describe
 from asyncpool._logs import log
-from asyncpool.dask.tenants import CLOSE, LOOK, OPERATION, PUT, TAKE, hold_lease, lease_key, move_in, serve
+from asyncpool.dask.tenants import CLOSE, LOOK, NO_LEASE, OPERATION, PUT, TAKE, hold_lease, lease_key, move_in, serve
 from asyncpool.engines.remote_errors import dump_error
 from asyncpool.engines.wire import BROKEN, dumps
 from asyncpool.errors import ProcessLost
@@ -18,6 +18,8 @@ from asyncpool.errors import ProcessLost
 __all__ = ["DaskProcess"]
 
 _TRY_A_WAY_FOR = 3.0  # seconds
+_LEASE_WITHIN = 3.0  # seconds, after which the process is used without
+_LOOK_AGAIN_AFTER = 0.01  # seconds
 _CLOSE_ANSWERS_WITHIN = 2.0  # seconds, beyond the grace
 
 
@@ -35,7 +37,7 @@ class DaskProcess:
         self._client = client
         self._on_kill = on_kill
         self._token = uuid.uuid4().hex
-        self._ask: Callable[..., Awaitable[Any]] = self._ask_directly
+        self._ask: Callable[..., Awaitable[Any]] = self._ask_by_run  # until a better way is found
         self._lease: Any = None
         self._refusal: Exception | None = None
         self._calls: set[anyio.CancelScope] = set()
@@ -74,6 +76,7 @@ class DaskProcess:
             hold_lease, self._token, key=lease_key(self._token), workers=[self.address], allow_other_workers=False
         )
         await self._find_way(is_served)
+        await self._wait_for_lease()
 
     async def _move_in(self, spec: bytes) -> bool:
         answers = await self._client.run(move_in, self._token, spec, self.name, workers=[self.address])
@@ -93,6 +96,12 @@ class DaskProcess:
             if self._has_vanished:
                 break
         raise ProcessLost("the worker does not respond, either directly or through the scheduler")
+
+    async def _wait_for_lease(self) -> None:
+        """Wait until the worker has the lease: from then on, it notices within seconds that the program has died."""
+        with anyio.move_on_after(_LEASE_WITHIN):
+            while await self._request(LOOK) == NO_LEASE:  # noqa: ASYNC110 -- what it waits for is in another process
+                await anyio.sleep(_LOOK_AGAIN_AFTER)
 
     # -- The process of the pool -------------------------------------------------------------------------------------
 
@@ -122,7 +131,10 @@ class DaskProcess:
             scope.cancel()
 
     async def close(self, grace: float) -> bool:
-        """Have the runner closed, with `grace` seconds for its handlers. Return whether the worker was reached."""
+        """Have the runner closed, with `grace` seconds for its handlers. Return whether the worker was reached.
+
+        Cancelled, it can be called again.
+        """
         if not self._is_open or self._refusal is not None or self._has_vanished:
             self._release()
             return True
@@ -134,13 +146,15 @@ class DaskProcess:
             log.debug("%s cannot be closed: %s", self.name, error)
         except TimeoutError:
             return False
+        except anyio.get_cancelled_exc_class():
+            self._is_open = True
+            raise
         finally:
             self._release()
         return True
 
     def _release(self) -> None:
         """End the lease: at the latest then, the worker closes the runner."""
-        self._is_open = False
         if self._lease is not None:
             self._lease.release()
             self._lease = None

@@ -54,6 +54,7 @@ class Session:
         self._places: dict[str, _Place] = {}
         self._opening = anyio.Semaphore(_OPENED_AT_ONCE)  # the scheduler holds the spec once for each
         self._unopened: set[DaskProcess] = set()
+        self._ending: set[DaskProcess] = set()  # lost ones that are being closed
         self._can_join = anyio.Event()
         self._placeholders = Placeholders(client)
         self._has_warned = False
@@ -84,7 +85,7 @@ class Session:
         self._placeholders.clear()
         grace = self._host.grace
         async with anyio.create_task_group() as tasks:
-            for process in self._processes():
+            for process in {*self._processes(), *self._ending}:
                 tasks.start_soon(process.close, grace)
 
     def _processes(self) -> list[DaskProcess]:
@@ -171,11 +172,14 @@ class Session:
             place.failures = 0 if now - place.used_since > _PROVEN_AFTER else place.failures + 1
             place.try_at = now + min(_MAX_PAUSE, 2.0**place.failures / 2)
             place.process = None  # it is expected no longer from the next look on
+        self._ending.add(process)
         self._tasks.start_soon(self._end, process)
 
     async def _end(self, process: DaskProcess) -> None:
         """Close a process that is lost, and have its worker restarted if its event loop is blocked."""
-        if await process.close(_LOST_GRACE) or not await process.is_hung():
+        was_reached = await process.close(_LOST_GRACE)
+        self._ending.discard(process)
+        if was_reached or not await process.is_hung():
             return
         log.warning("%s does not respond; asking its nanny to restart it", process.name)
         try:

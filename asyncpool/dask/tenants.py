@@ -19,11 +19,13 @@ from asyncpool._logs import log
 from asyncpool.engines.wire import TICK
 from asyncpool.runner import Runner
 
-__all__ = ["CLOSE", "LOOK", "OPERATION", "PUT", "TAKE", "hold_lease", "lease_key", "move_in", "serve"]
+__all__ = ["CLOSE", "LOOK", "NO_LEASE", "OPERATION", "PUT", "TAKE", "hold_lease", "lease_key", "move_in", "serve"]
 
 OPERATION = "asyncpool"
 """The name of `serve` among the handlers of the worker."""
 LOOK, PUT, TAKE, CLOSE = "look", "put", "take", "close"
+NO_LEASE = b"no lease"
+"""What LOOK returns until the worker has the lease."""
 
 _CHECK_EVERY = 1.0  # seconds
 
@@ -60,6 +62,9 @@ async def serve(token: str, what: str, data: bytes = b"", grace: float = 0.0) ->
             tenant.context.run(tenant.runner.put, data)
         elif what == TAKE:
             result = await tenant.runner.take()
+        elif what == LOOK:
+            tenant.had_lease = tenant.had_lease or tenant.has_lease()
+            result = b"" if tenant.had_lease or not tenant.can_see_lease else NO_LEASE
         elif what == CLOSE:
             await tenant.close(grace)
     except Exception as error:
@@ -94,6 +99,7 @@ class _Tenant:
         self.context = Context()  # handlers start with empty context variables, not with those of Dask's connections
         self.is_over = threading.Event()
         self.had_lease = False
+        self.can_see_lease = True
         self._token = token
         self._worker = worker
         self._watcher = asyncio.get_running_loop().create_task(self._watch(), name=f"asyncpool tenant {token}")
@@ -113,20 +119,22 @@ class _Tenant:
         checks = 0
         while _is_alive(self._worker):
             await asyncio.sleep(_CHECK_EVERY)
-            has_lease = self._has_lease()
-            if self.had_lease and not has_lease:
+            has_lease = self.has_lease()
+            if self.had_lease and not has_lease and self.can_see_lease:
                 break
             self.had_lease = has_lease
-            # The slower sign: nobody takes. It is the only one for a program that died before Dask had the lease.
+            # The slower sign: nobody takes. It is the only one for a program that died before Dask had the lease, and
+            # then the pool had not used this process yet.
             checks += 1
             if checks % int(TICK / _CHECK_EVERY) == 0 and self.runner.tick():
                 break
         await self.close(grace=5.0)
 
-    def _has_lease(self) -> bool:
+    def has_lease(self) -> bool:
         """Return whether Dask has the task of the lease, and still wants it."""
         try:
             task = self._worker.state.tasks.get(lease_key(self._token))
         except AttributeError:  # Dask does not promise these attributes
+            self.can_see_lease = False
             return False
         return task is not None and task.state not in ("cancelled", "released", "forgotten")
