@@ -33,6 +33,7 @@ from asyncpool.errors import (
     RetryAfter,
     SourceCrashed,
     StreamClosed,
+    WeightTooLarge,
     WrongLoop,
 )
 from asyncpool.events import Event, Observer
@@ -40,12 +41,13 @@ from asyncpool.groups import Group
 from asyncpool.jobs import CurrentJob, JobHandle, current_job
 from asyncpool.journal.entries import FailedJob, JournalCounts
 from asyncpool.journal.journal import Journal
+from asyncpool.limits.concurrency import ConcurrencyLimit, KeyedConcurrencyLimit
+from asyncpool.limits.rate import KeyedRateLimit, RateLimit
 from asyncpool.offload import Offloaded, offload
 from asyncpool.oneshot import map, outcomes
 from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, ShutdownReport, Succeeded, Unfinished
 from asyncpool.pool import WorkerPool
 from asyncpool.processes import Processes
-from asyncpool.rate import KeyedRateLimit, RateLimit
 from asyncpool.resources import Resource
 from asyncpool.retry import Retry, RetryBudget
 from asyncpool.scaling.adaptive import Adaptive
@@ -62,6 +64,7 @@ __all__ = [
     "AutoScale",
     "CancelReason",
     "Cancelled",
+    "ConcurrencyLimit",
     "CurrentJob",
     "DeadLetter",
     "DeadLetterFile",
@@ -85,6 +88,7 @@ __all__ = [
     "Journal",
     "JournalCounts",
     "JournalError",
+    "KeyedConcurrencyLimit",
     "KeyedRateLimit",
     "Observer",
     "Offloaded",
@@ -119,6 +123,7 @@ __all__ = [
     "StreamClosed",
     "Succeeded",
     "Unfinished",
+    "WeightTooLarge",
     "WorkerPool",
     "WrongLoop",
     "__version__",

@@ -17,6 +17,7 @@ The functions that raise them document when: see `pool.py`, `streams.py` and `ou
         ├── JobCancelled                    the job was cancelled, so there is no value
         ├── JobCrashed                      the job raised an exception that is not safe to re-raise in a caller
         ├── SourceCrashed                   the iterable that a stream pulls its jobs from raised such an exception
+        ├── WeightTooLarge (ValueError)     the job's weight is more than a rate limit can ever give
         ├── JournalError                    a journal cannot be opened, read or written
         ├── ResourceDied                    the worker's resource left its context while a job was running
         ├── ResourceTimeout                 a resource was not opened, or not closed, in time (a TimeoutError too)
@@ -68,6 +69,7 @@ __all__ = [
     "RetryAfter",
     "SourceCrashed",
     "StreamClosed",
+    "WeightTooLarge",
     "WrongLoop",
     "is_safe_to_raise",
     "matches",
@@ -199,6 +201,22 @@ class SourceCrashed(_Crashed):
     """The iterable that a stream pulls its jobs from raised `error`, one of the exceptions that `JobCrashed` lists."""
 
     who = "the source of the stream"
+
+
+class WeightTooLarge(PoolError, ValueError):
+    """The weight of a job, or of an `acquire`, is more than a `RateLimit` can ever give: see there.
+
+    `weight` is the weight, `max_weight` the most that the limit can give, and `limit` its description.
+    """
+
+    def __init__(self, weight: float, max_weight: float, limit: str) -> None:
+        super().__init__(weight, max_weight, limit)
+        self.weight = weight
+        self.max_weight = max_weight
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return f"a weight of {self.weight:g} is more than {self.limit} can ever give, which is {self.max_weight:g}"
 
 
 class JournalError(PoolError):

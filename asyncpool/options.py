@@ -22,7 +22,7 @@ from asyncpool.engines.contract import Engine
 from asyncpool.engines.wire import TICK, Spec, pack_spec
 from asyncpool.errors import ErrorFilter
 from asyncpool.events import Observer, Observers
-from asyncpool.rate import Limiter, RateLimit, is_manager
+from asyncpool.limits.limiter import Limiter, checked_limiters
 from asyncpool.resources import Resource, as_resource
 from asyncpool.retry import Retry
 from asyncpool.scaling.policy import Workers
@@ -96,7 +96,7 @@ def build_parts(
         check_function("priority", priority)
     if retry is not None and not isinstance(retry, Retry):
         raise TypeError(f"retry must be a Retry, got {describe(retry)}: write retry=Retry(attempts=3)")
-    _check_limiter(limiter)
+    limiters = checked_limiters(limiter)
     if dead_letters is not None:
         if isinstance(dead_letters, type) or not isinstance(dead_letters, DeadLetterSink):
             raise TypeError(f"dead_letters must have a method record(letter), got {describe(dead_letters)}")
@@ -117,7 +117,7 @@ def build_parts(
         queue_size=None if queue_size is None else check_count("queue_size", queue_size, least=0),
         max_delayed=check_count("max_delayed", max_delayed, least=1),
         retry=retry,
-        limiter=limiter,
+        limiters=limiters,
         dead_letters=dead_letters,
         observers=Observers(observers),
     )
@@ -166,14 +166,3 @@ def _check_handler(handler: object) -> None:
     for function in (handler, call):
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(f"handler must return one awaitable, got the generator function {describe(handler)}")
-
-
-def _check_limiter(limiter: object) -> None:
-    if limiter is None or isinstance(limiter, RateLimit) or is_manager(limiter):
-        return
-    if isinstance(limiter, type) or not callable(limiter):
-        raise TypeError(
-            "limiter must be a RateLimit, a function of the job that returns one, or an async context manager, "
-            f"got {describe(limiter)}"
-        )
-    check_function("limiter", limiter)

@@ -32,9 +32,9 @@ from asyncpool.engines.contract import Engine
 from asyncpool.errors import ErrorFilter, PoolClosed, PoolDeadlock
 from asyncpool.events import Observer
 from asyncpool.intake import Intake
+from asyncpool.limits.limiter import Limiter
 from asyncpool.options import PoolOptions, build_parts
 from asyncpool.outcomes import ShutdownReport
-from asyncpool.rate import Limiter
 from asyncpool.resources import Resource
 from asyncpool.retry import Retry
 from asyncpool.scaling.policy import Workers
@@ -64,19 +64,21 @@ class WorkerPool(Intake[JobT, ValueT]):
             your own `ScalingPolicy`, or a function of the `PoolLoad` that returns up to 1,000 (see `FunctionPolicy`).
         queue_size: How many accepted jobs can wait for a worker. 0: none, so a job is accepted only when a worker is
             idle. None: 10 times the number of workers, or of the most workers that the policy allows.
-        max_delayed: While this many jobs are delayed (they wait for their next attempt, or for a rate limit that not
-            all jobs share), no others are accepted. Jobs accepted before can exceed the number.
+        max_delayed: While this many jobs are delayed (they wait for their next attempt, or for a limit, except a single
+            `RateLimit` of all jobs), no others are accepted. Jobs accepted before can exceed the number.
         timeout: Seconds that the handler can take for one attempt, without the wait in the queue or for the limiter. It
             can read its deadline (`anyio.current_effective_deadline()`), and is cancelled once when that passes. If it
             then ends with the `CancelledError`, the attempt fails with `JobTimeout`; if it raises another error, with
             that; if it returns a value, the job has succeeded. A deadline around the submitter does not apply: that is
             another task.
         retry: Which failed jobs are retried, how often and when. Between two attempts a job holds no worker.
-        limiter: Limits how often attempts start: a `RateLimit` for all jobs; or `RateLimit.per_key`, or any function of
-            the job that returns its `RateLimit`, or None for no limit. Or an async context manager that several jobs
-            can be in at the same time (a semaphore, an aiolimiter), or a function that returns one: each attempt enters
-            it in its own task, and holds its worker while it waits there. If the function raises, the job fails, and is
-            not retried.
+        limiter: Limits how often attempts start, or how many run at the same time: a `RateLimit` or `ConcurrencyLimit`,
+            or `per_key` of these. Or an async context manager that several jobs can be in at the same time (a
+            semaphore, an aiolimiter): each attempt enters it in its own task, and holds its worker while it waits
+            there. Or a function of the job that returns one of these, or None for no limit. Or a list of all these, or
+            a function that returns a list: an attempt starts when all limits allow it, takes all of them in one step,
+            and then enters the context managers in their order. If a function raises, or a weight is more than its
+            limit can ever give, the job fails, and is not retried.
         resource: Creates an async context manager for each worker (a connection, a session). It is entered and left in
             one task, and replaced after a cancelled or timed-out job, and after an error that matches `recycle_on`. Or
             a `Resource`, which also has the bounds for entering (30 seconds) and leaving (10).
@@ -191,6 +193,7 @@ class WorkerPool(Intake[JobT, ValueT]):
         Raises:
             PoolReused: The pool was started before.
             PoolClosed: The pool was closed during the wait.
+            WrongLoop: A limit of the pool is used on another event loop, which is running.
             EngineLost: The engine has failed, or has had no process for `patience` seconds.
             Exception: What the resource raised when it was entered, or `ResourceTimeout`; or what keeps the processes
                 of the engine from running the handler. The pool is then closed.

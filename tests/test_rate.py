@@ -650,7 +650,10 @@ async def test_a_function_that_raises_or_gives_something_else_costs_only_its_job
     assert [outcome.attempts for outcome in outcomes] == [1, 0, 0, 1]
     failures = [outcome.error for outcome in outcomes if isinstance(outcome, Failed)]
     assert str(failures[0]) == "no limit for this"
-    assert "must return a RateLimit, an async context manager or None, got 5" in str(failures[1])
+    assert (
+        "must return a RateLimit, a ConcurrencyLimit, an async context manager, None, or a list of these, got 5"
+        in str(failures[1])
+    )
 
 
 @virtual

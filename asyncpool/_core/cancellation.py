@@ -14,7 +14,7 @@ from typing import Any
 
 from asyncpool._core.failures import Awaited
 from asyncpool._core.job import Job, Sink, Worker
-from asyncpool._core.lanes import RateLanes
+from asyncpool._core.lanes import Lanes
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.pauses import Pauses
 from asyncpool._core.queue import JobQueue
@@ -92,7 +92,7 @@ class Cancellation:
         *,
         queue: JobQueue,
         backing_off: TimerHeap[Job],
-        lanes: RateLanes | None,
+        lanes: Lanes | None,
         pauses: Pauses,
         workers: Mapping[int, Worker],
     ) -> None:
@@ -353,6 +353,8 @@ class Cancellation:
         worker, now = job.worker, self._state.time()
         assert worker is not None
         self.attempt_ended(job)
+        if self._lanes is not None and (job.task is None or job.task.done()):  # else it holds its slots until it ends
+            self._lanes.attempt_ended(job)
         outcome = self._ledger.cancelled_outcome(job, reason, now)
         worker.job = None
         self._ledger.running -= 1

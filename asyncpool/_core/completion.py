@@ -90,7 +90,7 @@ class Completion:
         if waiter is not None and job.task is not None:
             link(job.task, waiter)
         try:
-            await (future if is_cancelled else parts.deadlock.wait(future))
+            await (future if is_cancelled else parts.deadlock.wait(future, job))
         finally:
             waiters.pop(future, None)
             if waiter is not None and job.task is not None:

@@ -14,12 +14,13 @@ from asyncpool._core.cancellation import Cancellation
 from asyncpool._core.dispatch import MAX_PUMP_JOBS, PUMP_JOBS, PUMP_SECONDS, Dispatcher
 from asyncpool._core.failures import release_frames
 from asyncpool._core.job import Job, Worker
-from asyncpool._core.lanes import RateLanes
+from asyncpool._core.lanes import Lanes
 from asyncpool._core.pauses import Pauses
 from asyncpool._core.retries import Retries
 from asyncpool._core.timers import Slices, TimerHeap
 from asyncpool._guard import is_error
-from asyncpool.rate import RateLimit
+from asyncpool.limits.rate import RateLimit
+from asyncpool.outcomes import Outcome
 
 __all__ = ["Deadlines", "GatedDispatcher"]
 
@@ -34,9 +35,9 @@ class GatedDispatcher(Dispatcher):
     _without_eager_tasks = TaskStart.BY_LOOP  # from the pump: jobs are asked for there only
 
     _rate_limit: RateLimit | None
-    _lanes: RateLanes | None
+    _lanes: Lanes | None
 
-    def gate(self, rate_limit: RateLimit | None, lanes: RateLanes | None) -> None:
+    def gate(self, rate_limit: RateLimit | None, lanes: Lanes | None) -> None:
         """Set what is asked: the limit of all jobs, or the lanes of those that do not share one."""
         self._rate_limit = rate_limit
         self._lanes = lanes
@@ -75,25 +76,25 @@ class GatedDispatcher(Dispatcher):
         self._fail_first(job, self._retries.expired(job), now)
         return True
 
-    def _ask_for_first(self, lanes: RateLanes, now: float) -> None:
-        """Start the first job of the queue, if its limit lets it, or park it."""
+    def _ask_for_first(self, lanes: Lanes, now: float) -> None:
+        """Start the first job of the queue, if its limits let it, or park it."""
         order = self._queue.order
         job = order.peek()
         if job is None:
             return
-        # The user's function is called while the job is still in the queue: it can look at the pool, and change it.
+        # The user's functions are called while the job is still in the queue: they can look at the pool, and change it.
         try:
-            limiter = lanes.limiter_of(job)
-        except BaseException as error:  # then the job has no limit, and cannot run
+            claims = lanes.claims_of(job)
+        except BaseException as error:  # then the job has no limits, and cannot run
             if order.peek() is job:
                 self._fail_first(job, error, self._time())
             if is_error(error, KeyboardInterrupt):
                 raise
             return
         if order.peek() is not job or not self._idle or self._pauses.is_paused:
-            return  # it has changed it
+            return  # they have changed it
         order.popleft()
-        if lanes.admit_or_park(job, limiter, now):
+        if lanes.admit_or_park(job, claims, now):
             try:
                 self._start(job, self._idle.pop())
             finally:  # also when it raised KeyboardInterrupt in its first step
@@ -111,8 +112,15 @@ class GatedDispatcher(Dispatcher):
 
     def _fail_unstarted(self, job: Job, worker: Worker, attempt: Any, context: Any, error: BaseException) -> None:
         if self._lanes is not None:
-            self._lanes.manager_of(job)  # nobody else will ask for it
+            self._lanes.managers_of(job)  # nobody else will ask for them
         super()._fail_unstarted(job, worker, attempt, context, error)
+
+    def _ended(
+        self, job: Job, worker: Worker, outcome: Outcome[Any, Any], now: float, raised: BaseException | None = None
+    ) -> None:
+        if self._lanes is not None:
+            self._lanes.attempt_ended(job)  # in any case, also if the job was abandoned when the pool closed
+        super()._ended(job, worker, outcome, now, raised)
 
 
 class Deadlines:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ import anyio
 from asyncpool._core.cancellation import Cancellation
 from asyncpool._core.failures import not_awaitable_error
 from asyncpool._core.job import Job, Worker
-from asyncpool._core.lanes import RateLanes
+from asyncpool._core.lanes import Lanes
 from asyncpool._core.retries import Retries
 from asyncpool._core.state import State
 from asyncpool._core.wakeups import Wakeups
@@ -64,7 +64,7 @@ class Invoke:
         wakeups: Wakeups,
         cancellation: Cancellation,
         retries: Retries,
-        lanes: RateLanes | None,
+        lanes: Lanes | None,
         limiter: AbstractAsyncContextManager[Any] | None,
         timeout: float | None,
         has_resource: bool,
@@ -83,7 +83,10 @@ class Invoke:
 
     async def __call__(self, job: Job, worker: Worker) -> Any:
         """Call the handler for a job that has a worker."""
-        limiter = self._limiter if self._lanes is None else self._lanes.manager_of(job)
+        managers = () if self._lanes is None else self._lanes.managers_of(job)
+        limiter = self._limiter
+        if managers:
+            limiter = managers[0] if len(managers) == 1 else _Nested(managers)
         args: tuple[Any, ...] = (job.input, worker.resource) if self._has_resource else (job.input,)
         if self._is_remote:
             args = (job,)
@@ -122,6 +125,28 @@ def call_handler(handler: Callable[..., Awaitable[Any]], *args: Any) -> Awaitabl
     if not inspect.isawaitable(awaitable):
         raise not_awaitable_error(awaitable)
     return awaitable
+
+
+class _Nested:
+    """Several limiters as one: entered in their order, and left in the opposite one."""
+
+    __slots__ = ("_managers", "_stack")
+
+    def __init__(self, managers: Sequence[AbstractAsyncContextManager[Any]]) -> None:
+        self._managers = managers
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> None:
+        async with AsyncExitStack() as stack:
+            for manager in self._managers:
+                await stack.enter_async_context(manager)
+            self._stack = stack.pop_all()
+
+    async def __aexit__(self, *raised: Any) -> bool | None:
+        return await self._stack.__aexit__(*raised)
+
+    def __repr__(self) -> str:
+        return ", ".join(describe(manager) for manager in self._managers)
 
 
 async def _within_limiter(limiter: AbstractAsyncContextManager[Any], inner: Awaitable[Any]) -> Any:

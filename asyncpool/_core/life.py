@@ -67,6 +67,7 @@ class Life:
         # Imports anyio's backend here, and not inside the first job with a timeout: that takes tens of milliseconds.
         anyio.get_current_task()
         loop = asyncio.get_running_loop()
+        parts.bind_limits(loop)
         # First of all, and with a context like the jobs' tasks: a task factory that cannot do that says so here.
         supervise = self._supervise()
         try:

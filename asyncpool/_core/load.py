@@ -14,7 +14,7 @@ from asyncpool._core.wakeups import Wakeups
 from asyncpool._core.workers import Workers
 from asyncpool._guard import is_error
 from asyncpool.errors import RetryAdvice
-from asyncpool.rate import RateLimit
+from asyncpool.limits.line import Limit
 from asyncpool.scaling.policy import PoolLoad
 
 __all__ = ["Load", "LoadWindow"]
@@ -67,9 +67,9 @@ class Load:
         "_cancellation",
         "_has_limiter",
         "_ledger",
+        "_limits",
         "_pauses",
         "_queue",
-        "_rate_limit",
         "_state",
         "_wakeups",
         "_window",
@@ -87,7 +87,7 @@ class Load:
         pauses: Pauses,
         blocked: Callable[[], int],
         cancellation: Cancellation,
-        rate_limit: RateLimit | None,
+        limits: tuple[Limit, ...],
         has_limiter: bool,
     ) -> None:
         self._state = state
@@ -98,7 +98,7 @@ class Load:
         self._pauses = pauses
         self._blocked = blocked  # how many running jobs wait for this pool
         self._cancellation = cancellation
-        self._rate_limit = rate_limit
+        self._limits = limits  # of all jobs
         self._has_limiter = has_limiter  # whether a job that holds a worker can wait for its limiter
         self._window: LoadWindow | None = None  # None: the policy wants to know nothing, or was not asked yet
 
@@ -159,18 +159,20 @@ class Load:
             self._wakeups.submitter_rejected()
 
     def seconds_until_open(self) -> float:
-        """Return in how many seconds the rate limit of all jobs opens; inf if there is none, or it is open.
+        """Return in how many seconds the limits of all jobs open; inf if there are none, they are open, or that depends
+        on jobs that end.
 
         While all workers are busy nobody waits for that.
         """
-        seconds = 0.0 if self._rate_limit is None else self._rate_limit.next_start - self._state.time()
+        opens = max((limit.opens_at(1.0) for limit in self._limits), default=-math.inf)
+        seconds = opens - self._state.time()
         return seconds if seconds > 0.0 else math.inf
 
     def _is_throttled(self, now: float) -> bool:
         """Whether more workers would not help: something else holds jobs back."""
         return (
             self._pauses.is_paused
-            or (self._rate_limit is not None and self._rate_limit.next_start > now)
+            or any(limit.opens_at(1.0) > now for limit in self._limits)
             or (self._has_limiter and any(job.started_at is None for job in self._cancellation.running_jobs()))
             or self._queue.has_too_many_delayed
         )

@@ -16,7 +16,16 @@ from typing import Any, ClassVar, cast
 from asyncpool._core.job import Job
 from asyncpool._guard import describe
 
-__all__ = ["ByPriority", "ComebackFirst", "Fifo", "Order", "ReentryOrder"]
+__all__ = [
+    "ByAge",
+    "ByPriority",
+    "ByPriorityAndAge",
+    "ComebackFirst",
+    "Fifo",
+    "OldestComebackFirst",
+    "Order",
+    "ReentryOrder",
+]
 
 _LONG_AGO = -(2**62)
 # Of how many jobs in a heap the oldest is looked for.
@@ -211,6 +220,118 @@ class ComebackFirst(ReentryOrder):
         _sweep_deque(self.entries.fresh)
 
 
+class _Aged:
+    """Jobs in a heap, by their age."""
+
+    __slots__ = ("heap",)
+
+    def __init__(self) -> None:
+        self.heap: list[tuple[int, Job]] = []
+
+    def append(self, job: Job) -> None:
+        # Of two entries of one job neither is less, and the jobs are not compared: they are one object.
+        heapq.heappush(self.heap, (job.number, job))
+
+    def popleft(self) -> Job:
+        return heapq.heappop(self.heap)[1]
+
+    def first(self) -> Job:
+        return self.heap[0][1]
+
+    def sweep(self) -> None:
+        live = [entry for entry in self.heap if entry[1].outcome is None]
+        heapq.heapify(live)
+        self.heap[:] = live
+
+    def __len__(self) -> int:
+        return len(self.heap)
+
+    def __iter__(self) -> Iterator[Job]:
+        return (job for _, job in self.heap)
+
+
+class ByAge(ReentryOrder):
+    """Jobs in the order of their acceptance, whenever they are added: for those that wait for their limits."""
+
+    __slots__ = ()
+
+    entries: _Aged
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries = _Aged()
+        self.append = self.entries.append
+        self.popleft = self.entries.popleft
+
+    def put_in(self, job: Job) -> None:
+        """Add a job."""
+        self.entries.append(job)
+
+    def put_back(self, job: Job) -> None:
+        """Add a job."""
+        self.entries.append(job)
+
+    def _first(self) -> Job:
+        return self.entries.first()
+
+    def _sweep(self) -> None:
+        self.entries.sweep()
+
+
+class _AgedAndFresh:
+    __slots__ = ("back", "fresh")
+
+    def __init__(self) -> None:
+        self.back = _Aged()
+        self.fresh: deque[Job] = deque()
+
+    def popleft(self) -> Job:
+        return self.back.popleft() if self.back.heap else self.fresh.popleft()
+
+    def __len__(self) -> int:
+        return len(self.back.heap) + len(self.fresh)
+
+    def __iter__(self) -> Iterator[Job]:
+        return chain(self.back, self.fresh)
+
+
+class OldestComebackFirst(ReentryOrder):
+    """Jobs in the order of their acceptance, those that came back before all that are fresh.
+
+    For pools whose jobs have limits of their own: two jobs of one key can come back from the lanes of different limits.
+    """
+
+    __slots__ = ()
+
+    entries: _AgedAndFresh
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries = _AgedAndFresh()
+        self.append = self.entries.fresh.append
+        self.popleft = self.entries.popleft
+
+    def put_in(self, job: Job) -> None:
+        """Add a job behind all others."""
+        self.entries.fresh.append(job)
+
+    def put_back(self, job: Job) -> None:
+        """Add a job before all that are fresh."""
+        self.entries.back.append(job)
+
+    def _first(self) -> Job:
+        return self.entries.back.first() if self.entries.back.heap else self.entries.fresh[0]
+
+    def oldest(self) -> Job | None:
+        """Return the job that has waited longest: the first of those that came back, or of those that are fresh."""
+        firsts = (next(_live(jobs), None) for jobs in (self.entries.back, self.entries.fresh))
+        return min((job for job in firsts if job is not None), key=_ready_at, default=None)
+
+    def _sweep(self) -> None:
+        self.entries.back.sweep()
+        _sweep_deque(self.entries.fresh)
+
+
 class _Entry:
     """A job in the heap. Comparing never raises: a heap that fails half way through a sift loses entries."""
 
@@ -346,3 +467,16 @@ class ByPriority(ReentryOrder):
     def __iter__(self) -> Iterator[Job]:
         """The live jobs, in no order."""
         return (entry.job for entry in self.entries if entry.job.outcome is None)
+
+
+class ByPriorityAndAge(ByPriority):
+    """As `ByPriority`, but those that came back are among equals in the order of their acceptance, too.
+
+    For pools whose jobs have limits of their own, as `OldestComebackFirst`.
+    """
+
+    __slots__ = ()
+
+    def put_back(self, job: Job) -> None:
+        """Add a job by the key that it has, before the fresh ones of equal key."""
+        self._push(job, _LONG_AGO + job.number)

@@ -10,17 +10,18 @@ from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from functools import partial
 from operator import index
-from typing import Any, cast
+from typing import Any
 
 from asyncpool._core.cancellation import Cancellation
+from asyncpool._core.claims import Resolver
 from asyncpool._core.dispatch import Dispatcher
 from asyncpool._core.gated import Deadlines, GatedDispatcher
 from asyncpool._core.invoke import Invoke, call_job
 from asyncpool._core.job import Job, Worker
-from asyncpool._core.lanes import RateLanes
+from asyncpool._core.lanes import Lanes
 from asyncpool._core.ledger import Ledger, Throughput
 from asyncpool._core.load import Load
-from asyncpool._core.orders import ByPriority, ComebackFirst, Fifo, Order, ReentryOrder
+from asyncpool._core.orders import ByAge, ByPriority, ByPriorityAndAge, ComebackFirst, Fifo, OldestComebackFirst, Order
 from asyncpool._core.pauses import Pauses
 from asyncpool._core.progress import Deadlock, Stall
 from asyncpool._core.queue import JobQueue
@@ -39,7 +40,9 @@ from asyncpool.dead_letters.letter import DeadLetterSink
 from asyncpool.dead_letters.writer import DeadLetterWriter
 from asyncpool.errors import ErrorFilter
 from asyncpool.events import Observers
-from asyncpool.rate import KeyedRateLimit, Limiter, RateLimit, is_manager
+from asyncpool.limits.limiter import is_manager
+from asyncpool.limits.line import Limit
+from asyncpool.limits.rate import RateLimit
 from asyncpool.resources import Resource
 from asyncpool.retry import Retry
 from asyncpool.scaling.policy import ScalingPolicy
@@ -62,7 +65,7 @@ class Parts:
         max_delayed: int,
         timeout: float | None,
         retry: Retry | None,
-        limiter: Limiter[Any] | None,
+        limiters: tuple[Any, ...],
         dead_letters: DeadLetterSink[Any] | None,
         resource: Resource[Any] | None,
         recycle_on: ErrorFilter,
@@ -70,11 +73,17 @@ class Parts:
         remote: Remote | None = None,
     ) -> None:
         call: Callable[..., Awaitable[Any]] = call_job if handler is None else handler
-        # A limiter is one of three: a rate limit of all jobs, a context manager, or a function of the job.
-        rate_limit = limiter if isinstance(limiter, RateLimit) else None
-        manager = limiter if is_manager(limiter) else None
-        limiter_of: Any = None if limiter is None or rate_limit is not None or manager is not None else limiter
-        make_order = _order_maker(priority, comes_back=retry is not None or limiter is not None)
+        # A single rate limit of all jobs, or a single context manager, needs no lanes.
+        single = limiters[0] if len(limiters) == 1 else None
+        rate_limit = single if isinstance(single, RateLimit) and not single.is_weighted else None
+        manager = single if is_manager(single) else None
+        resolver = Resolver(limiters, name) if limiters and rate_limit is None and manager is None else None
+        self._limits: tuple[Limit, ...] = resolver.shared if resolver is not None else ()
+        if rate_limit is not None:
+            self._limits = (rate_limit,)
+        make_order = _order_maker(
+            priority, comes_back=retry is not None or bool(limiters), has_lanes=resolver is not None
+        )
         order = make_order()
         budget = None if retry is None or retry.budget is None else retry.budget.start()
         if budget is not None:
@@ -104,10 +113,10 @@ class Parts:
             pauses=self.pauses,
             drained=partial(self.wakeups.wait_until, lambda: self.ledger.is_drained),
         )
-        self.lanes: RateLanes | None = None
-        if limiter_of is not None:
-            makes = cast("Callable[[], ReentryOrder]", make_order)
-            self.lanes = RateLanes(limiter_of, name, makes, self.queue, self.ledger, self.wakeups)
+        self.lanes: Lanes | None = None
+        if resolver is not None:
+            make_lane = ByAge if priority is None else partial(ByPriority, priority)
+            self.lanes = Lanes(resolver, make_lane, self.queue, self.ledger, self.wakeups)
         self.cancellation = Cancellation(
             self.state,
             self.ledger,
@@ -151,8 +160,8 @@ class Parts:
             pauses=self.pauses,
             cancellation=self.cancellation,
             blocked=lambda: self.deadlock.blocked,
-            rate_limit=rate_limit,
-            has_limiter=manager is not None or self.lanes is not None,
+            limits=self._limits,
+            has_limiter=manager is not None or (resolver is not None and resolver.has_managers),
         )
         self.scaler = Scaler(
             self.state, policy, load=self.load, workers=self.workers, queue=self.queue, wakeups=self.wakeups
@@ -164,7 +173,8 @@ class Parts:
             workers=self.workers,
             scaler=self.scaler,
             cancellation=self.cancellation,
-            time_may_help=lambda: backing_off.size > 0 or (self.lanes is not None and self.lanes.waits_for_a_time),
+            time_may_help=lambda: backing_off.size > 0 or (self.lanes is not None and self.lanes.waits_for_others),
+            lanes=self.lanes,
         )
         self.retries = Retries(
             retry,
@@ -214,12 +224,12 @@ class Parts:
             has_resource=resource is not None,
             is_remote=remote is not None,
         )
-        # A rate limit is asked before a job starts, so nothing of it surrounds the call.
+        # Limits are asked before a job starts, so nothing of them surrounds the call.
         is_plain = (
             timeout is None
             and resource is None
             and manager is None
-            and (self.lanes is None or type(limiter) is KeyedRateLimit)
+            and (resolver is None or not resolver.has_managers)
             and not self.retries.has_deadline
         )
         is_gated = rate_limit is not None or self.lanes is not None or self.retries.has_deadline
@@ -238,7 +248,6 @@ class Parts:
         )
         if isinstance(self.dispatcher, GatedDispatcher):
             self.dispatcher.gate(rate_limit, self.lanes)
-        self._rate_limit = rate_limit
         self.queue.line.wait = self._wait_for_room
         self.wakeups.connect(
             line=self.queue.line,
@@ -251,6 +260,7 @@ class Parts:
                 lambda: self.workers.surplus,
                 lambda: self.cancellation.is_active,
                 lambda: self.pauses.is_paused,
+                *(() if self.lanes is None else (lambda lanes=self.lanes: lanes.holds_slots,)),
             ),
         )
 
@@ -268,6 +278,11 @@ class Parts:
             await self.deadlock.wait(future)
         finally:
             del future  # a PoolDeadlock is in it, and knows this frame
+
+    def bind_limits(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Use the limits of all jobs on this loop; raises WrongLoop if one is used on another, which is running."""
+        for limit in self._limits:
+            limit.bind(loop)
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """Bind to the running loop."""
@@ -288,7 +303,7 @@ class Parts:
         if self.deadlines is not None:
             self.deadlines.open(loop, context)
         if self.lanes is not None:
-            self.lanes.open(loop, context)
+            self.lanes.open(loop)
 
     def close(self) -> None:
         """Drop all timers: every job is settled, and the pool is closed."""
@@ -305,7 +320,7 @@ class Parts:
         self.cancellation.close()
         if self.lanes is not None:
             self.lanes.close()
-        self.pauses.close(self._rate_limit)
+        self.pauses.close()
         if self.dead_letters is not None:
             self.dead_letters.closed()
 
@@ -355,10 +370,12 @@ def parts_of(pool: object) -> Parts:
     return parts
 
 
-def _order_maker(priority: Callable[[Any], Any] | None, *, comes_back: bool) -> Callable[[], Order]:
-    """Return what makes the pool's orders: the cheapest that can do what is asked of it."""
+def _order_maker(priority: Callable[[Any], Any] | None, *, comes_back: bool, has_lanes: bool) -> Callable[[], Order]:
+    """Return what makes the pool's order: the cheapest that can do what is asked of it."""
     if priority is not None:
-        return partial(ByPriority, priority)
+        return partial(ByPriorityAndAge if has_lanes else ByPriority, priority)
+    if has_lanes:
+        return OldestComebackFirst
     return ComebackFirst if comes_back else Fifo
 
 

@@ -11,7 +11,7 @@ from asyncpool._core.state import State
 from asyncpool._core.wakeups import Wakeups
 from asyncpool._logs import log
 from asyncpool.events import Observers, PoolPaused, PoolResumed
-from asyncpool.rate import RateLimit
+from asyncpool.limits.rate import RateLimit
 
 __all__ = ["Pauses"]
 
@@ -37,9 +37,9 @@ class Pauses:
 
     __slots__ = (
         "_context",
-        "_has_taken",
         "_is_in_line",
         "_is_rate_closed_long",
+        "_limit",
         "_observers",
         "_reasons",
         "_state",
@@ -60,10 +60,8 @@ class Pauses:
         self._reasons: set[_Reason] = set()
         self._timers: dict[_Reason, asyncio.Handle] = {}
         self._until = 0.0  # when the pause that a job has asked for is over
-        # Of the rate limit of all jobs: whether we got a start since it was last closed; and whether it was closed
-        # since we last got one, so that we count among those that wait for it.
-        self._has_taken = False
-        self._is_in_line = False
+        self._limit: RateLimit | None = None  # of all jobs, once it was closed
+        self._is_in_line = False  # whether we wait for it
         self._is_rate_closed_long = False
 
     def open(self, context: Context) -> None:
@@ -129,32 +127,44 @@ class Pauses:
 
     def take_start(self, limit: RateLimit, now: float) -> bool:
         """Take a start of the limit of all jobs, and return True; if there is none, pause until there may be one."""
-        if not limit.take(now):
-            self._has_taken = True
-            self._leave(limit)
+        if limit.take_turn(now, self):
             return True
-        others = limit.users - self._is_in_line
-        when = limit.when_to_ask(lets_others_first=self._has_taken and others > 0)
-        self._has_taken = False
+        self._limit = limit
+        self._is_rate_closed_long = self._is_expected_late(limit, now)
         if not self._is_in_line:
             self._is_in_line = True
-            limit.join()
-        self._is_rate_closed_long = when - now >= _LONG
-        self._begin(_Reason.RATE, when)
+            limit.join(self)
+        self._begin(_Reason.RATE)
         return False
 
-    def close(self, limit: RateLimit | None) -> None:
+    weight = 1.0  # of a start, for the line of the limit
+
+    def offer(self) -> bool:
+        """Take starts again: the limit of all jobs is open, and it is the pool's turn."""
+        self._is_in_line = False
+        self._end(_Reason.RATE)
+        return False
+
+    def limit_changed(self) -> None:
+        """Note that the limit of all jobs opens at another time. A pause that was short can be long now."""
+        if self._limit is not None and self._is_in_line:
+            self._is_rate_closed_long = self._is_expected_late(self._limit, self._state.loop.time())
+            self._wakeups.pause_changed(is_lifted=False)
+            if self.on_change is not None:
+                self.on_change()
+
+    def _is_expected_late(self, limit: RateLimit, now: float) -> bool:
+        # Nobody else asks, and those that wait before us can be many.
+        return self.on_change is not None and limit.expected_at(now) - now >= _LONG
+
+    def close(self) -> None:
         """Drop all timers."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        if limit is not None:
-            self._leave(limit)
-
-    def _leave(self, limit: RateLimit) -> None:
-        if self._is_in_line:
+        if self._limit is not None:
             self._is_in_line = False
-            limit.leave()
+            self._limit.leave(self)
 
     def _begin(self, reason: _Reason, until: float | None = None) -> None:
         if until is not None:

@@ -6,12 +6,14 @@ The newest of the waits gets `PoolDeadlock`. Only waits for the same pool are se
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from contextvars import Context
 from typing import Protocol
 
 from asyncpool._core.cancellation import Cancellation
 from asyncpool._core.job import CURRENT_JOB, Job
+from asyncpool._core.lanes import Lanes
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.pauses import Pauses
 from asyncpool._core.queue import JobQueue
@@ -21,6 +23,7 @@ from asyncpool._core.workers import Workers
 from asyncpool._logs import log
 from asyncpool.errors import PoolDeadlock
 from asyncpool.events import Observers, PoolRecovered, PoolStalled
+from asyncpool.limits.line import Limit
 
 __all__ = ["Deadlock", "Processes", "Stall"]
 
@@ -37,21 +40,25 @@ _INTERVAL = 1.0
 class _Waits:
     """The waits of a pool's running jobs for this pool, in the order in which they began."""
 
-    __slots__ = ("_pending", "_wait_count")
+    __slots__ = ("_awaited", "_pending", "_wait_count")
 
     def __init__(self) -> None:
         self._pending: dict[asyncio.Future[None], Job] = {}
+        self._awaited: dict[asyncio.Future[None], Job] = {}  # the job, of waits for the end of one job
         # Of the pending futures, how many are whose; never 0 (tests/laws: jobs_wait_for_their_own_pool).
         self._wait_count: dict[Job, int] = {}
 
-    def add(self, future: asyncio.Future[None], job: Job) -> None:
-        """Note that a job waits for a future."""
+    def add(self, future: asyncio.Future[None], job: Job, awaited: Job | None) -> None:
+        """Note that a job waits for a future, which stands for the end of another job, if that is given."""
         self._pending[future] = job
+        if awaited is not None:
+            self._awaited[future] = awaited
         self._wait_count[job] = self._wait_count.get(job, 0) + 1
 
     def discard(self, future: asyncio.Future[None]) -> None:
         """Note that a wait is over."""
         job = self._pending.pop(future, None)
+        self._awaited.pop(future, None)
         if job is not None:
             self._wait_count[job] -= 1
             if not self._wait_count[job]:
@@ -78,6 +85,29 @@ class _Waits:
         blocked -= {job for future, job in self._pending.items() if future.done()}
         return blocked
 
+    def blocked_by_slots(self, lanes: Lanes) -> set[Job]:
+        """The running jobs that wait only for jobs which can never start, because they wait for slots that these very
+        jobs hold.
+        """
+        needs: dict[Job, list[Limit | None]] = {}
+        for future, job in self._pending.items():
+            awaited = None if future.done() else self._awaited.get(future)
+            needs.setdefault(job, []).append(None if awaited is None else lanes.slots_awaited_by(awaited))
+        stuck = {job: set(limits) for job, limits in needs.items() if None not in limits and job.is_running}
+        holders = {limit: lanes.holders_of(limit) for limits in stuck.values() for limit in limits if limit is not None}
+        while True:
+            # Somebody else can release a slot of these: a job that goes on, another pool, other code.
+            can_open = {
+                limit
+                for limit, jobs in holders.items()
+                if len(jobs) < limit.held or limit.opens_at(1.0) < math.inf or not all(job in stuck for job in jobs)
+            }
+            go_on = [job for job, limits in stuck.items() if limits & can_open]
+            if not go_on:
+                return set(stuck)
+            for job in go_on:
+                del stuck[job]
+
     def newest_of(self, jobs: set[Job]) -> asyncio.Future[None]:
         """Return the wait that began last of those of these jobs."""
         return next(future for future, job in reversed(self._pending.items()) if job in jobs)
@@ -90,6 +120,7 @@ class Deadlock:
         "_asking",
         "_cancellation",
         "_context",
+        "_lanes",
         "_ledger",
         "_queue",
         "_recheck_timer",
@@ -110,7 +141,9 @@ class Deadlock:
         scaler: Scaler,
         cancellation: Cancellation,
         time_may_help: Callable[[], bool],
+        lanes: Lanes | None,
     ) -> None:
+        self._lanes = lanes
         self._state = state
         self._ledger = ledger
         self._waits = _Waits()
@@ -126,12 +159,14 @@ class Deadlock:
         """Start timers in this context from now on."""
         self._context = context
 
-    async def wait(self, future: asyncio.Future[None]) -> None:
-        """Wait for a future of the pool. Cancel-safe if the future's owner is.
+    async def wait(self, future: asyncio.Future[None], awaited: Job | None = None) -> None:
+        """Wait for a future of the pool, or for the end of a job, which the future stands for. Cancel-safe if the
+        future's owner is.
 
         Raises:
-            PoolDeadlock: The caller is a job of this pool (or a task that one spawned), all workers run jobs that
-                wait like this, and this wait is the newest.
+            PoolDeadlock: The caller is a job of this pool (or a task that one spawned), and this wait is the newest of
+                those that can never end: all workers run jobs that wait like this, or those that wait hold all slots
+                that the jobs need for which they wait.
         """
         job = CURRENT_JOB.get(None)
         if job is None or not job.runs_in(self._state):
@@ -140,14 +175,15 @@ class Deadlock:
             finally:
                 del future  # the error is in it, and knows this frame: see `Failed.unwrap`
             return
-        self._waits.add(future, job)
+        self._waits.add(future, job, awaited)
         try:
             self.check()
             await future
         finally:
             self._waits.discard(future)
             del future
-            if job in self._waits and self._is_possible() and self._recheck_timer is None:
+            is_possible = self._is_possible() or (self._lanes is not None and self._lanes.holds_slots)
+            if job in self._waits and is_possible and self._recheck_timer is None:
                 # It counted as awake until now, and may only go back to another wait. Not at once: what has woken it
                 # can still make it give up the other.
                 self._recheck_timer = self._state.loop.call_later(_RECHECK_AFTER, self._recheck)
@@ -155,8 +191,11 @@ class Deadlock:
     def check(self, *, is_final: bool = False) -> None:
         """End the newest wait with `PoolDeadlock` if no running job can go on.
 
-        Call it when a wait begins, and when a worker goes that could have taken another job.
+        Call it when a wait begins, when a job must wait for its limit, and when a worker goes that could have taken
+        another job.
         """
+        if self._lanes is not None and self._lanes.holds_slots and self._waits.jobs:
+            self._check_slots(self._lanes)
         if not self._is_possible():
             return
         most, running = self._workers.max_workers, self._ledger.running
@@ -170,12 +209,23 @@ class Deadlock:
             return
         if not is_final and self._may_grow():
             return
+        self._end_newest(blocked, f"all {running} running jobs (of at most {most} at a time) wait for this same pool")
+
+    def _check_slots(self, lanes: Lanes) -> None:
+        """End the newest wait for a job that needs a slot which is held by jobs that wait like this."""
+        blocked = set[Job]() if self._cancellation.is_settling else self._waits.blocked_by_slots(lanes)
+        if blocked:
+            self._end_newest(
+                blocked,
+                f"{len(blocked)} running jobs wait for jobs that need the slots of a ConcurrencyLimit, which they hold",
+            )
+
+    def _end_newest(self, blocked: set[Job], why: str) -> None:
         newest = self._waits.newest_of(blocked)
         self._waits.discard(newest)
         newest.set_exception(
             PoolDeadlock(
-                f"pool {self._state.name!r}: all {running} running jobs (of at most {most} at a time) wait for this "
-                "same pool; this wait, the newest, was ended so that the others can go on"
+                f"pool {self._state.name!r}: {why}; this wait, the newest, was ended so that the others can go on"
             )
         )
 

@@ -8,6 +8,7 @@ This table is the only place that decides it; the methods below are its rows.
     job accepted                                  yes     asleep                                     (1)
     job_came_back   its backoff is over,          yes     yes      yes         yes
                     its rate limit is open
+    job_parked      its limit is closed                                        yes
     job_left        cancelled or expired                  yes      yes         yes        yes
                     while it waited
     job_ended       its worker is free            yes              yes                    yes        (1)
@@ -229,6 +230,10 @@ class Wakeups:
         self._wake_scaler()
         self._start_jobs()
         self._line.wake_next()
+        self._check_deadlock()
+
+    def job_parked(self) -> None:
+        """A job must wait for its limit. If running jobs keep that closed, a wait for this job can be a deadlock."""
         self._check_deadlock()
 
     def job_left(self) -> None:

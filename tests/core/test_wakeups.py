@@ -98,6 +98,7 @@ class Bells:
 ROWS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("job_accepted", {}, (SCALER,)),
     ("job_came_back", {}, (START, SCALER, LINE, DEADLOCK)),
+    ("job_parked", {}, (DEADLOCK,)),
     ("job_left", {}, (SCALER, LINE, DEADLOCK, WAITERS)),
     ("job_ended", {}, (LINE, WAITERS)),
     ("worker_ready", {}, (START, SCALER, LINE)),
