@@ -31,15 +31,10 @@ class Claims:
 
     __slots__ = ("limits", "managers", "weights")
 
-    def __init__(self) -> None:
-        self.limits: tuple[Limit, ...] = ()
-        self.weights: tuple[float, ...] = ()
+    def __init__(self, limits: tuple[Limit, ...] = (), weights: tuple[float, ...] = ()) -> None:
+        self.limits = limits
+        self.weights = weights
         self.managers: tuple[AbstractAsyncContextManager[Any], ...] = ()
-
-    def add(self, limit: Limit, job: object) -> None:
-        """Claim a limit for a job."""
-        self.limits += (limit,)
-        self.weights += (limit.weight_of(job),)
 
     def check(self) -> None:
         """Raise WeightTooLarge if a limit can never give its weight."""
@@ -62,34 +57,29 @@ class _ReuseCheck:
     when the next is asked for, because only the pool referred to them, or by many that are all unused.
     """
 
-    __slots__ = ("_function", "_gone", "_is_over", "_last", "_name", "_unused")
+    __slots__ = ("_gone", "_last", "_name", "_unused", "function", "is_over")
 
     def __init__(self, function: Callable[[Any], object], name: str) -> None:
-        self._function = function
+        self.function = function
         self._name = name
         self._last: weakref.ref[Limit] | None = None
         self._gone = 0
         self._unused = 0
-        self._is_over = False
+        self.is_over = False
 
-    def __call__(self, job: Any) -> tuple[object, ...]:
-        """Return what the function returns, as a tuple."""
-        returned = self._function(job)
-        if returned is None:
-            return ()
-        limiters = tuple(returned) if is_several(returned) else (returned,)
-        if not self._is_over:
-            for limit in limiters:
-                if is_limit(limit):
-                    self._look_at(limit)
-        return limiters
+    def __call__(self, job: Any) -> object:
+        returned = self.function(job)
+        for limit in returned if is_several(returned) else (returned,):
+            if is_limit(limit) and not self.is_over:
+                self._look_at(limit)
+        return returned
 
     def _look_at(self, limit: Limit) -> None:
         self._unused += 1
         self._gone += self._last is not None and self._last() is None
         self._last = weakref.ref(limit)
         is_new_each_time = self._gone >= _MAX_GONE or self._unused >= _MAX_UNUSED
-        if is_new_each_time and not self._is_over:
+        if is_new_each_time:
             kind = "ConcurrencyLimit" if limit.has_slots else "RateLimit"
             log.warning(
                 "pool %r: the limiter function has returned %d %s, each of them new, so nothing was "
@@ -100,7 +90,7 @@ class _ReuseCheck:
                 kind,
                 kind,
             )
-        self._is_over |= is_new_each_time or limit.was_used
+        self.is_over = is_new_each_time or limit.was_used
 
 
 class Resolver:
@@ -114,14 +104,16 @@ class Resolver:
     __slots__ = ("_can_repeat", "_limiters", "_loop", "has_managers", "shared")
 
     def __init__(self, limiters: tuple[Any, ...], name: str) -> None:
-        # A keyed limit returns a new one for each new key, as it should.
-        self._limiters = tuple(
-            each if is_limit(each) or isinstance(each, KeyedLimits) or is_manager(each) else _ReuseCheck(each, name)
-            for each in limiters
-        )
+        # Each limit or context manager, or what returns it for a job; and whether it is that.
+        self._limiters: list[tuple[Any, bool]] = []
+        has_functions = False
+        for limiter in limiters:
+            is_constant = is_limit(limiter) or is_manager(limiter)
+            if not is_constant and not isinstance(limiter, KeyedLimits):  # which returns new ones, as it should
+                has_functions, limiter = True, _ReuseCheck(limiter, name)
+            self._limiters.append((limiter, not is_constant))
         self.shared: tuple[Limit, ...] = tuple(each for each in limiters if is_limit(each))
         """The limits that every job has."""
-        has_functions = any(isinstance(each, _ReuseCheck) for each in self._limiters)
         self.has_managers = has_functions or any(is_manager(each) for each in limiters)
         """Whether a job can have a context manager."""
         self._can_repeat = has_functions or len(limiters) > 1
@@ -141,29 +133,40 @@ class Resolver:
             WrongLoop: A limit is used on another loop, which is running.
             Exception: What a function of the user has raised.
         """
-        claims = Claims()
-        for limiter in self._limiters:
-            if isinstance(limiter, _ReuseCheck):
-                for each in limiter(job):
+        claims: Claims | None = None
+        for place, (limiter, is_function) in enumerate(self._limiters):
+            limit = limiter(job) if is_function else limiter
+            if type(limiter) is _ReuseCheck and limiter.is_over:
+                self._limiters[place] = limiter.function, True
+            if isinstance(limit, Limit) and claims is None:  # most jobs have one limit
+                weight = limit.weight_of(job)
+                if weight > 1.0:
+                    limit.check_weight(weight)
+                if limit.loop is not self._loop:
+                    limit.bind(self._loop)
+                claims = Claims((limit,), (weight,))
+            elif limit is not None:
+                claims = claims or Claims()
+                for each in limit if is_several(limit) else (limit,):
                     self._add(claims, each, job)
-            else:
-                self._add(claims, limiter, job)
-        if self._can_repeat:
+        if claims is None:
+            return Claims()
+        if self._can_repeat and len(claims.limits) + len(claims.managers) > 1:
             check_unlike("the limiter of a job", claims.limits + claims.managers)
-        claims.check()
-        for limit in claims.limits:
-            limit.bind(self._loop)
         return claims
 
     def _add(self, claims: Claims, limiter: object, job: Any) -> None:
-        if is_limit(limiter):
-            claims.add(limiter, job)
-        elif isinstance(limiter, KeyedLimits):
-            claims.add(limiter(job), job)
-        elif is_manager(limiter):
-            claims.managers += (limiter,)
+        limit = limiter(job) if isinstance(limiter, KeyedLimits) else limiter
+        if is_limit(limit):
+            weight = limit.weight_of(job)
+            limit.check_weight(weight)
+            limit.bind(self._loop)
+            claims.limits += (limit,)
+            claims.weights += (weight,)
+        elif is_manager(limit):
+            claims.managers += (limit,)
         else:
             raise TypeError(
                 "the function that is the limiter must return a RateLimit, a ConcurrencyLimit, an async context "
-                f"manager, None, or a list of these, got {describe(limiter)}"
+                f"manager, None, or a list of these, got {describe(limit)}"
             )

@@ -12,7 +12,8 @@ could move each job that waits.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -160,13 +161,20 @@ class Lanes:
 
     def admit_or_park(self, job: Job, claims: Claims, now: float) -> bool:
         """Return whether a job that was just taken from the queue can start now. If not, it is parked here."""
-        released = self._released.pop(job, None)
+        if not self._lanes and len(claims.limits) == 1:  # nobody waits here, and most jobs have one limit
+            limit = claims.limits[0]
+            if limit.take_if_free(now, claims.weights[0]):
+                if limit.has_slots or claims.managers:
+                    self._admit(job, claims)
+                return True
+        released = self._released.pop(job, None) if self._released else None
         if released is None:
             lane, place = (self._lanes.get(claims.limits) if self._lanes else None), None
             # With a lane, the jobs parked there come first; unless the released one is behind this job in the queue,
             # which is more urgent then.
             if lane is not None and lane.released is None:
                 self._park(job, lane, claims)
+                self._wakeups.job_parked()
                 return False
             denied = self._denied_by(claims, now)
         else:
@@ -244,11 +252,12 @@ class Lanes:
 
     def _take(self, job: Job, claims: Claims, now: float) -> None:
         self._claims.pop(job, None)
-        holds = False
         for limit, weight in zip(claims.limits, claims.weights, strict=True):
             limit.take(now, weight)
-            holds |= limit.has_slots
-        if holds:
+        self._admit(job, claims)
+
+    def _admit(self, job: Job, claims: Claims) -> None:
+        if any(limit.has_slots for limit in claims.limits):
             self._held[job] = claims.limits
             self._wakeups.leave_fast_path()
         if claims.managers:
@@ -380,13 +389,22 @@ class Lanes:
         """The jobs whose attempts hold slots of a limit."""
         return [job for job, limits in self._held.items() if limit in limits]
 
-    def slots_awaited_by(self, job: Job) -> Limit | None:
-        """Return the limit whose slots a parked job waits for; None if it waits for a time, or for none."""
+    def obstacle_of(self, job: Job) -> Limit | Job | None:
+        """Return what a wait for a job waits for: the job, if it runs, or the limit whose slots it is parked for.
+
+        None: it waits for a time or for a worker, or is done.
+        """
+        if job.is_running:
+            return job
         lane = self._parked.get(job)
         place = None if lane is None else lane.place
-        if place is None or not place.is_in_line or not place.limit.has_slots:
-            return None
-        return place.limit
+        return place.limit if place is not None and place.is_in_line and place.limit.has_slots else None
+
+    def can_open(self, limit: Limit, stuck: Container[Job]) -> bool:
+        """Return whether a slot is free, or something else than these jobs can release one: a job, pool, other code."""
+        holders = self.holders_of(limit)
+        is_open = limit.opens_at(1.0) < math.inf
+        return is_open or len(holders) < limit.held or any(job not in stuck for job in holders)
 
     @property
     def waits_for_others(self) -> bool:

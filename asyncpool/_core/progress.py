@@ -6,7 +6,6 @@ The newest of the waits gets `PoolDeadlock`. Only waits for the same pool are se
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable
 from contextvars import Context
 from typing import Protocol
@@ -86,23 +85,23 @@ class _Waits:
         return blocked
 
     def blocked_by_slots(self, lanes: Lanes) -> set[Job]:
-        """The running jobs that wait only for jobs which can never start, because they wait for slots that these very
-        jobs hold.
+        """The running jobs that can never go on, because they wait for each other, or for jobs that wait for slots
+        which they hold.
         """
-        needs: dict[Job, list[Limit | None]] = {}
+        needs: dict[Job, list[Limit | Job | None]] = {}  # what could end each wait: a slot, another job, or anything
         for future, job in self._pending.items():
             awaited = None if future.done() else self._awaited.get(future)
-            needs.setdefault(job, []).append(None if awaited is None else lanes.slots_awaited_by(awaited))
-        stuck = {job: set(limits) for job, limits in needs.items() if None not in limits and job.is_running}
-        holders = {limit: lanes.holders_of(limit) for limits in stuck.values() for limit in limits if limit is not None}
+            needs.setdefault(job, []).append(None if awaited is None else lanes.obstacle_of(awaited))
+        stuck = {job: set(obstacles) for job, obstacles in needs.items() if None not in obstacles and job.is_running}
         while True:
-            # Somebody else can release a slot of these: a job that goes on, another pool, other code.
-            can_open = {
-                limit
-                for limit, jobs in holders.items()
-                if len(jobs) < limit.held or limit.opens_at(1.0) < math.inf or not all(job in stuck for job in jobs)
-            }
-            go_on = [job for job, limits in stuck.items() if limits & can_open]
+            go_on = [
+                job
+                for job, obstacles in stuck.items()
+                if any(
+                    other not in stuck if isinstance(other, Job) else other is not None and lanes.can_open(other, stuck)
+                    for other in obstacles
+                )
+            ]
             if not go_on:
                 return set(stuck)
             for job in go_on:
@@ -213,8 +212,7 @@ class Deadlock:
 
     def _check_slots(self, lanes: Lanes) -> None:
         """End the newest wait for a job that needs a slot which is held by jobs that wait like this."""
-        blocked = set[Job]() if self._cancellation.is_settling else self._waits.blocked_by_slots(lanes)
-        if blocked:
+        while blocked := (set[Job]() if self._cancellation.is_settling else self._waits.blocked_by_slots(lanes)):
             self._end_newest(
                 blocked,
                 f"{len(blocked)} running jobs wait for jobs that need the slots of a ConcurrencyLimit, which they hold",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
@@ -21,7 +20,7 @@ LimitT = TypeVar("LimitT", bound=Limit)
 _FEW_KEYS = 64
 
 
-class KeyedLimits(ABC, Generic[LimitT]):
+class KeyedLimits(Generic[LimitT]):
     """A limit for each key. Idle ones are forgotten, in O(1) per call, so memory is bounded by the keys in use.
 
     Invariant: a limit that anything else refers to is not forgotten, idle or not: it can be used later
@@ -37,9 +36,9 @@ class KeyedLimits(ABC, Generic[LimitT]):
         self._calls = 0  # since the last search for idle keys
         self._search_at = _FEW_KEYS
 
-    @abstractmethod
     def _make(self) -> LimitT:
         """Return the limit of a new key."""
+        raise NotImplementedError
 
     def __call__(self, job: object, /) -> LimitT:
         """Return the limit of a job.

@@ -67,7 +67,7 @@ class StartSchedule(Limit):
 
     def take(self, now: float, weight: float = 1.0) -> float:
         """Start now if that is allowed, and return 0.0; otherwise return the seconds until it will be allowed."""
-        opens = self.opens_at(weight)
+        opens = self.next_start if weight == 1.0 else self.opens_at(weight)
         if now < opens:
             return opens - now
         self.next_start = max(self.next_start, now - self._tolerance) + weight * self._interval

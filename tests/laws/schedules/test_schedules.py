@@ -23,6 +23,7 @@ from tests.laws.schedules import (
     groups,
     jobs,
     life,
+    limits,
     policies,
     rates,
     retries,
@@ -34,7 +35,7 @@ from tests.laws.schedules.tools import SCENARIOS, program
 from tests.laws.witness import FACTORIES, ended, spawn
 
 # Importing them has registered their scenarios.
-SUBJECTS = (submitting, life, streams, groups, jobs, retries, rates, scaling, policies, dead_letters)
+SUBJECTS = (submitting, life, streams, groups, jobs, retries, rates, limits, scaling, policies, dead_letters)
 
 
 @pytest.mark.parametrize("mode", FACTORIES)
