@@ -213,9 +213,11 @@ class Deadlock:
     def _check_slots(self, lanes: Lanes) -> None:
         """End the newest wait for a job that needs a slot which is held by jobs that wait like this."""
         while blocked := (set[Job]() if self._cancellation.is_settling else self._waits.blocked_by_slots(lanes)):
+            is_one = len(blocked) == 1
             self._end_newest(
                 blocked,
-                f"{len(blocked)} running jobs wait for jobs that need the slots of a ConcurrencyLimit, which they hold",
+                f"{len(blocked)} running {'job holds' if is_one else 'jobs hold'} slots of a ConcurrencyLimit and "
+                f"{'waits' if is_one else 'wait'} for jobs that need them",
             )
 
     def _end_newest(self, blocked: set[Job], why: str) -> None:

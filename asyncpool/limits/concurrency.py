@@ -59,6 +59,8 @@ class Slots(Limit):
         """Take a slot and return 0.0, if one is free; otherwise return inf."""
         if self._held >= self._count:
             return math.inf
+        if self._offered is not None:
+            self._offered = None  # one slot each in turn
         self._held += 1
         self._was_used = True
         return 0.0

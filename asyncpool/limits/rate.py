@@ -70,13 +70,19 @@ class StartSchedule(Limit):
         opens = self.next_start if weight == 1.0 else self.opens_at(weight)
         if now < opens:
             return opens - now
+        if self._offered is not None:
+            self._offered = None  # one start each in turn
         self.next_start = max(self.next_start, now - self._tolerance) + weight * self._interval
         return 0.0
 
     def take_turn(self, now: float, waiter: Waiter) -> bool:
         """Take a start of weight 1 if that is allowed and nobody waits before the waiter; return whether it was."""
-        if now < self.next_start or (self._line is not None and self._offered is not waiter):
+        if now < self.next_start:
             return False
+        if self._line is not None:
+            if self._offered is not waiter:
+                return False
+            self._offered = None  # one start each in turn
         self.next_start = max(self.next_start, now - self._tolerance) + self._interval
         return True
 
