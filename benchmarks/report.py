@@ -312,7 +312,7 @@ def readme_block(results: Sequence[Results]) -> str:
         ("overhead per job, µs", *_row(main, "cost", "µs/job", f"no-op{jobs}")),
         ("overhead per job that yields once, µs", *_row(main, "cost", "µs/job", f"yields once{jobs}")),
         ("memory growth over 1,000,000 jobs, MiB", *_row(main, "growth", "MiB", "1,000,000 ")),
-        ("time to the first of 10,000 results, job durations", *_row(main, "first-result", "job durations")),
+        ("time to the first of 10,000 results, in job durations", *_row(main, "first-result", "job durations")),
         (
             "errors of 5,000 requests, server limited to 100 connections",
             *_row(main, "http", "errors", "server limited"),
