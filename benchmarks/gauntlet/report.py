@@ -140,8 +140,8 @@ def as_markdown(results: Mapping[str, Any]) -> str:
 _INTRODUCTION = """\
 # The gauntlet
 
-Known failure modes of worker pools, and which libraries handle them. Each row is a case: a statement that must hold.
-Each column is a library. Each cell ran in a process of its own:
+This page shows how worker pools fail, and which libraries prevent it. Each row is a case: a statement that must hold.
+Each column is a library. Each cell ran in its own process:
 
 * **held**: the statement holds.
 * **wrong**: it does not; [the cases](#one-job-cannot-hurt-another) say how.
@@ -152,31 +152,26 @@ Each column is a library. Each cell ran in a process of its own:
 $ python3 -m pip install -e '.[bench]'
 $ python -m benchmarks.gauntlet                      # all cells: a few minutes
 $ python -m benchmarks.gauntlet --only aqute --case context-leaks
-$ python -m benchmarks.gauntlet --list
-$ python -m benchmarks.gauntlet --save               # keep the results
-$ python -m benchmarks.gauntlet --report             # write this page
 ```
 
 The results are from Python {python}, {system}, at commit {commit}.
-We chose the cases, from our own requirements and from issues that users of these libraries report. A column therefore
-shows what a library does in these cases, not how well it serves its own purpose. Each library is used through the
-interface that its documentation recommends. If one is used badly, please report it as a bug."""
+We chose the cases from our own requirements and from issues of these libraries. So a column shows what a library does
+in these cases, not how well it serves its own purpose. Each library is used as its documentation recommends. If one is
+used badly, please report it as a bug."""
 
 _BETTER = """\
 ## When another library is the better choice
 
 * [streamable](https://pypi.org/project/streamable/) and [aiostream](https://pypi.org/project/aiostream/): you want
-  many stream operators, such as grouping, zipping, flattening or filtering. asyncpool only has `map` and `outcomes`.
-* [AntFlow](https://pypi.org/project/AntFlow/): your script is a pipeline of stages, each with its own workers, and you
-  want to watch it. `progress=True` shows a progress bar, `dashboard=` a terminal dashboard of each stage or worker.
-* [async-batch-llm](https://pypi.org/project/async-batch-llm/) (0.28): your jobs are LLM calls. It has clients
-  for several providers, a cooldown shared by all workers after a rate-limit error, limits of requests and tokens per
-  minute, token and cost caps, and checkpoints from which a crashed run resumes.
-* [aiometer](https://pypi.org/project/aiometer/): you use trio.
-* [aiojobs](https://pypi.org/project/aiojobs/): you only need background tasks that are cleaned up. It is less to learn.
+  stream operators, such as grouping, zipping or filtering. asyncpool only has `map` and `outcomes`.
+* [AntFlow](https://pypi.org/project/AntFlow/): your script is a pipeline of stages, and you want a dashboard of them.
+* [async-batch-llm](https://pypi.org/project/async-batch-llm/) (0.28): your jobs are LLM calls. It has clients for
+  several providers, token and cost limits, and checkpoints.
+* [aiometer](https://pypi.org/project/aiometer/): you use Trio.
+* [aiojobs](https://pypi.org/project/aiojobs/): you only need background tasks that are cleaned up.
 * [tasklane](https://pypi.org/project/tasklane/), or a queue loop of your own: your jobs take microseconds, and do not
   need a task each. [Benchmarks](benchmarks.md#where-we-lose) has the figures.
-* `asyncio.TaskGroup`: you have few jobs, and one failure should cancel the rest. It is in the standard library."""
+* `asyncio.TaskGroup`: you have few jobs, and one failure should cancel the rest."""
 
 _USED = """\
 ## How each library is used
@@ -201,13 +196,19 @@ def _at(about: Mapping[str, Any]) -> str:
 
 
 def _table(table: Mapping[tuple[str, str], Cell]) -> str:
+    """Return the table of the cases that some library does not hold, and the names of the others."""
     lines = [f"| | {' | '.join(_COLUMNS)} |", f"|---{'|:-:' * len(_COLUMNS)}|"]
+    same: list[str] = []
     for name in CASES:
-        cells = [_short(table[name, library].verdict) for library in _COLUMNS]
-        lines.append(f"| [{name}](#{name}) | {' | '.join(cells)} |")
+        verdicts = [table[name, library].verdict for library in _COLUMNS]
+        if any(verdict in BAD for verdict in verdicts):
+            lines.append(f"| [{name}](#{name}) | {' | '.join(map(_short, verdicts))} |")
+        else:
+            same.append(f"[{name}](#{name})")
     totals = [_total(cell for cell in table.values() if cell.library == library) for library in _COLUMNS]
     lines.append(f"| **held, of the cases that apply** | {' | '.join(totals)} |")
-    return "\n".join(lines)
+    about = f"The last row also counts {len(same)} cases that every library with the needed features holds: "
+    return "\n".join(lines) + "\n\n" + wrapped(f"{about}{', '.join(same)}.")
 
 
 def _missing(table: Mapping[tuple[str, str], Cell]) -> str:
@@ -217,9 +218,7 @@ def _missing(table: Mapping[tuple[str, str], Cell]) -> str:
         if cell.verdict is Verdict.LACKS and cell.library in _COLUMNS:
             lacks.setdefault(cell.how, set()).add(cell.library)
     lines = [wrapped(f"* **{feature}**: {_names(lacks[feature])}.", indent="  ") for feature in lacks]
-    about = (
-        "Each feature, and the libraries that lack it. Features of a pool are listed only for libraries with a pool."
-    )
+    about = "The libraries that lack each feature. Features of a pool are listed only for libraries with a pool."
     return "\n\n".join(("## Missing features", wrapped(about), "\n".join(lines)))
 
 
@@ -243,13 +242,13 @@ def _section(case: Case, table: Mapping[tuple[str, str], Cell]) -> str:
     parts = [f"### {case.name}", wrapped(_statement(case, cells))]
     bad: dict[str, list[str]] = {}
     for cell in cells:
-        if cell.verdict in BAD:
-            bad.setdefault(_how(cell), []).append(cell.library)
+        if cell.verdict in BAD and (how := _how(cell)):
+            bad.setdefault(how, []).append(cell.library)
     if bad:
         lines = (wrapped(f"* {', '.join(names)}: {how}", indent="  ") for how, names in bad.items())
         parts.append("\n".join(lines))
-        if note := NOTES.get((case.name, ALL)):
-            parts.append(wrapped(note))
+    if any(cell.verdict in BAD for cell in cells) and (note := NOTES.get((case.name, ALL))):
+        parts.append(wrapped(note))
     return "\n\n".join(parts)
 
 
@@ -264,9 +263,11 @@ def _statement(case: Case, cells: Iterable[Cell]) -> str:
 
 
 def _how(cell: Cell) -> str:
-    """Return the verdict, its reason and its note: libraries with the same text share a line."""
+    """Return the verdict, its reason and its note, or "" if the table says it all. The same text shares a line."""
+    note = NOTES.get((cell.case, cell.library), "")
+    if not cell.how and not note and cell.library in _COLUMNS:
+        return ""
     how = f"**{cell.verdict}**, {cell.how}." if cell.how else f"**{cell.verdict}**."
-    note = NOTES.get((cell.case, cell.library))
     return f"{how} {note}" if note else how
 
 
