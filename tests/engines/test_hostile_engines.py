@@ -247,7 +247,8 @@ def test_an_interrupt_in_a_task_of_an_engine_does_not_keep_the_pool_from_closing
     async def main(pools: list[WorkerPool[Any, Any]]) -> None:
         async with WorkerPool(Portable(sleeper), workers=2, engine=Interrupted(2)) as pool:
             pools.append(pool)
-            await pool.run(10.0)
+            handle = await pool.submit(10.0)
+            await handle.outcome()
 
     pool = interrupted(main)
     assert pool.state == "closed"
