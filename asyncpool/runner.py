@@ -10,10 +10,10 @@ import asyncio
 from collections import deque
 from contextvars import copy_context
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 from asyncpool._core.invoke import call_handler, within_deadline
-from asyncpool._core.job import CURRENT_JOB, Job
+from asyncpool._core.job import CURRENT_JOB, Job, Waiters
 from asyncpool._core.life import Life
 from asyncpool._core.parts import Parts
 from asyncpool._core.resources import Outage
@@ -80,7 +80,7 @@ class Runner:
         place: What this process is called in errors.
     """
 
-    waiters: ClassVar[None] = None  # nobody waits for one of its jobs alone
+    waiters: Waiters | None = None  # nobody waits for one of its jobs alone
 
     def __init__(self, spec: bytes, place: str) -> None:
         self._spec_data = spec

@@ -9,9 +9,9 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from enum import Enum
-from typing import Any, ClassVar, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
-from asyncpool._core.job import Job
+from asyncpool._core.job import Job, Waiters
 from asyncpool._core.parts import Parts
 from asyncpool._core.state import Phase
 from asyncpool._core.wakeups import WaitLine, wake
@@ -48,7 +48,7 @@ class Channel(Generic[ItemT_co]):
     `raises` makes it a channel of values, which ends with the first job that did not succeed.
     """
 
-    waiters: ClassVar[None] = None  # nobody waits for one of its jobs alone
+    waiters: Waiters | None = None  # nobody waits for one of its jobs alone
 
     def __init__(self, parts: Parts, *, ordered: bool, raises: bool, window: int | None, what: str) -> None:
         self.parts = parts

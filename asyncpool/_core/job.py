@@ -9,21 +9,36 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping
 from contextvars import Context, ContextVar
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from asyncpool._core.state import State
 from asyncpool._guard import describe
 from asyncpool.errors import PoolError
 from asyncpool.outcomes import CancelReason, Failed, Outcome
 
-__all__ = ["CURRENT_JOB", "NULL_SINK", "Job", "PriorAttempts", "Puller", "ResourceHolder", "Sink", "Worker", "new_job"]
+__all__ = [
+    "CURRENT_JOB",
+    "NULL_SINK",
+    "Job",
+    "PriorAttempts",
+    "Puller",
+    "ResourceHolder",
+    "Sink",
+    "Waiters",
+    "Worker",
+    "new_job",
+]
+
+Waiters: TypeAlias = "Mapping[asyncio.Future[None], tuple[bool, asyncio.Task[Any] | None]]"
+"""The futures of those who wait for a job. For each, whether it waits only for the end of a cancelled job; and its
+task, where asyncio has links between tasks."""
 
 
 class Sink(Protocol):
     """The receiver of a job's outcome. It is called on the loop, exactly once per job, and must not raise."""
 
     @property
-    def waiters(self) -> Mapping[asyncio.Future[None], tuple[bool, asyncio.Task[Any] | None]] | None:
+    def waiters(self) -> Waiters | None:
         """Who waits for this very job, and for no other: see `Completion`."""
         ...
 
@@ -57,7 +72,7 @@ class Puller(Sink, Protocol):
 class _NullSink:
     """The sink of a job whose outcome nobody waits for."""
 
-    waiters: ClassVar[None] = None
+    waiters: Waiters | None = None
 
     def deliver(self, job: Job, outcome: Outcome[Any, Any], /) -> None: ...
     def on_delayed(self, change: int, /) -> None: ...

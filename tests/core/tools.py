@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from contextvars import copy_context
-from typing import Any, ClassVar
+from typing import Any
 
-from asyncpool._core.job import NULL_SINK, Job, Sink, Worker, new_job
+from asyncpool._core.job import NULL_SINK, Job, Sink, Waiters, Worker, new_job
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.state import Phase, State
 from asyncpool.dead_letters.writer import DeadLetterWriter
@@ -16,7 +16,7 @@ from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, Succeed
 class RecordingSink:
     """A sink that keeps what it is given."""
 
-    waiters: ClassVar[None] = None  # nobody waits for one of its jobs alone
+    waiters: Waiters | None = None  # nobody waits for one of its jobs alone
 
     def __init__(self) -> None:
         self.delivered: list[tuple[Job, Outcome[Any, Any]]] = []
