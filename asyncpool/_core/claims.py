@@ -82,7 +82,7 @@ class _ReuseCheck:
         if is_new_each_time:
             kind = "ConcurrencyLimit" if limit.has_slots else "RateLimit"
             log.warning(
-                "pool %r: the limiter function has returned %d %s, each of them new, so nothing was "
+                "pool %r: the limiter function has returned %d %s, all of them new, so nothing was "
                 "limited: return the same %s for jobs that share it, or use %s.per_key",
                 self._name,
                 self._unused,
@@ -167,6 +167,6 @@ class Resolver:
             claims.managers += (limit,)
         else:
             raise TypeError(
-                "the function that is the limiter must return a RateLimit, a ConcurrencyLimit, an async context "
-                f"manager, None, or a list of these, got {describe(limit)}"
+                "limiter(job) must return a RateLimit, a ConcurrencyLimit, an async context manager, None, or a list of"
+                f" these, got {describe(limit)}"
             )

@@ -392,7 +392,7 @@ class Lanes:
     def obstacle_of(self, job: Job) -> Limit | Job | None:
         """Return what a wait for a job waits for: the job, if it runs, or the limit whose slots it is parked for.
 
-        None: it waits for a time or for a worker, or is done.
+        None: it is delayed, waits for a worker, or is done.
         """
         if job.is_running:
             return job
@@ -408,7 +408,7 @@ class Lanes:
 
     @property
     def waits_for_others(self) -> bool:
-        """Whether a lane waits for a time, or for a slot that other pools or code hold. Otherwise all parked jobs wait
+        """Whether a lane waits for a rate, or for a slot that other pools or code hold. Otherwise all parked jobs wait
         for workers, or for running jobs of this pool.
         """
         return any(

@@ -39,7 +39,7 @@ class Slots(Limit):
 
     @property
     def max_weight(self) -> float:
-        """The largest weight that it can ever give: attempts have none, and take one slot each."""
+        """The largest weight that it can ever give: an attempt takes one slot."""
         return 1.0
 
     @property

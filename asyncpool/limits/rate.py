@@ -111,6 +111,10 @@ class StartSchedule(Limit):
         """Return whether the schedule is in its initial state: a new one would allow the same starts."""
         return self.next_start + self._tolerance <= now and self._line is None and not self._is_changed
 
+    def mark_as_new(self) -> None:
+        """Note that a new one would have the same rate."""
+        self._is_changed = False
+
     @property
     def max_weight(self) -> float:
         """The largest weight that it can ever give: that of a whole period, or of a burst."""
@@ -345,7 +349,7 @@ class KeyedRateLimit(KeyedLimits[RateLimit]):
         RateLimit(rate, per, burst)
         for limit in list(self._limits.values()):
             limit.change(rate, per, burst)
-            limit._is_changed = False  # from what a new one would be
+            limit.mark_as_new()
         self._rate, self._per, self._burst = rate, per, burst
 
     def _make(self) -> RateLimit:

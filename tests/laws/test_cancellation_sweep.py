@@ -22,7 +22,19 @@ import anyio
 import pytest
 
 import asyncpool
-from asyncpool import AutoScale, JobCancelled, Journal, PoolClosed, QueueFull, Retry, StreamClosed, WorkerPool, offload
+from asyncpool import (
+    AutoScale,
+    ConcurrencyLimit,
+    JobCancelled,
+    Journal,
+    PoolClosed,
+    QueueFull,
+    RateLimit,
+    Retry,
+    StreamClosed,
+    WorkerPool,
+    offload,
+)
 from asyncpool.testing import CancelSweepResult, cancel_at, run, settle
 from tests.journal.tools import FAST_FOLDER
 from tests.laws.witness import Item, Letters, Witness, ended, spawn
@@ -718,6 +730,41 @@ async def the_block_of_a_group(witness: Witness, cancelling: Cancelling) -> None
     assert (pool.stats.running, pool.stats.queued) == (0, 0)
     with pytest.raises(StreamClosed):
         await group.submit(witness.item())
+    await still_works(witness)
+    await close(witness)
+
+
+# -- Limits outside of a pool ----------------------------------------------------------------------------------------
+
+
+@case
+async def acquire_of_a_rate_limit(witness: Witness, cancelling: Cancelling) -> None:
+    limit = RateLimit(10)
+    pool = witness.make_pool(workers=2, limiter=limit)
+    await pool.start()
+    await limit.acquire()
+    await cancelling(limit.acquire)
+    assert not limit.users
+    began = asyncio.get_running_loop().time()
+    await limit.acquire()
+    assert asyncio.get_running_loop().time() - began <= 0.2
+    await still_works(witness)
+    await close(witness)
+
+
+@case
+async def acquire_of_a_concurrency_limit(witness: Witness, cancelling: Cancelling) -> None:
+    limit = ConcurrencyLimit(1)
+    pool = witness.make_pool(workers=2, limiter=limit)
+    await pool.start()
+    await limit.acquire()
+    asyncio.get_running_loop().call_later(0.01, limit.release)
+    result = await cancelling(limit.acquire)
+    if not result.cancelled:
+        limit.release()
+    await asyncio.sleep(0.02)
+    assert not limit.in_use
+    assert not limit.users
     await still_works(witness)
     await close(witness)
 

@@ -12,6 +12,7 @@ from asyncpool import (
     AutoScale,
     Cancelled,
     CancelReason,
+    ConcurrencyLimit,
     DeadLetter,
     DeadLetterFile,
     DeadLetters,
@@ -199,6 +200,10 @@ WorkerPool(length, workers=1, limiter=RateLimit(5))
 WorkerPool(length, workers=1, limiter=RateLimit.per_key(host, 5))
 assert_type(WorkerPool(length, workers=1, limiter=RateLimit.per_key(lambda word: word[0], 5)), WorkerPool[str, int])
 WorkerPool(length, workers=1, limiter=limit_of)
+WorkerPool(length, workers=1, limiter=[RateLimit(5), RateLimit(9, weight=len), ConcurrencyLimit.per_key(host, 1)])
+WorkerPool(length, workers=1, limiter=[asyncio.Semaphore(1), limit_of, RateLimit.per_key(host, 5)])
+WorkerPool(length, workers=1, limiter=lambda word: [RateLimit(5), ConcurrencyLimit(2)])
+assert_type(WorkerPool(length, workers=1, limiter=ConcurrencyLimit(2)), WorkerPool[str, int])
 assert_type(WorkerPool(length, workers=1, limiter=lambda word: None), WorkerPool[str, int])
 assert_type(asyncpool.map(length, ["a"], workers=1, retry=Retry(), dead_letters=DeadLetters()), Stream[int])
 
