@@ -9,7 +9,7 @@ import asyncio
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, cast
 
 from asyncpool._guard import describe
 from asyncpool._logs import log
@@ -108,10 +108,13 @@ class Resolver:
         self._limiters: list[tuple[Any, bool]] = []
         has_functions = False
         for limiter in limiters:
-            is_constant = is_limit(limiter) or is_manager(limiter)
-            if not is_constant and not isinstance(limiter, KeyedLimits):  # which returns new ones, as it should
-                has_functions, limiter = True, _ReuseCheck(limiter, name)
-            self._limiters.append((limiter, not is_constant))
+            if is_limit(limiter) or is_manager(limiter):
+                self._limiters.append((limiter, False))
+            elif isinstance(limiter, KeyedLimits):  # it returns a new one for each new key, as it should
+                self._limiters.append((cast("object", limiter), True))
+            else:
+                has_functions = True
+                self._limiters.append((_ReuseCheck(cast("Callable[[Any], object]", limiter), name), True))
         self.shared: tuple[Limit, ...] = tuple(each for each in limiters if is_limit(each))
         """The limits that every job has."""
         self.has_managers = has_functions or any(is_manager(each) for each in limiters)
@@ -156,7 +159,7 @@ class Resolver:
         return claims
 
     def _add(self, claims: Claims, limiter: object, job: Any) -> None:
-        limit = limiter(job) if isinstance(limiter, KeyedLimits) else limiter
+        limit: object = cast("KeyedLimits[Limit]", limiter)(job) if isinstance(limiter, KeyedLimits) else limiter
         if is_limit(limit):
             weight = limit.weight_of(job)
             limit.check_weight(weight)
