@@ -44,7 +44,8 @@ class Resource(Generic[ResourceT_co]):
 
     **Stalls.** If jobs have waited for five seconds and no worker could take them, because none has its resource or all
     run jobs that ignore their cancellation, the pool is stalled. This is logged once, observers get a `PoolStalled`,
-    and later a `PoolRecovered`, and `stats.stalled_seconds` counts. A paused pool is not stalled.
+    and later a `PoolRecovered`, and `stats.stalled_seconds` counts. A paused pool is not stalled; a pool with an
+    engine is, while no process can run attempts.
 
     Frozen, so it can be shared between pools.
 
