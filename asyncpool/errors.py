@@ -13,7 +13,7 @@ The functions that raise them document when: see `pool.py`, `streams.py` and `ou
         ├── PoolDeadlock (RuntimeError)     the wait would never end
         ├── StreamClosed (RuntimeError)     the stream was cancelled, is exhausted, or already has a reader
         ├── JobTimeout (TimeoutError)       an attempt ran longer than the pool's timeout
-        ├── JobExpired (TimeoutError)       the job did not complete within the max_elapsed of its pool's retry
+        ├── JobExpired (TimeoutError)       the job did not complete, or did not start, in time
         ├── JobCancelled                    the job was cancelled, so there is no value
         ├── JobCrashed                      the job raised an exception that is not safe to re-raise in a caller
         ├── SourceCrashed                   the iterable that a stream pulls its jobs from raised such an exception
@@ -146,16 +146,20 @@ class JobTimeout(PoolError, TimeoutError):
 
 
 class JobExpired(PoolError, TimeoutError):
-    """The job did not complete within `max_elapsed` seconds of its acceptance: see `Retry`.
+    """The job did not complete within `max_elapsed` seconds of its acceptance (see `Retry`), or did not start within
+    the pool's `queue_timeout`. The attribute that applies has the seconds, and the other is None.
 
     Its `__cause__` is the failure of the last attempt, if there was one.
     """
 
-    def __init__(self, max_elapsed: float) -> None:
-        super().__init__(max_elapsed)
+    def __init__(self, max_elapsed: float | None, queue_timeout: float | None = None) -> None:
+        super().__init__(*((max_elapsed,) if queue_timeout is None else (max_elapsed, queue_timeout)))
         self.max_elapsed = max_elapsed
+        self.queue_timeout = queue_timeout
 
     def __str__(self) -> str:
+        if self.queue_timeout is not None:
+            return f"the job did not start within {self.queue_timeout:g} s of its acceptance"
         return f"the job did not complete within {self.max_elapsed:g} s of its acceptance"
 
 

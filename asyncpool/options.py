@@ -40,7 +40,8 @@ class PoolOptions(TypedDict, Generic[JobT], total=False):
 
     queue_size: int | None
     max_delayed: int
-    timeout: float | None
+    timeout: float | Callable[[JobT], float | None] | None
+    queue_timeout: float | None
     retry: Retry | None
     limiter: Limiter[JobT] | None
     priority: Callable[[JobT], Any] | None
@@ -66,7 +67,8 @@ def build_parts(
     workers: Workers,
     queue_size: int | None = None,
     max_delayed: int = 10_000,
-    timeout: float | None = None,
+    timeout: float | Callable[[Any], float | None] | None = None,
+    queue_timeout: float | None = None,
     retry: Retry | None = None,
     limiter: Limiter[Any] | None = None,
     resource: Callable[[], AbstractAsyncContextManager[Any]] | Resource[Any] | None = None,
@@ -107,7 +109,10 @@ def build_parts(
     check_filter("recycle_on", recycle_on)
     if not isinstance(name, str):
         raise TypeError(f"name must be a str, got {describe(name)}")
-    seconds = None if timeout is None else check_seconds("timeout", timeout, positive=True)
+    if callable(timeout) and not isinstance(timeout, type):
+        check_function("timeout", timeout)
+    elif timeout is not None:
+        timeout = check_seconds("timeout", timeout, positive=True)
     parts = partial(
         Parts,
         name=name,
@@ -116,6 +121,7 @@ def build_parts(
         priority=priority,
         queue_size=None if queue_size is None else check_count("queue_size", queue_size, least=0),
         max_delayed=check_count("max_delayed", max_delayed, least=1),
+        queue_timeout=None if queue_timeout is None else check_seconds("queue_timeout", queue_timeout, positive=True),
         retry=retry,
         limiters=limiters,
         dead_letters=dead_letters,
@@ -127,22 +133,23 @@ def build_parts(
     if responds_within is not None:
         responds_within = check_seconds("responds_within", responds_within, positive=True)
     if engine is None:
-        return parts(timeout=seconds, resource=opened, recycle_on=recycle_on)
+        return parts(timeout=timeout, resource=opened, recycle_on=recycle_on)
     # What belongs to one attempt goes along with it.
     spec = Spec(
         pool=name,
         handler=call_job if handler is None else handler,
-        timeout=seconds,
+        timeout=None if callable(timeout) else timeout,
         max_elapsed=None if retry is None else retry.max_elapsed,
         resource=opened,
         recycle_on=recycle_on,
         shares_main=_check_engine(engine),
         tick=TICK if responds_within is None else min(TICK, responds_within / 4),
+        timeout_varies=callable(timeout),
     )
     remote = Remote(
         engine=engine, spec=pack_spec(spec), patience=patience, reruns=reruns, responds_within=responds_within
     )
-    return parts(timeout=None, resource=None, recycle_on=OSError, remote=remote)
+    return parts(timeout=timeout if callable(timeout) else None, resource=None, recycle_on=OSError, remote=remote)
 
 
 def _check_engine(engine: Engine) -> bool:

@@ -70,7 +70,12 @@ class WorkerPool(Intake[JobT, ValueT]):
             can read its deadline (`anyio.current_effective_deadline()`), and is cancelled once when that passes. If it
             then ends with the `CancelledError`, the attempt fails with `JobTimeout`; if it raises another error, with
             that; if it returns a value, the job has succeeded. A deadline around the submitter does not apply: that is
-            another task.
+            another task. Or a function of the job that returns the seconds, or None for no limit. It is called when an
+            attempt starts, with an engine in the program. If it raises, or returns anything else, the job fails with
+            that error, and is not retried.
+        queue_timeout: Seconds from a job's acceptance within which its first attempt must start. When they are over,
+            the job fails with `JobExpired`, and does not run; also while the pool is paused or all workers are busy,
+            and while the job waits for its limiter. None: it can wait as long as it takes.
         retry: Which failed jobs are retried, how often and when. Between two attempts a job holds no worker.
         limiter: Limits how often attempts start, or how many run at the same time: a `RateLimit` or `ConcurrencyLimit`,
             or `per_key` of these. Or an async context manager that several jobs can be in at the same time (a
@@ -145,7 +150,8 @@ class WorkerPool(Intake[JobT, ValueT]):
         workers: Workers,
         queue_size: int | None = None,
         max_delayed: int = 10_000,
-        timeout: float | None = None,
+        timeout: float | Callable[[Any], float | None] | None = None,
+        queue_timeout: float | None = None,
         retry: Retry | None = None,
         limiter: Limiter[Any] | None = None,
         resource: Callable[[], AbstractAsyncContextManager[Any]] | Resource[Any] | None = None,
@@ -166,6 +172,7 @@ class WorkerPool(Intake[JobT, ValueT]):
             queue_size=queue_size,
             max_delayed=max_delayed,
             timeout=timeout,
+            queue_timeout=queue_timeout,
             retry=retry,
             limiter=limiter,
             resource=resource,

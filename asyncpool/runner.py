@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from contextvars import copy_context
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from asyncpool._core.invoke import call_handler, within_deadline
@@ -56,11 +57,14 @@ _ORPHANED_AFTER = 10  # ticks
 class _Errand:
     """One attempt that was sent here. It is the input of a job of the pool that runs it."""
 
-    __slots__ = ("advice", "carried", "data", "id", "seconds_left")
+    __slots__ = ("advice", "carried", "data", "id", "seconds_left", "timeout")
 
-    def __init__(self, id: int, seconds_left: float | None, carried: bytes | None, data: bytes) -> None:
+    def __init__(
+        self, id: int, seconds_left: float | None, timeout: float | None, carried: bytes | None, data: bytes
+    ) -> None:
         self.id = id
         self.seconds_left = seconds_left
+        self.timeout = timeout
         self.carried = carried
         self.data = data
         self.advice: RetryAdvice | None = None
@@ -124,13 +128,21 @@ class Runner:
                     self._keeper = self._loop.create_task(self._keep_pool(), name="asyncpool runner")
 
     def _start(
-        self, id: int, number: int, attempt: int, seconds_left: float | None, carried: bytes | None, data: bytes
+        self,
+        id: int,
+        number: int,
+        attempt: int,
+        seconds_left: float | None,
+        timeout: float | None,
+        carried: bytes | None,
+        data: bytes,
     ) -> None:
         # It closes its pool, because its share was 0, or its workers have lost their resources.
         if not self._is_open or self._parts is None or not self._is_usable:
             self._tell((CANCELLED, id, False, 0.0))
             return
-        job = self._parts.dispatcher.accept(_Errand(id, seconds_left, carried, data), self, copy_context())
+        errand = _Errand(id, seconds_left, timeout, carried, data)
+        job = self._parts.dispatcher.accept(errand, self, copy_context())
         job.number, job.attempt = number, attempt  # for current_job()
         if job.outcome is None:
             self._jobs[id] = job
@@ -181,7 +193,7 @@ class Runner:
         parts = build_parts(
             self._run,
             workers=1,
-            timeout=spec.timeout,
+            timeout=attrgetter("timeout") if spec.timeout_varies else spec.timeout,
             resource=spec.resource,
             recycle_on=spec.recycle_on,
             name=spec.pool,

@@ -96,6 +96,7 @@ COUNTS: dict[str, Callable[[Any], object]] = {
 }
 REALS: dict[str, Callable[[Any], object]] = {
     "timeout": lambda x: pool(timeout=x),
+    "queue_timeout": lambda x: pool(queue_timeout=x),
     "backoff": lambda x: Retry(backoff=x, max_backoff=100),
     "max_backoff": lambda x: Retry(max_backoff=x, backoff=0),
     "factor": lambda x: Retry(factor=x),

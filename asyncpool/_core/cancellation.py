@@ -80,6 +80,7 @@ class Cancellation:
         "_wakeups",
         "_workers",
         "logs_stuck",
+        "on_left",
         "on_stuck",
     )
 
@@ -115,6 +116,8 @@ class Cancellation:
         """Called when a job has become stuck, or when one that was has ended."""
         self.logs_stuck = True
         """Whether a job that is stuck is logged: not in a process of an engine, whose program does that."""
+        self.on_left: Callable[[Job], object] | None = None
+        """Called with each job that is settled here while it waits."""
 
     def open(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
         """Bind to the running loop."""
@@ -150,6 +153,8 @@ class Cancellation:
 
     def _discard(self, job: Job) -> None:
         """Take a job that was just settled out of the place in which it waited."""
+        if self.on_left is not None:
+            self.on_left(job)
         if job.is_backing_off:
             self._backing_off.discard(job)
             self._ledger.undelay(job)

@@ -19,8 +19,10 @@ from asyncpool._core.cancellation import Cancellation
 from asyncpool._core.failures import not_awaitable_error
 from asyncpool._core.job import Job, Worker
 from asyncpool._core.lanes import Lanes
+from asyncpool._core.queue_timeouts import QueueTimeouts
 from asyncpool._core.retries import Retries
 from asyncpool._core.state import State
+from asyncpool._core.timeouts import Timeout, seconds_for
 from asyncpool._core.wakeups import Wakeups
 from asyncpool._guard import describe
 from asyncpool.errors import JobTimeout
@@ -50,9 +52,11 @@ class Invoke:
         "_is_remote",
         "_lanes",
         "_limiter",
+        "_queue_timeouts",
         "_retries",
         "_state",
         "_timeout",
+        "_timeout_of",
         "_wakeups",
     )
 
@@ -65,8 +69,9 @@ class Invoke:
         cancellation: Cancellation,
         retries: Retries,
         lanes: Lanes | None,
+        queue_timeouts: QueueTimeouts | None,
         limiter: AbstractAsyncContextManager[Any] | None,
-        timeout: float | None,
+        timeout: Timeout,
         has_resource: bool,
         is_remote: bool,
     ) -> None:
@@ -76,8 +81,10 @@ class Invoke:
         self._cancellation = cancellation
         self._retries = retries
         self._lanes = lanes
+        self._queue_timeouts = queue_timeouts
         self._limiter = limiter
-        self._timeout = math.inf if timeout is None else timeout
+        self._timeout_of = timeout if callable(timeout) else None
+        self._timeout = math.inf if timeout is None or callable(timeout) else timeout
         self._has_resource = has_resource
         self._is_remote = is_remote  # then the handler is a `RemoteHandler`, which takes the job itself
 
@@ -93,30 +100,40 @@ class Invoke:
         inner = self._timed(job, args)
         if limiter is None:
             return await inner
+        if self._queue_timeouts is not None:
+            self._queue_timeouts.enter_limiter(job)
         try:
             return await _within_limiter(limiter, inner)
         finally:
             inner.close()  # if the limiter never let it begin
+            if self._queue_timeouts is not None:
+                self._queue_timeouts.leave_limiter(job)
 
     async def _timed(self, job: Job, args: tuple[Any, ...]) -> Any:
         now = self._state.time()
         deadline = self._retries.deadline(job)
         if deadline <= now:  # it has waited for the limiter
             raise self._retries.expired(job)
+        if self._queue_timeouts is not None:
+            self._queue_timeouts.begin(job, now)
+        timeout = self._timeout
+        if self._timeout_of is not None:
+            seconds = seconds_for(self._timeout_of, job.input)
+            timeout, now = math.inf if seconds is None else seconds, self._state.time()
         job.started_at = now
         if self._limiter is not None or self._lanes is not None:
             self._wakeups.limiter_entered()
-        if deadline < now + self._timeout:
+        if deadline < now + timeout:
             return await within_deadline(deadline, partial(self._expire, job), self._handler, *args)
-        if self._timeout < math.inf:
-            return await within_deadline(now + self._timeout, partial(self._time_out, job), self._handler, *args)
+        if timeout < math.inf:
+            return await within_deadline(now + timeout, partial(self._time_out, job, timeout), self._handler, *args)
         return await call_handler(self._handler, *args)
 
     def _expire(self, job: Job) -> None:
         self._cancellation.request(job, self._retries.expired(job))
 
-    def _time_out(self, job: Job) -> None:
-        self._cancellation.request(job, JobTimeout(self._timeout))
+    def _time_out(self, job: Job, timeout: float) -> None:
+        self._cancellation.request(job, JobTimeout(timeout))
 
 
 def call_handler(handler: Callable[..., Awaitable[Any]], *args: Any) -> Awaitable[Any]:

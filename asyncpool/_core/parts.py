@@ -25,6 +25,7 @@ from asyncpool._core.orders import ByAge, ByPriority, ByPriorityAndAge, Comeback
 from asyncpool._core.pauses import Pauses
 from asyncpool._core.progress import Deadlock, Stall
 from asyncpool._core.queue import JobQueue
+from asyncpool._core.queue_timeouts import QueueTimeouts
 from asyncpool._core.remote.attempts import RemoteHandler
 from asyncpool._core.remote.fleet import Fleet
 from asyncpool._core.remote.members import Remote
@@ -32,6 +33,8 @@ from asyncpool._core.retries import Retries
 from asyncpool._core.scaler import Scaler
 from asyncpool._core.state import State
 from asyncpool._core.tasks import Tasks
+from asyncpool._core.timed import TimedDispatcher
+from asyncpool._core.timeouts import Timeout
 from asyncpool._core.timers import TimerHeap
 from asyncpool._core.wakeups import Producers, Wakeups
 from asyncpool._core.workers import Workers
@@ -63,7 +66,8 @@ class Parts:
         priority: Callable[[Any], Any] | None,
         queue_size: int | None,
         max_delayed: int,
-        timeout: float | None,
+        timeout: Timeout,
+        queue_timeout: float | None = None,
         retry: Retry | None,
         limiters: tuple[Any, ...],
         dead_letters: DeadLetterSink[Any] | None,
@@ -91,6 +95,8 @@ class Parts:
         max_elapsed = None if retry is None else retry.max_elapsed
         if max_elapsed is not None:
             _report_appended(order, self._watch_deadline)
+        if queue_timeout is not None:
+            _report_appended(order, self._watch_queue_timeout)
         # Shared by those who only read them; `Workers` writes both.
         by_number: dict[int, Worker] = {}
         idle: list[Worker] = []
@@ -196,6 +202,10 @@ class Parts:
                 max_elapsed, pauses=self.pauses, cancellation=self.cancellation, retries=self.retries
             )
             self.pauses.on_change = self.deadlines.pause_changed
+        self.queue_timeouts: QueueTimeouts | None = None
+        if queue_timeout is not None:
+            self.queue_timeouts = QueueTimeouts(queue_timeout, state=self.state, cancellation=self.cancellation)
+            self.cancellation.on_left = self.queue_timeouts.unwatch
         self.fleet: Fleet | None = None
         if remote is not None:
             self.fleet = Fleet(
@@ -211,7 +221,8 @@ class Parts:
             self.workers.on_resized = self.fleet.resized
             self.stall.processes = self.fleet.presence
             self.fleet.presence.on_change = self.stall.watch
-            call = RemoteHandler(self.fleet, self.state, call)
+            call = RemoteHandler(self.fleet, self.state, call, timeout if callable(timeout) else None)
+            timeout = None  # the process has it, around the handler
         invoke = Invoke(
             call,
             state=self.state,
@@ -219,6 +230,7 @@ class Parts:
             cancellation=self.cancellation,
             retries=self.retries,
             lanes=self.lanes,
+            queue_timeouts=self.queue_timeouts,
             limiter=manager,
             timeout=timeout,
             has_resource=resource is not None,
@@ -233,7 +245,10 @@ class Parts:
             and not self.retries.has_deadline
         )
         is_gated = rate_limit is not None or self.lanes is not None or self.retries.has_deadline
-        self.dispatcher = (GatedDispatcher if is_gated else Dispatcher)(
+        make_dispatcher = GatedDispatcher if is_gated else Dispatcher
+        if queue_timeout is not None:
+            make_dispatcher = TimedDispatcher
+        self.dispatcher = make_dispatcher(
             call,
             (None if remote is None else call) if is_plain else invoke,
             state=self.state,
@@ -248,6 +263,9 @@ class Parts:
         )
         if isinstance(self.dispatcher, GatedDispatcher):
             self.dispatcher.gate(rate_limit, self.lanes)
+        if isinstance(self.dispatcher, TimedDispatcher):
+            assert self.queue_timeouts is not None
+            self.dispatcher.time_starts(self.queue_timeouts)
         self.queue.line.wait = self._wait_for_room
         self.wakeups.connect(
             line=self.queue.line,
@@ -270,6 +288,10 @@ class Parts:
     def _watch_deadline(self, job: Job) -> None:
         assert self.deadlines is not None
         self.deadlines.watch(job)  # which does not exist yet when the order is made
+
+    def _watch_queue_timeout(self, job: Job) -> None:
+        assert self.queue_timeouts is not None
+        self.queue_timeouts.watch(job)
 
     async def _wait_for_room(self, future: asyncio.Future[None]) -> None:
         self.wakeups.submitter_waits()
@@ -302,6 +324,8 @@ class Parts:
         self.retries.open(loop, context)
         if self.deadlines is not None:
             self.deadlines.open(loop, context)
+        if self.queue_timeouts is not None:
+            self.queue_timeouts.open(context)
         if self.lanes is not None:
             self.lanes.open(loop)
 
@@ -317,6 +341,8 @@ class Parts:
             self.fleet.end()
         if self.deadlines is not None:
             self.deadlines.close()
+        if self.queue_timeouts is not None:
+            self.queue_timeouts.close()
         self.cancellation.close()
         if self.lanes is not None:
             self.lanes.close()

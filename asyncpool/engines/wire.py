@@ -45,7 +45,7 @@ __all__ = [
 
 # Orders, from the program to a process.
 START, CANCEL, SHARE = range(3)
-"""(START, id, number of the job, attempt, seconds left, carried, input), (CANCEL, id), (SHARE, workers)."""
+"""(START, id, number of the job, attempt, seconds left, timeout, carried, input), (CANCEL, id), (SHARE, workers)."""
 # News, from a process to the program.
 VALUE, ERROR, CANCELLED, READY, WAITING, BROKEN, LOG, FAULT, OPENED, LEFT, STUCK = range(11)
 """The end of an attempt: (VALUE, id, value, seconds), (ERROR, id, error, seconds), (CANCELLED, id, whether it had
@@ -81,6 +81,8 @@ class Spec:
     shares_main: bool
     tick: float
     """Seconds after which a process that has nothing to tell gives a sign of life."""
+    timeout_varies: bool = False
+    """Whether each attempt brings its own timeout: then `timeout` is None."""
 
 
 # Of a function that travels by value it is the code that does, which is another one in each Python.

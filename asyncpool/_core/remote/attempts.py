@@ -12,6 +12,7 @@ from asyncpool._core.job import Job, Worker
 from asyncpool._core.remote.fleet import LOST, Fleet
 from asyncpool._core.remote.members import Errand
 from asyncpool._core.state import State
+from asyncpool._core.timeouts import TimeoutFunction, seconds_for
 from asyncpool._guard import describe, name_of, safe_text, set_cause
 from asyncpool.engines.contract import ContextCarrier
 from asyncpool.engines.remote_errors import load_error
@@ -29,15 +30,18 @@ class RemoteHandler:
     A cancellation is handed on to the handler there, and its end is waited for, as that of any handler.
     """
 
-    def __init__(self, fleet: Fleet, state: State, handler: object) -> None:
+    def __init__(self, fleet: Fleet, state: State, handler: object, timeout_of: TimeoutFunction | None) -> None:
         self._fleet = fleet
         self._state = state
+        self._timeout_of = timeout_of  # the processes know one that is the same for all jobs
         self._carrier = handler if isinstance(handler, ContextCarrier) else None
 
     async def __call__(self, job: Job, _: Worker | None = None) -> Any:
         """Run one attempt. Called by `Invoke`, or with the worker by the dispatcher, if nothing surrounds the call."""
+        # Asked here, so that it is called with the very object that was submitted, and needs not be picklable.
+        timeout = None if self._timeout_of is None else seconds_for(self._timeout_of, job.input)
         job.started_at = self._state.time()
-        errand = self._post(job)
+        errand = self._post(job, timeout)
         try:
             await errand.ended
         except asyncio.CancelledError:
@@ -61,7 +65,7 @@ class RemoteHandler:
         finally:
             del content, job
 
-    def _post(self, job: Job) -> Errand:
+    def _post(self, job: Job, timeout: float | None) -> Errand:
         try:
             data = dumps(job.input, shares_main=self._fleet.shares_main)
         except Exception as error:
@@ -73,7 +77,7 @@ class RemoteHandler:
         carried = None if self._carrier is None else self._carrier.carry()
         if carried is not None and type(carried) is not bytes:  # it would spoil the batch that it travels in
             raise TypeError(f"carry() of the handler must return bytes or None, got {describe(carried)}")
-        return self._fleet.post(job, data, carried)
+        return self._fleet.post(job, data, carried, timeout)
 
     async def _cancel(self, errand: Errand) -> None:
         """Have an attempt cancelled where it runs, and wait for its end; each further cancellation is handed on."""

@@ -240,10 +240,11 @@ class Fleet:
 
     # -- Attempts, which `attempts.py` brings ------------------------------------------------------------------------
 
-    def post(self, job: Job, data: bytes, carried: bytes | None) -> Errand:
+    def post(self, job: Job, data: bytes, carried: bytes | None, timeout: float | None) -> Errand:
         """Have an attempt run in a process as soon as one has room."""
         self._count += 1
-        errand = self._errands[self._count] = Errand(self._count, job, data, carried, self._loop.create_future())
+        ended: asyncio.Future[None] = self._loop.create_future()
+        errand = self._errands[self._count] = Errand(self._count, job, data, carried, timeout, ended)
         self._outbox.append(errand)
         self._pump_soon()
         return errand

@@ -46,14 +46,24 @@ class Errand:
         "is_sent",
         "job",
         "member",
+        "timeout",
         "was_sent",
     )
 
-    def __init__(self, id: int, job: Job, data: bytes, carried: bytes | None, ended: asyncio.Future[None]) -> None:
+    def __init__(
+        self,
+        id: int,
+        job: Job,
+        data: bytes,
+        carried: bytes | None,
+        timeout: float | None,
+        ended: asyncio.Future[None],
+    ) -> None:
         self.id = id
         self.job = job
         self.data = data
         self.carried = carried
+        self.timeout = timeout  # of this attempt, if a function of the job decides it
         self.ended = ended  # only wakes: a cancellation of the job cancels it, and the end would be lost with it
         self.end: tuple[int, Any, float] | None = None  # what kind of news, its content, the seconds that it ran
         self.member: Member | None = None
@@ -158,7 +168,8 @@ class Member:
         self.errands[errand.id] = errand
         self.bytes += len(errand.data)
         job = errand.job
-        self.order(START, errand.id, job.number, job.attempt, seconds_left, errand.carried, errand.data)
+        times = (seconds_left, errand.timeout)
+        self.order(START, errand.id, job.number, job.attempt, *times, errand.carried, errand.data)
 
     def take_orders(self) -> list[tuple[Any, ...]]:
         """Return the next batch. From now on its attempts may run there."""
