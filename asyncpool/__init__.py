@@ -56,6 +56,7 @@ from asyncpool.scaling.function import FunctionPolicy
 from asyncpool.scaling.policy import Decision, FixedSize, PoolLoad, ScalingPolicy
 from asyncpool.scaling.sizing import recommended_workers
 from asyncpool.signals import drain_on_signal
+from asyncpool.snapshots import QueuedJob, RunningJob
 from asyncpool.stats import Distribution, PoolStats, ProcessStats
 from asyncpool.streams import Stream
 
@@ -107,6 +108,7 @@ __all__ = [
     "ProcessStats",
     "Processes",
     "QueueFull",
+    "QueuedJob",
     "RateLimit",
     "RemoteError",
     "Resource",
@@ -116,6 +118,7 @@ __all__ = [
     "RetryAdvice",
     "RetryAfter",
     "RetryBudget",
+    "RunningJob",
     "ScalingPolicy",
     "ShutdownReport",
     "SourceCrashed",

@@ -17,12 +17,13 @@ What each call does in each state (docs/semantics.md has the same table, and tes
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
-from asyncpool._checks import check_seconds
+from asyncpool._checks import check_count, check_function, check_seconds
 from asyncpool._core.job import CURRENT_JOB
 from asyncpool._core.life import Life
 from asyncpool._core.scaler import as_policy
@@ -34,10 +35,11 @@ from asyncpool.events import Observer
 from asyncpool.intake import Intake
 from asyncpool.limits.limiter import Limiter
 from asyncpool.options import PoolOptions, build_parts
-from asyncpool.outcomes import ShutdownReport
+from asyncpool.outcomes import CancelReason, ShutdownReport
 from asyncpool.resources import Resource
 from asyncpool.retry import Retry
 from asyncpool.scaling.policy import Workers
+from asyncpool.snapshots import QueuedJob, RunningJob
 from asyncpool.stats import PoolStats, ProcessStats
 
 __all__ = ["WorkerPool"]
@@ -315,6 +317,32 @@ class WorkerPool(Intake[JobT, ValueT]):
             state.check_not_closing()
         self._parts.pauses.resume(force=force)
 
+    def cancel_queued(self, where: Callable[[JobT], object] | None = None) -> int:
+        """Cancel the waiting jobs for which `where(job)` is true, and return how many they are.
+
+        Delayed jobs wait too; running jobs go on. The jobs end as if each had been cancelled by its handle: as
+        `Cancelled` with the reason "handle". `where` is called once for each waiting job, before any is cancelled. If
+        it raises, none is.
+
+        Up to 500 jobs are settled when this returns, more in the next iterations of the loop, as by `Stream.cancel()`;
+        none of them starts meanwhile. The calls of `where` are not sliced: with 100,000 waiting jobs, they block the
+        event loop for about 0.1 seconds.
+
+        Args:
+            where: A function of the input. None: all jobs that wait.
+
+        Raises:
+            TypeError: `where` is not callable, or an async function.
+            WrongLoop: The caller is not on the pool's loop, and the pool is not closed yet.
+            Exception: What `where` raised.
+        """
+        if where is not None:
+            check_function("where", where)
+        self._parts.state.check_here()
+        jobs = self._parts.inspection.waiting_where(where)
+        self._parts.cancellation.cancel_waiting(jobs, CancelReason.HANDLE)
+        return len(jobs)
+
     def resize(self, workers: Workers) -> None:
         """Change the number of workers, or the policy that decides it, without waiting.
 
@@ -346,6 +374,35 @@ class WorkerPool(Intake[JobT, ValueT]):
     def processes(self) -> tuple[ProcessStats, ...]:
         """Return a snapshot of each process of the engine, in the order of their numbers; () without an engine."""
         return () if self._parts.fleet is None else self._parts.fleet.stats()
+
+    def queued(self, limit: int | None = None) -> list[QueuedJob[JobT]]:
+        """Return a snapshot of each job that waits, in the order in which they would start if nothing changed.
+
+        Delayed jobs come last: first those that wait for a rate limit, in the order of acceptance, then those that back
+        off, in the order in which their backoffs end.
+
+        This blocks the event loop for some microseconds per job that it returns, with a priority also for some per job
+        that waits, whose keys are compared. Pass a `limit` where 100,000 jobs can wait.
+
+        Args:
+            limit: Return only the first so many, at least 1. None: all.
+
+        Raises:
+            TypeError, ValueError: `limit` is not an int >= 1.
+            WrongLoop: The caller is not on the pool's loop, and the pool is not closed yet.
+        """
+        most = sys.maxsize if limit is None else check_count("limit", limit, least=1)
+        self._parts.state.check_here()
+        return self._parts.inspection.queued(most)
+
+    def running(self) -> list[RunningJob[JobT]]:
+        """Return a snapshot of each job that holds a worker, the one whose handler has run longest first.
+
+        Raises:
+            WrongLoop: The caller is not on the pool's loop, and the pool is not closed yet.
+        """
+        self._parts.state.check_here()
+        return self._parts.inspection.running()
 
     @property
     def report(self) -> ShutdownReport[JobT] | None:

@@ -74,6 +74,7 @@ HOOKS: dict[str, Callable[[Any], object]] = {
     "priority": lambda hook: WorkerPool(echo, workers=1, priority=hook),
     "limiter": lambda hook: WorkerPool(echo, workers=1, limiter=hook),
     "timeout": lambda hook: WorkerPool(echo, workers=1, timeout=hook),
+    "where": lambda hook: WorkerPool(echo, workers=1).cancel_queued(hook),
     "key": lambda hook: RateLimit.per_key(hook, 1),
     "resource": lambda hook: WorkerPool(echo, workers=1, resource=hook),
     "recycle_on": lambda hook: WorkerPool(echo, workers=1, resource=open_nothing, recycle_on=hook),

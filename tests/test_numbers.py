@@ -82,6 +82,7 @@ COUNTS: dict[str, Callable[[Any], object]] = {
     "queue_size": lambda n: pool(queue_size=n),
     "max_delayed": lambda n: pool(max_delayed=n),
     "map(workers)": lambda n: called(lambda _: asyncpool.map(echo, [], workers=n).aclose()),
+    "queued(limit)": lambda n: pool().queued(n),
     "group(window)": lambda n: called(lambda opened: opened.group(window=n).aclose()),
     "attempts": lambda n: Retry(attempts=n),
     "burst": lambda n: RateLimit(1, burst=n),

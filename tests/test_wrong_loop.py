@@ -23,6 +23,9 @@ CALLERS: dict[str, Callable[[WorkerPool[Any, Any]], Any]] = {
     "resume": lambda pool: pool.resume(),
     "resize": lambda pool: pool.resize(2),
     "group": lambda pool: pool.group(),
+    "queued": lambda pool: pool.queued(),
+    "running": lambda pool: pool.running(),
+    "cancel_queued": lambda pool: pool.cancel_queued(),
 }
 WAITERS: dict[str, Callable[[WorkerPool[Any, Any]], Any]] = {
     "submit": lambda pool: pool.submit(1),

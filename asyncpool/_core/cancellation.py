@@ -305,6 +305,21 @@ class Cancellation:
             lambda job: self._cancel_one_of_many(job, reason) if job.outcome is None and belongs(job) else None,
         )
 
+    def cancel_waiting(self, jobs: Sequence[Job], reason: CancelReason) -> None:
+        """Cancel these jobs, which wait. If they are many, in slices, during which no worker takes any."""
+        if len(jobs) <= _FEW:
+            for job in jobs:
+                self._cancel_if_waiting(job, reason)
+            self._wakeups.job_left()
+        else:
+            self._pauses.hold()
+            self._slices.add(jobs, lambda job: self._cancel_if_waiting(job, reason))
+
+    def _cancel_if_waiting(self, job: Job, reason: CancelReason) -> None:
+        # An observer of the one before may have changed anything.
+        if job.outcome is None and job.worker is None:
+            self._cancel_waiting(job, reason)
+
     def _cancel_one_of_many(self, job: Job, reason: CancelReason) -> None:
         if job.worker is not None:
             self.request(job, reason)

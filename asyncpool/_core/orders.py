@@ -94,6 +94,10 @@ class Order(ABC):
         """Return the live job that has waited longest for a worker; None if there is none. Changes nothing."""
         return next(iter(self), None)
 
+    def in_order(self, most: int) -> list[Job]:
+        """Return the live jobs in the order in which they leave, at most so many. Changes nothing."""
+        return list(islice(self, most))
+
     def snapshot(self) -> list[Job]:
         """Return all entries; if they are settled in the order of this list, no tombstones are left to sweep."""
         return list(self.entries)
@@ -449,6 +453,11 @@ class ByPriority(ReentryOrder):
         live = [entry for entry in self.entries if entry.job.outcome is None]
         heapq.heapify(live)
         self.entries[:] = live
+
+    def in_order(self, most: int) -> list[Job]:
+        """Return the live jobs by their keys, at most so many. Compares keys, which is the user's code."""
+        live = [entry for entry in self.entries if entry.job.outcome is None]
+        return [entry.job for entry in (heapq.nsmallest(most, live) if most < len(live) else sorted(live))]
 
     def snapshot(self) -> list[Job]:
         """Return all entries, from the last of the heap."""

@@ -16,6 +16,7 @@ from asyncpool._core.cancellation import Cancellation
 from asyncpool._core.claims import Resolver
 from asyncpool._core.dispatch import Dispatcher
 from asyncpool._core.gated import Deadlines, GatedDispatcher
+from asyncpool._core.inspection import Inspection
 from asyncpool._core.invoke import Invoke, call_job
 from asyncpool._core.job import Job, Worker
 from asyncpool._core.lanes import Lanes
@@ -133,6 +134,9 @@ class Parts:
             lanes=self.lanes,
             pauses=self.pauses,
             workers=by_number,
+        )
+        self.inspection = Inspection(
+            self.state, queue=self.queue, backing_off=backing_off, lanes=self.lanes, workers=by_number
         )
         self.workers = Workers(
             self.state,

@@ -55,6 +55,10 @@ class TimerHeap(Generic[ItemT]):
         """The live items, in no order."""
         return (item for _, _, item in self._heap if self._is_live(item))
 
+    def in_order(self) -> list[ItemT]:
+        """Return the live items in the order in which they are due."""
+        return [item for _, _, item in sorted(self._heap) if self._is_live(item)]
+
     def schedule(self, when: float, item: ItemT) -> None:
         """Call `on_due(item)` at loop time `when`, in a later loop iteration even if `when` is past."""
         self._numbers += 1
