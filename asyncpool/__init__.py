@@ -5,6 +5,7 @@ docs/semantics.md for the guarantees and docs/architecture.md for the implementa
 """
 
 from asyncpool._version import __version__
+from asyncpool.batching import Batches, batches
 from asyncpool.dead_letters.file import DeadLetterFile
 from asyncpool.dead_letters.letter import DeadLetter, DeadLetterSink
 from asyncpool.dead_letters.memory import DeadLetters
@@ -63,6 +64,7 @@ from asyncpool.streams import Stream
 __all__ = [
     "Adaptive",
     "AutoScale",
+    "Batches",
     "CancelReason",
     "Cancelled",
     "ConcurrencyLimit",
@@ -130,6 +132,7 @@ __all__ = [
     "WorkerPool",
     "WrongLoop",
     "__version__",
+    "batches",
     "current_job",
     "drain_on_signal",
     "map",
