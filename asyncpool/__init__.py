@@ -10,6 +10,7 @@ from asyncpool.dead_letters.file import DeadLetterFile
 from asyncpool.dead_letters.letter import DeadLetter, DeadLetterSink
 from asyncpool.dead_letters.memory import DeadLetters
 from asyncpool.errors import (
+    DeadlineExceeded,
     EngineLost,
     ErrorFilter,
     JobCancelled,
@@ -34,6 +35,7 @@ from asyncpool.errors import (
     RetryAfter,
     SourceCrashed,
     StreamClosed,
+    TooManyFailures,
     WeightTooLarge,
     WrongLoop,
 )
@@ -73,6 +75,7 @@ __all__ = [
     "DeadLetterFile",
     "DeadLetterSink",
     "DeadLetters",
+    "DeadlineExceeded",
     "Decision",
     "Distribution",
     "EngineLost",
@@ -127,6 +130,7 @@ __all__ = [
     "Stream",
     "StreamClosed",
     "Succeeded",
+    "TooManyFailures",
     "Unfinished",
     "WeightTooLarge",
     "WorkerPool",

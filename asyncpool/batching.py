@@ -259,7 +259,7 @@ class _Filling(Generic[ItemT]):
             if self._is_closed and is_error(error, asyncio.CancelledError):
                 pass
             elif self._is_closed:
-                log.error("a source of batches raised while it was closed", exc_info=error)
+                log.error("batches: the source raised this error while it was closed", exc_info=error)
             else:
                 self._end = error if is_safe_to_raise(error) else SourceCrashed(error)
         self._wake_if_ready()
@@ -298,7 +298,7 @@ class _Filling(Generic[ItemT]):
         if self._task is not None:
             done, _ = await asyncio.wait([self._task], timeout=_STUCK_AFTER)
             if not done:
-                log.warning("a source of batches has not ended %g s after it was asked to", _STUCK_AFTER)
+                log.warning("batches: the source is still running %g s after it was asked to stop", _STUCK_AFTER)
         if self._source is not None:  # it was never pulled from
             source, self._source = self._source, None
             await _close(source)

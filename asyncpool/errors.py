@@ -16,6 +16,8 @@ The functions that raise them document when: see `pool.py`, `streams.py` and `ou
         ├── JobExpired (TimeoutError)       the job did not complete, or did not start, in time
         ├── JobCancelled                    the job was cancelled, so there is no value
         ├── JobCrashed                      the job raised an exception that is not safe to re-raise in a caller
+        ├── TooManyFailures                 more jobs of a stream failed than its max_failures
+        ├── DeadlineExceeded (TimeoutError) a stream did not complete within its deadline
         ├── SourceCrashed                   the iterable that a stream pulls its jobs from raised such an exception
         ├── WeightTooLarge (ValueError)     the job's weight is more than a rate limit can ever give
         ├── JournalError                    a journal cannot be opened, read or written
@@ -45,6 +47,7 @@ from asyncpool._checks import check_delay
 from asyncpool._guard import cause_of, describe, is_error, leaves_of, qualname_of, safe_text, set_cause
 
 __all__ = [
+    "DeadlineExceeded",
     "EngineLost",
     "ErrorFilter",
     "JobCancelled",
@@ -69,6 +72,7 @@ __all__ = [
     "RetryAfter",
     "SourceCrashed",
     "StreamClosed",
+    "TooManyFailures",
     "WeightTooLarge",
     "WrongLoop",
     "is_safe_to_raise",
@@ -175,6 +179,34 @@ class JobCancelled(PoolError):
 
     def __str__(self) -> str:
         return f"the job was cancelled ({self.reason})"
+
+
+class TooManyFailures(PoolError):
+    """More jobs of a stream failed than its `max_failures` allows. Raised after the last outcome or value.
+
+    `failed` jobs had failed when the stream stopped, of `settled` that had succeeded or failed. `max_failures` is the
+    limit. The `__cause__` is the error of the last that failed.
+    """
+
+    def __init__(self, failed: int, settled: int, max_failures: float) -> None:
+        super().__init__(failed, settled, max_failures)
+        self.failed = failed
+        self.settled = settled
+        self.max_failures = max_failures
+
+    def __str__(self) -> str:
+        return f"{self.failed} of {self.settled} jobs failed, more than max_failures={self.max_failures:g} allows"
+
+
+class DeadlineExceeded(PoolError, TimeoutError):
+    """A stream did not complete within its `deadline`, in seconds. Raised after the last outcome or value."""
+
+    def __init__(self, deadline: float) -> None:
+        super().__init__(deadline)
+        self.deadline = deadline
+
+    def __str__(self) -> str:
+        return f"the stream did not complete within its deadline of {self.deadline:g} s"
 
 
 class _Crashed(PoolError):

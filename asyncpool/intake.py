@@ -14,9 +14,9 @@ import anyio
 
 from asyncpool._checks import check_count
 from asyncpool._core.completion import Completion
-from asyncpool._core.feeder import FedChannel
 from asyncpool._core.job import NULL_SINK
 from asyncpool._core.parts import Parts
+from asyncpool._core.run_limits import RunLimits, make_channel
 from asyncpool._guard import describe
 from asyncpool.errors import PoolDeadlock, QueueFull
 from asyncpool.groups import Group, GroupChannel
@@ -107,7 +107,14 @@ class Intake(Generic[JobT, ValueT]):
         finally:
             del completion  # the error knows this frame, see `Failed.unwrap`
 
-    def map(self, jobs: Iterable[JobT] | AsyncIterable[JobT], *, ordered: bool = True) -> Stream[ValueT]:
+    def map(
+        self,
+        jobs: Iterable[JobT] | AsyncIterable[JobT],
+        *,
+        ordered: bool = True,
+        max_failures: float | None = None,
+        deadline: float | None = None,
+    ) -> Stream[ValueT]:
         """Return a stream of the jobs' values: in the order of the jobs, or as they complete.
 
         Jobs are pulled lazily, as there is room: at most `queue_size` + `workers` jobs are accepted but not yet
@@ -121,21 +128,47 @@ class Intake(Generic[JobT, ValueT]):
         Args:
             jobs: The inputs, an iterable or async iterable.
             ordered: Whether values come in the order of the jobs, or as jobs complete.
+            max_failures: With it, the stream leaves out the jobs that fail (each counts as a failure that nobody has
+                read, or is a dead letter), up to this number or share of them. See `outcomes`.
+            deadline: As in `outcomes`. The values before the first job that did not complete are delivered; if not
+                `ordered`, or with `max_failures`, all that there are.
+
+        Raises:
+            TypeError, ValueError: An argument is not of its type or range.
         """
-        return Stream(FedChannel(self._parts, jobs, ordered=ordered, raises=True))
+        limits = RunLimits.of(max_failures, deadline)
+        return Stream(make_channel(self._parts, jobs, limits, ordered=ordered, raises=True))
 
     def outcomes(
-        self, jobs: Iterable[JobT] | AsyncIterable[JobT], *, ordered: bool = False
+        self,
+        jobs: Iterable[JobT] | AsyncIterable[JobT],
+        *,
+        ordered: bool = False,
+        max_failures: float | None = None,
+        deadline: float | None = None,
     ) -> Stream[Outcome[JobT, ValueT]]:
         """Return a stream of the jobs' outcomes, `Succeeded`, `Failed` or `Cancelled`: as they complete, or in order.
 
         The failure of a job raises nothing and cancels no other job. In all else it behaves as `map`.
 
+        A stream that reaches `max_failures` or its `deadline` stops: it pulls no more, and cancels its jobs that wait
+        or run. It delivers an outcome for each input that it has pulled, the cancelled ones as `Cancelled` with the
+        reason "stream", and then raises `TooManyFailures` or `DeadlineExceeded`. So what was done is delivered, and the
+        rest is handed back. The pool stays open. A job or source that ignores its cancellation is waited for five
+        seconds.
+
         Args:
             jobs: The inputs, an iterable or async iterable.
             ordered: Whether outcomes come in the order of the jobs, or as jobs complete.
+            max_failures: Stop once more jobs have failed permanently. An int is a number of jobs. A float between 0 and
+                1 is a share of the jobs that have succeeded or failed; it is checked when 20 have, and at the end.
+            deadline: Stop when so many seconds have passed since the first step of the iteration.
+
+        Raises:
+            TypeError, ValueError: An argument is not of its type or range.
         """
-        return Stream(FedChannel(self._parts, jobs, ordered=ordered, raises=False))
+        limits = RunLimits.of(max_failures, deadline)
+        return Stream(make_channel(self._parts, jobs, limits, ordered=ordered, raises=False))
 
     def group(self, *, ordered: bool = False, window: int | None = None) -> Group[JobT, ValueT]:
         """Return a results channel: any task can submit to it, and one reader iterates its outcomes.

@@ -5,6 +5,7 @@ See `streams.py` for the stream. To run several streams, create a `WorkerPool`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, NoReturn, TypeVar, Unpack, overload
@@ -13,7 +14,8 @@ from asyncpool._core.channel import Reading
 from asyncpool._core.feeder import FedChannel
 from asyncpool._core.life import Life
 from asyncpool._core.parts import Parts
-from asyncpool.errors import ErrorFilter
+from asyncpool._core.run_limits import LimitedChannel, RunLimits
+from asyncpool.errors import ErrorFilter, PoolClosed
 from asyncpool.options import PoolOptions, build_parts, check_names
 from asyncpool.outcomes import Outcome
 from asyncpool.resources import Resource
@@ -66,9 +68,9 @@ class _OwnPoolChannel(FedChannel[ItemT_co]):
 
     def cancel(self) -> None:
         """End the stream and its pool at once."""
-        was_cancelled = self.is_cancelled
+        is_first = self.reading not in (Reading.CANCELLED, Reading.FINISHED)
         super().cancel()
-        if self.is_cancelled and not was_cancelled:
+        if is_first:
             self._life.cancel()
 
     def cancel_soon(self) -> None:
@@ -82,6 +84,45 @@ class _OwnPoolChannel(FedChannel[ItemT_co]):
         await self.finish()
 
 
+class _LimitedOwnPoolChannel(_OwnPoolChannel[ItemT_co], LimitedChannel[ItemT_co]):
+    """The same, with limits. Its deadline also ends a start of the pool that takes too long."""
+
+    async def begin(self) -> None:
+        """Start the pool, then the feeder."""
+        when = self.deadline_at
+        if self._is_begun or when is None:
+            await super().begin()
+            return
+        timer = asyncio.get_running_loop().call_at(when, self._end_start)
+        try:
+            await super().begin()
+        except PoolClosed:
+            error = self.stopped_by
+            if error is None:
+                raise
+            try:
+                raise error from None
+            finally:
+                del error, self  # the error knows this frame
+        finally:
+            timer.cancel()
+
+    def _end_start(self) -> None:
+        if self.parts.state.is_starting:
+            self.time_is_over()
+            self._life.cancel()
+
+
+def _make_channel(
+    parts: Parts, source: Any, limits: RunLimits | None, *, ordered: bool, raises: bool
+) -> _OwnPoolChannel[Any]:
+    if limits is None:
+        return _OwnPoolChannel(parts, source, ordered=ordered, raises=raises)
+    channel: _LimitedOwnPoolChannel[Any] = _LimitedOwnPoolChannel(parts, source, ordered=ordered, raises=raises)
+    channel.limit(limits)
+    return channel
+
+
 @overload
 def map(
     handler: Callable[[JobT], Awaitable[ValueT]],
@@ -89,6 +130,8 @@ def map(
     *,
     workers: Workers,
     ordered: bool = True,
+    max_failures: float | None = None,
+    deadline: float | None = None,
     **options: Unpack[PoolOptions[JobT]],
 ) -> Stream[ValueT]: ...
 
@@ -100,6 +143,8 @@ def map(
     *,
     workers: Workers,
     ordered: bool = True,
+    max_failures: float | None = None,
+    deadline: float | None = None,
     resource: Callable[[], AbstractAsyncContextManager[ResourceT]] | Resource[ResourceT],
     recycle_on: ErrorFilter = OSError,
     **options: Unpack[PoolOptions[JobT]],
@@ -112,6 +157,8 @@ def map(
     *,
     workers: Workers,
     ordered: bool = True,
+    max_failures: float | None = None,
+    deadline: float | None = None,
     name: str = "map",
     **options: Any,
 ) -> Stream[Any]:
@@ -125,6 +172,8 @@ def map(
         handler: `handler(job)`, or `handler(job, resource)` with a resource: an async function.
         jobs: The inputs, an iterable or async iterable. Pulled lazily.
         ordered: Whether values come in the order of the jobs, or as jobs complete.
+        max_failures: How many jobs can fail and be left out, see `WorkerPool.map`.
+        deadline: Seconds for the whole run, with the start of the pool. See `WorkerPool.map`.
         name: The name of the pool, for logs, statistics and task names.
         **options: The other arguments of `WorkerPool`; `workers` is required.
 
@@ -132,8 +181,9 @@ def map(
         TypeError, ValueError: An argument is not of its type or range.
     """
     check_names("map", options)
+    limits = RunLimits.of(max_failures, deadline)
     parts = build_parts(handler, workers=workers, name=name, **options)
-    return Stream(_OwnPoolChannel(parts, jobs, ordered=ordered, raises=True))
+    return Stream(_make_channel(parts, jobs, limits, ordered=ordered, raises=True))
 
 
 @overload
@@ -143,6 +193,8 @@ def outcomes(
     *,
     workers: Workers,
     ordered: bool = False,
+    max_failures: float | None = None,
+    deadline: float | None = None,
     **options: Unpack[PoolOptions[JobT]],
 ) -> Stream[Outcome[JobT, ValueT]]: ...
 
@@ -154,6 +206,8 @@ def outcomes(
     *,
     workers: Workers,
     ordered: bool = False,
+    max_failures: float | None = None,
+    deadline: float | None = None,
     resource: Callable[[], AbstractAsyncContextManager[ResourceT]] | Resource[ResourceT],
     recycle_on: ErrorFilter = OSError,
     **options: Unpack[PoolOptions[JobT]],
@@ -166,6 +220,8 @@ def outcomes(
     *,
     workers: Workers,
     ordered: bool = False,
+    max_failures: float | None = None,
+    deadline: float | None = None,
     name: str = "outcomes",
     **options: Any,
 ) -> Stream[Any]:
@@ -177,6 +233,8 @@ def outcomes(
         handler: `handler(job)`, or `handler(job, resource)` with a resource: an async function.
         jobs: The inputs, an iterable or async iterable. Pulled lazily.
         ordered: Whether outcomes come in the order of the jobs, or as jobs complete.
+        max_failures: How many jobs can fail before the run stops, see `WorkerPool.outcomes`.
+        deadline: Seconds for the whole run, with the start of the pool. See `WorkerPool.outcomes`.
         name: The name of the pool, for logs, statistics and task names.
         **options: The other arguments of `WorkerPool`; `workers` is required.
 
@@ -184,5 +242,6 @@ def outcomes(
         TypeError, ValueError: An argument is not of its type or range.
     """
     check_names("outcomes", options)
+    limits = RunLimits.of(max_failures, deadline)
     parts = build_parts(handler, workers=workers, name=name, **options)
-    return Stream(_OwnPoolChannel(parts, jobs, ordered=ordered, raises=False))
+    return Stream(_make_channel(parts, jobs, limits, ordered=ordered, raises=False))

@@ -27,7 +27,8 @@ class CancelReason(StrEnum):
     HANDLE = "handle"
     """`JobHandle.cancel()`, or the caller of `run()` was cancelled."""
     STREAM = "stream"
-    """The stream or group it belonged to was cancelled, or an earlier job of the same `map()` failed."""
+    """The stream or group it belonged to was cancelled, an earlier job of the same `map()` failed, or the stream has
+    reached its `max_failures` or `deadline`."""
     SHUTDOWN = "shutdown"
     """The pool was closed or cancelled before the job completed."""
     ABANDONED = "abandoned"

@@ -326,7 +326,7 @@ async def test_a_source_that_ignores_its_cancellation_is_left_after_five_seconds
         await anext(grouped)
     await grouped.aclose()
     assert now() == 6.0
-    assert "a source of batches has not ended 5 s after it was asked to" in caplog.text
+    assert "batches: the source is still running 5 s after it was asked to stop" in caplog.text
     await asyncio.sleep(20)
 
 
@@ -363,7 +363,7 @@ async def test_an_error_while_the_source_is_closed_is_logged(caplog: pytest.LogC
     async with batches(breaks_late(), size=1, seconds=1.0) as grouped:
         await anext(grouped)
         await asyncio.sleep(1)
-    assert "a source of batches raised while it was closed" in caplog.text
+    assert "batches: the source raised this error while it was closed" in caplog.text
     assert "in the cleanup" in caplog.text
 
 

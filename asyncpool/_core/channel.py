@@ -69,7 +69,8 @@ class Channel(Generic[ItemT_co]):
         self.is_cancelled = False  # whether nobody will read what is still to come; FINISHED can follow CANCELLED
         self._reader: asyncio.Future[None] | None = None
         self.intake_is_open = True
-        self.failed_at: int | None = None  # of a channel of values: the number of the first job that failed
+        # The number of the job after which all others are cancelled: of a channel of values, the first that failed.
+        self.failed_at: int | None = None
         self._end: BaseException | None = None  # what the reader gets after the last outcome
         self._failure: Outcome[Any, Any] | None = None  # what a channel of values ended with
 
@@ -117,6 +118,15 @@ class Channel(Generic[ItemT_co]):
             self._fail_from(job, outcome)
         if self._reader is not None and self.ready:
             self._wake_reader()
+
+    def drop(self, job: Job) -> None:
+        """Do not deliver the outcome of this job."""
+        self.live -= 1
+        if self.in_order is not None:
+            if job in self.in_order:
+                self.in_order.remove(job)
+            self._move_to_ready(self.in_order)
+        self._wake_reader()
 
     def on_delayed(self, change: int, /) -> None:
         """Note that one more of the jobs is delayed, or one less."""
@@ -178,7 +188,7 @@ class Channel(Generic[ItemT_co]):
         await self.begin()
         if self.reading is Reading.CANCELLED and self._failure is None:
             raise self.cancelled_error()
-        if self.reading is not Reading.READING or not (self.intake_is_open or self.unread or self.live):
+        if self.reading is not Reading.READING or self.is_exhausted():
             await self.finish()
             self.raise_end()
         if self._reader is not None:
@@ -191,6 +201,10 @@ class Channel(Generic[ItemT_co]):
             if self._reader is reader:
                 self._reader = None
             del reader  # a PoolDeadlock is in it, and knows this frame
+
+    def is_exhausted(self) -> bool:
+        """Whether the reader has got all that it will get."""
+        return not (self.intake_is_open or self.unread or self.live)
 
     def raise_end(self) -> NoReturn:
         """Raise the end to the reader, once, and drop it: the error gets to know the frames of the reader, and they

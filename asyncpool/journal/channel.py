@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from asyncpool._core.feeder import FedChannel
 from asyncpool._core.job import Job, new_job
 from asyncpool._core.parts import Parts
+from asyncpool._core.run_limits import LimitedChannel
 from asyncpool._guard import is_error
 from asyncpool.errors import JournalError, PoolClosed
 from asyncpool.journal.entries import Entry, FailedJob, Key
@@ -348,7 +349,7 @@ class JournalChannel(FedChannel[Any]):
 
     def _deliver(self, job: Job, outcome: Outcome[Any, Any]) -> None:
         if self._is_broken and self.raises:
-            self._drop(job)  # or the reader would get that this job was cancelled, and not why
+            self.drop(job)  # or the reader would get that this job was cancelled, and not why
         else:
             super().deliver(job, outcome)
         if self.line.waiting:
@@ -362,18 +363,13 @@ class JournalChannel(FedChannel[Any]):
         elif isinstance(outcome, Failed):
             self.parts.ledger.count_unread((outcome,))
         self._end = JournalError(str(error), tuple(self._unrecorded))
-        self._drop(job)
+        self.drop(job)
         if not self._is_broken:
             self._is_broken = True
             self.end_intake()
             self.parts.cancellation.cancel_where(lambda job: job.sink is self, CancelReason.STREAM)
         self._leave_if_over()
 
-    def _drop(self, job: Job) -> None:
-        """Do not deliver the outcome of this job."""
-        self.live -= 1
-        if self.in_order is not None:
-            if job in self.in_order:
-                self.in_order.remove(job)
-            self._move_to_ready(self.in_order)
-        self._wake_reader()
+
+class LimitedJournalChannel(JournalChannel, LimitedChannel[Any]):
+    """The same, with limits. Jobs are counted once they are recorded; what was done before counts for nothing."""

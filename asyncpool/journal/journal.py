@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from asyncpool._checks import check_function
 from asyncpool._core.parts import parts_of
+from asyncpool._core.run_limits import RunLimits
 from asyncpool._guard import describe
 from asyncpool.errors import JournalError
 from asyncpool.journal.entries import FailedJob, JournalCounts, Key, check_key
@@ -109,6 +110,8 @@ class Journal(Generic[JobT]):
         ordered: bool = False,
         earlier: bool = False,
         skip_failed: bool = False,
+        max_failures: float | None = None,
+        deadline: float | None = None,
     ) -> Stream[Outcome[JobT, ValueT]]:
         """Return the stream of `pool.outcomes(jobs)` without the jobs that are done; it records before it delivers.
 
@@ -128,15 +131,19 @@ class Journal(Generic[JobT]):
                 input whose key repeats waits for the first, and gets its value. Needs `values=True`. A job whose value
                 could not be pickled or cannot be read runs again, which is logged.
             skip_failed: Do not try jobs again that failed in an earlier run.
+            max_failures: As in `WorkerPool.outcomes`. Jobs that do not run in this run do not count.
+            deadline: As in `WorkerPool.outcomes`.
 
         Raises:
             TypeError: An argument is not of its type, or `earlier` without `values=True`.
+            ValueError: A number is out of range.
         """
         for name, value in (("earlier", earlier), ("skip_failed", skip_failed)):
             _check_flag(name, value)
         if earlier:
             self._check_values("earlier=True")
-        return self._stream(pool, jobs, ordered, False, earlier, skip_failed)
+        limits = RunLimits.of(max_failures, deadline)
+        return self._stream(pool, jobs, ordered, False, earlier, skip_failed, limits)
 
     def map(
         self,
@@ -144,6 +151,8 @@ class Journal(Generic[JobT]):
         jobs: Iterable[JobT] | AsyncIterable[JobT],
         *,
         ordered: bool = True,
+        max_failures: float | None = None,
+        deadline: float | None = None,
     ) -> Stream[ValueT]:
         """Return the stream of `pool.map(jobs)`; jobs that are done do not run, and their values come from the journal.
 
@@ -153,33 +162,45 @@ class Journal(Generic[JobT]):
             pool: The pool that runs the jobs.
             jobs: All inputs of the batch, an iterable or async iterable.
             ordered: Whether values come in the order of the jobs, or as jobs complete.
+            max_failures: As in `WorkerPool.map`. Jobs that do not run in this run do not count.
+            deadline: As in `WorkerPool.map`.
 
         Raises:
             TypeError: An argument is not of its type, or the journal was made without `values=True`.
+            ValueError: A number is out of range.
         """
         self._check_values("map()")
-        return self._stream(pool, jobs, ordered, True, True, False)
+        limits = RunLimits.of(max_failures, deadline)
+        return self._stream(pool, jobs, ordered, True, True, False, limits)
 
     def _stream(
-        self, pool: object, jobs: Any, ordered: bool, raises: bool, earlier: bool, skip_failed: bool
+        self,
+        pool: object,
+        jobs: Any,
+        ordered: bool,
+        raises: bool,
+        earlier: bool,
+        skip_failed: bool,
+        limits: RunLimits | None,
     ) -> Stream[Any]:
         with _needing_sqlite():
-            from asyncpool.journal.channel import JournalChannel
+            from asyncpool.journal.channel import JournalChannel, LimitedJournalChannel
 
-        return Stream(
-            JournalChannel(
-                parts_of(pool),
-                jobs,
-                ordered=ordered,
-                raises=raises,
-                key_of=self._key_of,
-                enter=self._enter,
-                tally=self,
-                keeps_values=self._values,
-                earlier=earlier,
-                skip_failed=skip_failed,
-            )
+        channel = (JournalChannel if limits is None else LimitedJournalChannel)(
+            parts_of(pool),
+            jobs,
+            ordered=ordered,
+            raises=raises,
+            key_of=self._key_of,
+            enter=self._enter,
+            tally=self,
+            keeps_values=self._values,
+            earlier=earlier,
+            skip_failed=skip_failed,
         )
+        if limits is not None and isinstance(channel, LimitedJournalChannel):
+            channel.limit(limits)
+        return Stream(channel)
 
     # -- Parts of it, for programs that are not one stream -----------------------------------------------------------
 
