@@ -208,10 +208,7 @@ class _Filling(Generic[ItemT]):
         if not is_exhausted:
             try:
                 if self._is_cancelled:  # the source has given an item, or raised, all the same
-                    try:
-                        await asyncio.sleep(0)
-                    except asyncio.CancelledError:
-                        self._cancel_is_served()
+                    self._cancel_is_served()
                 await _close(items)
             except BaseException as caught:
                 if is_error(caught, KeyboardInterrupt) or self._is_loop_closed():

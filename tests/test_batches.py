@@ -340,15 +340,42 @@ async def test_a_source_that_gives_an_item_when_it_is_cancelled_is_closed_all_th
                 await asyncio.sleep(100)
             yield 1
         finally:
-            async with anyio.create_task_group() as group:
-                group.start_soon(asyncio.sleep, 1)
-            closed.append(now())
+            try:
+                async with asyncio.TaskGroup() as group:  # would take our cancellation for that of its parent
+                    group.create_task(breaks_after_a_second())
+            except* Broken:
+                await asyncio.sleep(1)
+                closed.append(now())
 
     grouped = batches(gives(), size=2, seconds=1.0)
     with anyio.move_on_after(1):
         await anext(grouped)
     await grouped.aclose()
-    assert closed == [2.0]
+    assert closed == [3.0]
+
+
+async def breaks_after_a_second() -> None:
+    await asyncio.sleep(1)
+    raise Broken
+
+
+@virtual
+async def test_an_error_of_a_cancelled_reader_that_is_kept_keeps_nothing() -> None:
+    source = Scoped()
+    grouped = batches(source.items(), size=50, seconds=None)
+    step = asyncio.ensure_future(anext(grouped))
+    await settle()
+    step.cancel()
+    kept = None
+    try:
+        await step
+    except asyncio.CancelledError as error:
+        kept = error
+    del grouped, step
+    gc.collect()
+    await asyncio.sleep(1)
+    assert source.is_closed
+    assert kept is not None
 
 
 @virtual

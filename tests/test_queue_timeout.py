@@ -6,6 +6,7 @@ import asyncio
 import gc
 import pickle
 import weakref
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -390,6 +391,36 @@ def test_no_iteration_of_the_loop_lets_them_all_expire(options: dict[str, Any]) 
             pool.resume()
 
     assert longest_iteration(main) < timers._SECONDS + 0.001
+
+
+@virtual
+async def test_an_observer_that_takes_long_ends_its_slice() -> None:
+    at: Counter[float] = Counter()
+
+    def observe(event: object) -> None:
+        if isinstance(event, JobEnded):
+            compute(0.25)
+            at[loop_iterations] += 1
+
+    async def count_iterations() -> None:
+        nonlocal loop_iterations
+        while True:
+            await asyncio.sleep(0)
+            loop_iterations += 1
+
+    loop_iterations = 0
+    async with WorkerPool(echo, workers=1, queue_size=9, queue_timeout=2.0, observers=[observe]) as pool:
+        pool.pause()
+        for number in range(5):
+            pool.submit_nowait(number)
+        await asyncio.sleep(1.9)
+        counting = asyncio.ensure_future(count_iterations())
+        while pool.stats.failed < 5:
+            compute(0.1)
+            await asyncio.sleep(0)
+        counting.cancel()
+        pool.resume()
+    assert list(at.values()) == [1] * 5
 
 
 @virtual

@@ -503,6 +503,33 @@ async def test_too_many_failures_while_the_pool_drains() -> None:
 
 
 @virtual
+async def test_too_many_failures_while_the_pool_drains_and_the_source_is_not_exhausted() -> None:
+    pool = WorkerPool(breaks_odd, workers=1, queue_size=2)
+    await pool.start()
+    reading = asyncio.ensure_future(read(pool.outcomes([1] * 100, max_failures=0)))
+    await settle()
+    pool.drain()
+    outcomes, error = await reading
+    assert kinds(outcomes) == ["Failed", "Cancelled", "Cancelled"]
+    assert isinstance(error, TooManyFailures)  # that says more than PoolClosed
+    await pool.close()
+
+
+@virtual
+async def test_a_reader_that_leaves_after_the_wait_for_a_stuck_job_closes_the_pool_of_the_stream() -> None:
+    async def handler(job: float) -> None:
+        if job > 10:
+            return await ignores_cancel(job)
+        await asyncio.sleep(job)
+
+    async for outcome in asyncpool.outcomes(handler, [1.0, 30.0, 1.0], workers=3, ordered=True, deadline=2.0):
+        assert outcome.job == 1.0
+        await asyncio.sleep(10)  # until nothing else comes
+        break
+    await asyncio.sleep(30)
+
+
+@virtual
 async def test_a_reader_that_leaves_gets_no_more(caplog: pytest.LogCaptureFixture) -> None:
     async with WorkerPool(breaks_odd, workers=1) as pool:
         async with pool.outcomes([1, 3, 5], max_failures=0) as stream:

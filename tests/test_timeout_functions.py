@@ -27,7 +27,7 @@ from asyncpool import (
 from asyncpool.testing import run, settle
 from tests.engines.conftest import no_signs_of_life  # noqa: F401  # a fixture
 from tests.engines.memory import InMemory, Portable
-from tests.helpers import assert_conserved, fuzzed, now, sleeper, virtual
+from tests.helpers import assert_conserved, compute, fuzzed, now, sleeper, virtual
 
 ENGINES: dict[str, Callable[[], dict[str, Any]]] = {
     "here": dict,
@@ -57,6 +57,18 @@ async def test_each_job_has_the_timeout_that_the_function_returns(options: Any) 
     assert all(type(outcome.error) is JobTimeout for outcome in outcomes)
     assert [outcome.seconds_running for outcome in outcomes] == pytest.approx([1.0, 2.0, 3.0])
     assert sorted(seen) == pytest.approx([1.0, 2.0, 3.0])
+
+
+@virtual
+async def test_the_time_of_the_function_itself_does_not_count() -> None:
+    def timeout(job: float) -> float:
+        compute(5.0)
+        return 2.0
+
+    async with WorkerPool(sleeper, workers=1, timeout=timeout) as pool:
+        outcome = await (await pool.submit(1.0)).outcome()
+    assert isinstance(outcome, Succeeded)
+    assert (outcome.seconds_queued, outcome.seconds_running) == (5.0, 1.0)
 
 
 @everywhere

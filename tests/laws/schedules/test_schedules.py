@@ -25,6 +25,7 @@ from tests.laws.schedules import (
     life,
     limits,
     policies,
+    queueing,
     rates,
     retries,
     scaling,
@@ -35,7 +36,7 @@ from tests.laws.schedules.tools import SCENARIOS, program
 from tests.laws.witness import FACTORIES, ended, spawn
 
 # Importing them has registered their scenarios.
-SUBJECTS = (submitting, life, streams, groups, jobs, retries, rates, limits, scaling, policies, dead_letters)
+SUBJECTS = (submitting, life, streams, groups, jobs, retries, rates, limits, scaling, policies, dead_letters, queueing)
 
 
 @pytest.mark.parametrize("mode", FACTORIES)
