@@ -1,6 +1,6 @@
 """`batches`: groups the items of an async iterable into lists, by number and by time.
 
-The items of a plain iterable are all at hand: group them with `itertools.batched`.
+For plain iterables, the standard library has `itertools.batched`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from asyncpool.errors import SourceCrashed, StreamClosed, is_safe_to_raise
 __all__ = ["Batches", "batches"]
 
 ItemT = TypeVar("ItemT")
-ItemT_co = TypeVar("ItemT_co", covariant=True)
 
 # How long a source can ignore its cancellation before `aclose` returns without it, in seconds, as with streams.
 _STUCK_AFTER = 5.0
@@ -29,15 +28,15 @@ def batches(source: AsyncIterable[ItemT], size: int, seconds: float | None) -> B
         rows = parsers.map(pages)
         await writers.map(asyncpool.batches(rows, size=100, seconds=1.0))
 
-    A batch is ready when it has `size` items, when `seconds` have passed since its first item came, or when the source
-    ends. While the reader works on a batch, the next one is filled: so up to `size` items are held, and a slow reader
-    slows the source.
+    A batch is ready when it has `size` items, `seconds` after its first item arrived, or when the source ends. While
+    the reader processes a batch, the next one fills, so up to `size` items are buffered. A full batch stops the source:
+    a slow reader slows it.
 
     Args:
-        source: Any async iterable: a stream, a group, an async generator. It is pulled from in a task of its own, from
-            the first step on.
+        source: Any async iterable: a stream, a group, an async generator. A task of its own pulls from it, starting at
+            the first step.
         size: The most items of a batch, at least 1.
-        seconds: How long a batch waits for more items. 0: it takes what is at hand. None: until it is full.
+        seconds: How long a batch waits for more items. 0: it takes those that are available. None: until it is full.
 
     Returns:
         An async iterator of lists, none of them empty, with a method `aclose()`.
@@ -54,22 +53,22 @@ def batches(source: AsyncIterable[ItemT], size: int, seconds: float | None) -> B
     return Batches(_Filling(source, size, None if seconds is None else check_seconds("seconds", seconds)))
 
 
-class Batches(AsyncIterator[list[ItemT_co]]):
+class Batches(AsyncIterator[list[ItemT]]):
     """The batches of an async iterable, for one reader. Made by `batches`.
 
-    Leave it with `async with` or `aclose()`, which close the source too, if that has an `aclose()`. If it is only
-    dropped, the source is closed in the background.
+    `async with` and `aclose()` also close the source, if it has an `aclose()`. If the batches are only dropped, the
+    source is closed in the background.
     """
 
     __slots__ = ("_filling",)
 
-    def __init__(self, filling: _Filling[ItemT_co]) -> None:
+    def __init__(self, filling: _Filling[ItemT]) -> None:
         self._filling = filling
 
-    def __aiter__(self) -> Batches[ItemT_co]:
+    def __aiter__(self) -> Batches[ItemT]:
         return self
 
-    async def __anext__(self) -> list[ItemT_co]:
+    async def __anext__(self) -> list[ItemT]:
         """Return the next batch. Cancel-safe: no item is lost, and the source goes on.
 
         Raises:
@@ -84,7 +83,7 @@ class Batches(AsyncIterator[list[ItemT_co]]):
             del self  # or the traceback, if somebody keeps it, keeps this alive, and so the source
             raise
 
-    async def __aenter__(self) -> Batches[ItemT_co]:
+    async def __aenter__(self) -> Batches[ItemT]:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -93,8 +92,8 @@ class Batches(AsyncIterator[list[ItemT_co]]):
     async def aclose(self) -> None:
         """Stop, close the source, and wait for that. Items that were pulled and not read are dropped.
 
-        A source that ignores its cancellation is waited for five seconds, and then left, which is logged. Cancel-safe:
-        the source is closed all the same.
+        If the source ignores its cancellation, this waits five seconds, logs a warning and returns. Cancel-safe: the
+        source is closed anyway.
         """
         await self._filling.aclose()
 
@@ -106,9 +105,9 @@ class Batches(AsyncIterator[list[ItemT_co]]):
 class _Filling(Generic[ItemT]):
     """One source, the task that pulls from it, and the batch that it fills.
 
-    One task takes all steps of the source, also the last: an async generator may hold cancel scopes and task groups,
-    which belong to a task, and a step of it that is cancelled would be its last. So the time of a batch cancels
-    nothing, and neither does a reader that is cancelled.
+    One task takes all steps of the source and closes it, because an async generator can hold cancel scopes and task
+    groups, which belong to one task. The time limit of a batch and a cancelled reader do not cancel a step of the
+    source, because that would end an async generator.
 
     The task does not know `Batches`, which can be dropped while it waits.
     """
@@ -128,7 +127,7 @@ class _Filling(Generic[ItemT]):
         self._is_cancelled = False  # whether it was, and the CancelledError is still to come
         self._is_over = False  # no more items come
         self._is_closed = False  # and the reader wants none
-        self._end: BaseException | None = None  # what the source raised, until it was told
+        self._end: BaseException | None = None  # what the source raised, until the reader gets it
 
     # -- The reader --------------------------------------------------------------------------------------------------
 
@@ -256,7 +255,7 @@ class _Filling(Generic[ItemT]):
             if self._is_closed and is_error(error, asyncio.CancelledError):
                 pass
             elif self._is_closed:
-                log.error("batches: the source raised this error while it was closed", exc_info=error)
+                log.error("%s: the source raised this error while it was closed", "batches", exc_info=error)
             else:
                 self._end = error if is_safe_to_raise(error) else SourceCrashed(error)
         self._wake_if_ready()
@@ -295,7 +294,7 @@ class _Filling(Generic[ItemT]):
         if self._task is not None:
             done, _ = await asyncio.wait([self._task], timeout=_STUCK_AFTER)
             if not done:
-                log.warning("batches: the source is still running %g s after it was asked to stop", _STUCK_AFTER)
+                log.warning("%s: the source is still running %g s after it was asked to stop", "batches", _STUCK_AFTER)
         if self._source is not None:  # it was never pulled from
             source, self._source = self._source, None
             await _close(source)

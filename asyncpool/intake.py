@@ -128,10 +128,10 @@ class Intake(Generic[JobT, ValueT]):
         Args:
             jobs: The inputs, an iterable or async iterable.
             ordered: Whether values come in the order of the jobs, or as jobs complete.
-            max_failures: With it, the stream leaves out the jobs that fail (each counts as a failure that nobody has
-                read, or is a dead letter), up to this number or share of them. See `outcomes`.
-            deadline: As in `outcomes`. The values before the first job that did not complete are delivered; if not
-                `ordered`, or with `max_failures`, all that there are.
+            max_failures: Skip failed jobs instead of raising their errors, up to this number or share: see `outcomes`.
+                Skipped failures become dead letters, or count in `stats.unread_failures`.
+            deadline: As in `outcomes`. An ordered stream delivers the values before the first job that did not
+                complete; all other streams, and those with `max_failures`, deliver all values that there are.
 
         Raises:
             TypeError, ValueError: An argument is not of its type or range.
@@ -151,18 +151,18 @@ class Intake(Generic[JobT, ValueT]):
 
         The failure of a job raises nothing and cancels no other job. In all else it behaves as `map`.
 
-        A stream that reaches `max_failures` or its `deadline` stops: it pulls no more, and cancels its jobs that wait
-        or run. It delivers an outcome for each input that it has pulled, the cancelled ones as `Cancelled` with the
-        reason "stream", and then raises `TooManyFailures` or `DeadlineExceeded`. So what was done is delivered, and the
-        rest is handed back. The pool stays open. A job or source that ignores its cancellation is waited for five
-        seconds.
+        A stream that exceeds `max_failures` or its `deadline` stops pulling, and cancels its queued and running jobs.
+        It still delivers one outcome for each input that it has pulled; those that did not complete are `Cancelled`
+        with the reason "stream". Then it raises `TooManyFailures` or `DeadlineExceeded`. The pool stays open. If a job
+        or the source ignores its cancellation, the stream waits five seconds for it, and then ends without its outcome.
 
         Args:
             jobs: The inputs, an iterable or async iterable.
             ordered: Whether outcomes come in the order of the jobs, or as jobs complete.
-            max_failures: Stop once more jobs have failed permanently. An int is a number of jobs. A float between 0 and
-                1 is a share of the jobs that have succeeded or failed; it is checked when 20 have, and at the end.
-            deadline: Stop when so many seconds have passed since the first step of the iteration.
+            max_failures: How many jobs can fail permanently before the stream stops: an int, or a float between 0 and 1
+                for a share of the jobs that have succeeded or failed. A share is checked once 20 of them have, and at
+                the end.
+            deadline: Seconds from the first step of the iteration, after which the stream stops.
 
         Raises:
             TypeError, ValueError: An argument is not of its type or range.

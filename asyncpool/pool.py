@@ -72,12 +72,12 @@ class WorkerPool(Intake[JobT, ValueT]):
             can read its deadline (`anyio.current_effective_deadline()`), and is cancelled once when that passes. If it
             then ends with the `CancelledError`, the attempt fails with `JobTimeout`; if it raises another error, with
             that; if it returns a value, the job has succeeded. A deadline around the submitter does not apply: that is
-            another task. Or a function of the job that returns the seconds, or None for no limit. It is called when an
-            attempt starts, with an engine in the program. If it raises, or returns anything else, the job fails with
-            that error, and is not retried.
-        queue_timeout: Seconds from a job's acceptance within which its first attempt must start. When they are over,
-            the job fails with `JobExpired`, and does not run; also while the pool is paused or all workers are busy,
-            and while the job waits for its limiter. None: it can wait as long as it takes.
+            another task. Can also be a function of the job that returns the seconds, or None for no timeout. The pool
+            calls it when an attempt starts; with an engine, in the program. If it raises or returns anything else, the
+            job fails with that error and is not retried.
+        queue_timeout: Seconds from a job's acceptance within which its first attempt must start. Otherwise the job
+            fails with `JobExpired` at that moment, without running. The time also runs while the pool is paused, while
+            all workers are busy, and while the job waits for its limiter. None: no limit.
         retry: Which failed jobs are retried, how often and when. Between two attempts a job holds no worker.
         limiter: Limits how often attempts start, or how many run at the same time: a `RateLimit` or `ConcurrencyLimit`,
             or `per_key` of these. Or an async context manager that several jobs can be in at the same time (a
@@ -320,13 +320,13 @@ class WorkerPool(Intake[JobT, ValueT]):
     def cancel_queued(self, where: Callable[[JobT], object] | None = None) -> int:
         """Cancel the waiting jobs for which `where(job)` is true, and return how many they are.
 
-        Delayed jobs wait too; running jobs go on. The jobs end as if each had been cancelled by its handle: as
-        `Cancelled` with the reason "handle". `where` is called once for each waiting job, before any is cancelled. If
-        it raises, none is.
+        Delayed jobs are waiting jobs too. Running jobs continue. The outcome is the same as from `JobHandle.cancel()`:
+        `Cancelled` with the reason "handle". `where` is called once for each waiting job, before any job is cancelled.
+        If it raises, no job is cancelled.
 
-        Up to 500 jobs are settled when this returns, more in the next iterations of the loop, as by `Stream.cancel()`;
-        none of them starts meanwhile. The calls of `where` are not sliced: with 100,000 waiting jobs, they block the
-        event loop for about 0.1 seconds.
+        Up to 500 jobs are settled when this returns. More are settled in the next iterations of the loop, and none of
+        them starts in between. The calls of `where` are not sliced: for 100,000 waiting jobs, they block the event loop
+        for about 0.1 seconds.
 
         Args:
             where: A function of the input. None: all jobs that wait.
@@ -378,14 +378,14 @@ class WorkerPool(Intake[JobT, ValueT]):
     def queued(self, limit: int | None = None) -> list[QueuedJob[JobT]]:
         """Return a snapshot of each job that waits, in the order in which they would start if nothing changed.
 
-        Delayed jobs come last: first those that wait for a rate limit, in the order of acceptance, then those that back
-        off, in the order in which their backoffs end.
+        Delayed jobs come last: first those that wait for a rate limit, in the order of acceptance, then those in their
+        backoff, in the order in which the backoffs end.
 
-        This blocks the event loop for some microseconds per job that it returns, with a priority also for some per job
-        that waits, whose keys are compared. Pass a `limit` where 100,000 jobs can wait.
+        This blocks the event loop for about 4 microseconds per returned job. With a priority it compares the keys of
+        all waiting jobs, which can take longer. If 100,000 jobs can wait, pass a `limit`.
 
         Args:
-            limit: Return only the first so many, at least 1. None: all.
+            limit: The most jobs to return, at least 1. None: all.
 
         Raises:
             TypeError, ValueError: `limit` is not an int >= 1.

@@ -20,7 +20,7 @@ from tests.helpers import Source, echo, fuzzed, later, now, sleeper, virtual
 
 
 async def timed(*gaps: float) -> AsyncIterator[float]:
-    """A source; so many seconds pass before each item, which is the time at which it comes."""
+    """A source that waits before each item. The item is the time at which it arrives."""
     for gap in gaps:
         await asyncio.sleep(gap)
         yield now()

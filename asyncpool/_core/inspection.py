@@ -1,4 +1,4 @@
-"""Which jobs wait and which run: the snapshots that users get, and the choice of those to cancel.
+"""Finds the jobs that wait and run: for the snapshots that users get, and to select those to cancel.
 
 Cancelling them is `cancellation.py`.
 """
@@ -22,7 +22,7 @@ __all__ = ["Inspection"]
 
 
 class Inspection:
-    """Looks at the jobs of one pool, wherever they are."""
+    """Reads the jobs of one pool, in all places where they can be."""
 
     __slots__ = ("_backing_off", "_lanes", "_queue", "_state", "_workers")
 
@@ -42,9 +42,9 @@ class Inspection:
         self._workers = workers
 
     def queued(self, most: int) -> list[QueuedJob[Any]]:
-        """Return the jobs that wait, in the order in which they would start now, at most so many; the delayed last.
+        """Return at most `most` waiting jobs, in the order in which they would start now. Delayed jobs come last.
 
-        The keys of a priority are compared, which can be code of the user, and change the pool.
+        With a priority, this compares keys. That can run user code, which can change the pool.
         """
         if not self._state.is_bound:
             return []
@@ -86,10 +86,9 @@ class Inspection:
         return running
 
     def waiting_where(self, where: Callable[[Any], object] | None) -> list[Job]:
-        """Return the waiting jobs whose inputs a function of the user chooses, or all of them.
+        """Return the waiting jobs that a user function selects by their inputs; all of them without a function.
 
-        The function is called for all before anything is done. Whatever it does to the pool meanwhile, each job that is
-        returned still waits.
+        The function can do anything to the pool. Jobs that no longer wait when it has been called for all are left out.
 
         Raises:
             TypeError: It returned a coroutine.

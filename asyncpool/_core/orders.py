@@ -95,7 +95,7 @@ class Order(ABC):
         return next(iter(self), None)
 
     def in_order(self, most: int) -> list[Job]:
-        """Return the live jobs in the order in which they leave, at most so many. Changes nothing."""
+        """Return the live jobs in the order in which they leave, at most `most`. Changes nothing."""
         return list(islice(self, most))
 
     def snapshot(self) -> list[Job]:
@@ -455,7 +455,7 @@ class ByPriority(ReentryOrder):
         self.entries[:] = live
 
     def in_order(self, most: int) -> list[Job]:
-        """Return the live jobs by their keys, at most so many. Compares keys, which is the user's code."""
+        """Return the live jobs sorted by their keys, at most `most`. Comparing keys can run user code."""
         live = [entry for entry in self.entries if entry.job.outcome is None]
         return [entry.job for entry in (heapq.nsmallest(most, live) if most < len(live) else sorted(live))]
 

@@ -1,4 +1,4 @@
-"""How long jobs can wait before their first attempt: one timer for all that wait for a worker.
+"""Fails jobs that wait too long for their first attempt, with one timer for all of them.
 
 `timed.py` has the dispatcher that reports which jobs start, and starts none too late.
 """
@@ -26,9 +26,9 @@ _SECONDS = 0.002
 class QueueTimeouts:
     """The jobs whose first attempt has not begun, wherever they wait.
 
-    All have the same time, so the first that was accepted is the first whose time is over: no heap is needed. A job
-    leaves when it starts or is settled, so that no job is kept alive here (test_a_job_that_has_started_is_let_go_of).
-    A timer that finds that its job has left is set again for the one that is first then.
+    All jobs can wait equally long, so they expire in the order of acceptance, and no heap is needed. A job leaves when
+    it starts or is settled, so that no job is kept alive here (test_a_job_that_has_started_is_let_go_of). The timer
+    stays armed when its job has left, and is then set again for the first of those that still wait.
     """
 
     __slots__ = ("_cancellation", "_context", "_in_limiter", "_seconds", "_state", "_timer", "_waiting")

@@ -1,4 +1,4 @@
-"""Streams that stop by themselves: after too many failures, or when their time is over.
+"""Streams that stop early: after too many failures, or at a deadline.
 
 All else that a stream does is `feeder.py` and `channel.py`.
 """
@@ -24,13 +24,13 @@ __all__ = ["LimitedChannel", "RunLimits", "make_channel"]
 
 ItemT_co = TypeVar("ItemT_co", covariant=True)
 
-# A share of the jobs says little about fewer than these, so until then it stops no run.
+# A share of fewer jobs than this means little, so it does not stop a stream.
 _MIN_SETTLED = 20
 
 
 @dataclass(frozen=True, slots=True)
 class RunLimits:
-    """What ends a run early."""
+    """The limits of one stream."""
 
     max_failures: int | float | None
     """A number of jobs, or a share of those that have succeeded or failed, which is less than 1."""
@@ -84,11 +84,11 @@ def _check_max_failures(value: object) -> int | float:
 class LimitedChannel(FedChannel[ItemT_co]):
     """The channel of a stream with limits.
 
-    Once it is stopped, it pulls no more, and cancels its jobs that wait or run. The end is reported after the last
-    outcome: each input that was pulled is delivered first, as what it has become. A job that ignores its cancellation
-    is waited for until it is reported as stuck, and so is a source.
+    When a limit is exceeded, it pulls no more, and cancels its jobs. The error is raised after the last outcome, so the
+    reader gets an outcome for each input that was pulled. If a job or the source ignores its cancellation, the channel
+    waits until it is reported as stuck.
 
-    A channel of values with `max_failures` leaves out the jobs that fail, which count as unread.
+    A channel of values with `max_failures` skips failed jobs, and counts their failures as unread.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class LimitedChannel(FedChannel[ItemT_co]):
             if timer is not None:
                 timer.cancel()
 
-    # -- What the channel is told ------------------------------------------------------------------------------------
+    # -- The side of the jobs ----------------------------------------------------------------------------------------
 
     def deliver(self, job: Job, outcome: Outcome[Any, Any], /) -> None:
         """Take a job's outcome in, and count it."""
@@ -237,7 +237,7 @@ class LimitedChannel(FedChannel[ItemT_co]):
         if isinstance(outcome, Failed):
             return skips
         is_stopped = self.stopped_by is not None and outcome.reason is CancelReason.STREAM
-        # Values in order end with the first that is missing; then the reader is told why.
+        # Ordered values end with the first that is missing: `end_with` reports why.
         return is_stopped and (skips or self.in_order is None)
 
     def on_stuck(self, job: Job, /) -> None:

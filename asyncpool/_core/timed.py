@@ -1,6 +1,6 @@
-"""The dispatcher of pools with a `queue_timeout`: it starts no job that has waited too long for its first attempt.
+"""The dispatcher of pools with a `queue_timeout`: it does not start jobs that have waited too long.
 
-A timer in `queue_timeouts.py` settles those that wait while no worker takes jobs.
+The timer that fails jobs while they wait is in `queue_timeouts.py`.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from asyncpool import (
     Retry,
     StreamClosed,
     WorkerPool,
+    batches,
     offload,
 )
 from asyncpool.testing import CancelSweepResult, cancel_at, run, settle
@@ -468,6 +469,50 @@ async def aclose_of_a_stream(witness: Witness, cancelling: Cancelling, how: str)
     await stream.aclose()
     assert (pool.stats.running, pool.stats.queued) == (0, 0)
     assert witness.sources_open == 0
+    await still_works(witness)
+    await close(witness)
+
+
+@case
+async def next_of_batches(witness: Witness, cancelling: Cancelling) -> None:
+    """Of a stream, and of an async generator, which a cancelled step would end."""
+    pool = witness.make_pool(workers=2, queue_size=1)
+    await pool.start()
+    items = [Item(n, "nap") for n in range(7)]
+    for source, expected in (
+        (pool.map(each_slowly(items)), [item.n for item in items]),
+        (each_slowly(items), items),
+    ):
+        grouped: Any = batches(source, size=3, seconds=0.003)
+        read: list[Any] = []
+        while True:
+            result = await cancelling(partial(_next_or_none, grouped))
+            if result.cancelled:
+                await asyncio.sleep(0.001)
+                continue
+            if result.value is None:
+                break
+            read += result.value
+        assert read == expected
+    witness.others += len(items)
+    await still_works(witness)
+    await close(witness)
+
+
+async def _next_or_none(items: Any) -> Any:
+    return await anext(items, None)
+
+
+@case
+async def aclose_of_batches(witness: Witness, cancelling: Cancelling) -> None:
+    pool = witness.make_pool(workers=2, queue_size=1)
+    await pool.start()
+    grouped: Any = batches(pool.map(witness.source([Item(n, "slow") for n in range(7)])), size=3, seconds=0.003)
+    step = spawn(anext(grouped))
+    await settle()
+    await cancelling(grouped.aclose)
+    await ended(step)
+    await pool.join()
     await still_works(witness)
     await close(witness)
 

@@ -27,14 +27,17 @@ from asyncpool import (
     JournalCounts,
     Outcome,
     PoolLoad,
+    QueuedJob,
     RateLimit,
     Resource,
     Retry,
+    RunningJob,
     ScalingPolicy,
     ShutdownReport,
     Stream,
     Succeeded,
     WorkerPool,
+    batches,
     offload,
 )
 from asyncpool.events import JobEnded, PoolResized, PoolStarted
@@ -83,6 +86,13 @@ async def a_pool_knows_its_jobs_and_values() -> None:
             assert_type(value, int)
         async for outcome in pool.outcomes(["a"]):
             assert_type(outcome, Outcome[str, int])
+        assert_type(await pool.map(["a"], max_failures=0.1, deadline=60), list[int])
+        async for outcome in pool.outcomes(["a"], max_failures=3):
+            assert_type(outcome, Outcome[str, int])
+        assert_type(pool.queued(), list[QueuedJob[str]])
+        assert_type(pool.queued(10)[0].job, str)
+        assert_type(pool.running(), list[RunningJob[str]])
+        assert_type(pool.cancel_queued(lambda job: job.startswith("a")), int)
         assert_type(await pool.close(grace=1), ShutdownReport[str])
 
 
@@ -116,6 +126,13 @@ async def pipelines_keep_their_types(source: AsyncIterator[str]) -> None:
             assert_type(value, str)
 
 
+async def batches_keep_the_type_of_their_items(pool: WorkerPool[str, int], source: AsyncIterator[str]) -> None:
+    async for rows in batches(pool.map(["a"]), size=10, seconds=1):
+        assert_type(rows, list[int])
+    async with batches(pool.outcomes(source), 10, None) as grouped:
+        assert_type(await anext(grouped), list[Outcome[str, int]])
+
+
 async def _doubled(job: int) -> str:
     return str(2 * job)
 
@@ -123,7 +140,8 @@ async def _doubled(job: int) -> str:
 async def oneshot() -> None:
     assert_type(await asyncpool.map(length, ["a"], workers=2), list[int])
     assert_type(await asyncpool.map(stored, ["a"], workers=2, resource=connect), list[bool])
-    async for outcome in asyncpool.outcomes(length, ["a"], workers=2):
+    assert_type(await asyncpool.map(stored, ["a"], workers=2, resource=connect, max_failures=1, deadline=5), list[bool])
+    async for outcome in asyncpool.outcomes(length, ["a"], workers=2, deadline=5.5):
         assert_type(outcome, Outcome[str, int])
 
 
@@ -197,6 +215,8 @@ class Table:
 
 assert_type(WorkerPool(length, workers=1, dead_letters=Table()), WorkerPool[str, int])
 WorkerPool(length, workers=1, limiter=RateLimit(5))
+assert_type(WorkerPool(length, workers=1, timeout=lambda word: len(word) / 2, queue_timeout=5), WorkerPool[str, int])
+assert_type(WorkerPool(length, workers=1, timeout=lambda word: None), WorkerPool[str, int])
 WorkerPool(length, workers=1, limiter=RateLimit.per_key(host, 5))
 assert_type(WorkerPool(length, workers=1, limiter=RateLimit.per_key(lambda word: word[0], 5)), WorkerPool[str, int])
 WorkerPool(length, workers=1, limiter=limit_of)

@@ -137,3 +137,9 @@ def wrong_sizes(pool: WorkerPool[str, int], policy: AutoScale, load: PoolLoad) -
 Journal("batch.db")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 Journal("batch.db", key="id")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 Journal("batch.db", key=float)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def wrong_choices(pool: WorkerPool[str, int]) -> None:
+    pool.cancel_queued(lambda job: job > 5)  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
+    pool.map(["a"], max_failures="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    asyncpool.batches(["a"], 5, 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
