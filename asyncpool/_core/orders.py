@@ -323,6 +323,11 @@ class OldestComebackFirst(ReentryOrder):
         """Add a job before all that are fresh."""
         self.entries.back.append(job)
 
+    def in_order(self, most: int) -> list[Job]:
+        """Return the live jobs in the order in which they leave, at most `most`. Changes nothing."""
+        back = sorted(self.entries.back, key=lambda job: job.number)
+        return list(islice(_live(chain(back, self.entries.fresh)), most))
+
     def _first(self) -> Job:
         return self.entries.back.first() if self.entries.back.heap else self.entries.fresh[0]
 

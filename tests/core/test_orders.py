@@ -17,7 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncpool._core.job import Job
-from asyncpool._core.orders import ByPriority, ComebackFirst, Fifo, Order, ReentryOrder
+from asyncpool._core.orders import (
+    ByPriority,
+    ByPriorityAndAge,
+    ComebackFirst,
+    Fifo,
+    OldestComebackFirst,
+    Order,
+    ReentryOrder,
+)
 from tests.core.tools import cancelled, make_job
 
 
@@ -174,6 +182,34 @@ def test_iteration_gives_the_live_jobs(make: Callable[[], Order]) -> None:
     order, jobs = filled(make, 5)
     settle(order, jobs[1], jobs[4])
     assert sorted(job.number for job in order) == [1, 3, 4]
+
+
+def by_seven() -> ByPriority:
+    """An order with few keys."""
+    return ByPriority(lambda input: input * 5 % 7)
+
+
+def by_seven_and_age() -> ByPriorityAndAge:
+    return ByPriorityAndAge(lambda input: input * 5 % 7)
+
+
+@pytest.mark.parametrize("most", [3, 99])
+@pytest.mark.parametrize(
+    "make", [Fifo, ComebackFirst, OldestComebackFirst, by_itself, by_nothing, by_seven, by_seven_and_age]
+)
+def test_jobs_are_listed_in_the_order_in_which_they_leave(make: Callable[[], Order], most: int) -> None:
+    order, queued = filled(make, 20)
+    if isinstance(order, ReentryOrder):
+        taken = [order.pop() for _ in range(9)]
+        for job in (taken[at] for at in (4, 0, 7, 2, 8, 1, 5)):
+            assert job is not None
+            order.put_back(job)
+    settle(order, *(job for job in order.snapshot() if job.number % 4 == 0))
+    before = order.snapshot()
+    listed = [job.number for job in order.in_order(most)]
+    assert order.snapshot() == before
+    assert listed == drained(order)[:most]
+    assert len(queued) == 20
 
 
 @each_order
