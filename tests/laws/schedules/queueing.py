@@ -14,6 +14,7 @@ import asyncpool
 from asyncpool import (
     Cancelled,
     CancelReason,
+    ConcurrencyLimit,
     DeadlineExceeded,
     Failed,
     JobExpired,
@@ -71,9 +72,11 @@ async def jobs_wait_no_longer_than_they_may(witness: Witness, random: Random) ->
     """Whatever they wait for, they fail in the very moment in which their time is over, and none starts later."""
     queue_timeout = random.choice((0.003, 0.05, 0.4))
     options: dict[str, Any] = {}
-    match random.randint(0, 4):
+    match random.randint(0, 5):
         case 0:
             options["limiter"] = witness.keys(2, random.choice((2.0, 100.0)))
+        case 4:
+            options["limiter"] = [ConcurrencyLimit(1), ConcurrencyLimit.per_key(lambda item: item.n % 2, 1)]
         case 1:
             options["limiter"] = Meter(random.choice((3.0, 100.0)))
         case 2:
@@ -281,7 +284,8 @@ async def runs_stop_by_their_limits(witness: Witness, random: Random) -> None:
             assert not delivers or failed >= counted
         case DeadlineExceeded():
             assert deadline is not None
-            assert deadline <= lasted <= deadline + 0.01, (deadline, lasted)
+            travel = 0.0 if witness.engine is None else 0.2  # of the cancellation to the process, and back
+            assert deadline <= lasted <= deadline + 0.01 + travel, (deadline, lasted)
         case PoolClosed():
             assert pool.state == "closed"
         case _:
