@@ -338,17 +338,21 @@ class Lanes:
 
     def _first_has_changed(self, lane: _Lane, job: Job) -> None:
         """Note that a job of a lane has left it that may have been the first."""
-        place = lane.place
-        if place is None or lane.entry is not job:
+        place, was_first = lane.place, lane.entry is job
+        if place is None:
             return
-        lane.entry = None
-        place.order.discard_settled()
-        if lane.order.peek() is None:
+        if was_first:
+            lane.entry = None
+            place.order.discard_settled()
+        if lane.entry is None and lane.order.peek() is None:
+            # Also if the lane was still unordered (test_a_lane_that_is_emptied_while_its_place_has_released_a_job).
             place.lanes -= 1
             lane.place = None
             self._advance(lane)
-        else:
+        elif was_first:
             place.unordered.append(lane)
+        else:
+            return
         self.serve(place)
 
     def _first_of(self, place: _Place) -> _Lane | None:

@@ -309,6 +309,24 @@ async def test_parked_jobs_are_cancelled_expire_and_are_handed_back() -> None:
 
 
 @virtual
+async def test_a_lane_that_is_emptied_while_its_place_has_released_a_job() -> None:
+    shared, by_key = ConcurrencyLimit(1), ConcurrencyLimit.per_key(lambda job: job[0], 1)
+    starts = Starts(1.0)
+    async with WorkerPool(starts, workers=2, limiter=[shared, by_key]) as pool:
+        first, _, *others = [pool.submit_nowait(job) for job in ("a1", "a2", "b1", "b2")]
+        await settle()
+        pool.pause()
+        await first  # a2 is back in the queue, and waits for the end of the pause
+        for handle in others:
+            assert handle.cancel()
+        pool.resume()
+        await settle()
+        last = pool.submit_nowait("b3")
+        await last
+    assert starts.times == {"a1": 0.0, "a2": 1.0, "b3": 2.0}
+
+
+@virtual
 async def test_a_pool_that_waits_for_its_limits_does_not_grow() -> None:
     sizes: list[int] = []
 
