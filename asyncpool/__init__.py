@@ -6,6 +6,7 @@ docs/semantics.md for the guarantees and docs/architecture.md for the implementa
 
 from asyncpool._version import __version__
 from asyncpool.batching import Batches, batches
+from asyncpool.breaker import Breaker
 from asyncpool.dead_letters.file import DeadLetterFile
 from asyncpool.dead_letters.letter import DeadLetter, DeadLetterSink
 from asyncpool.dead_letters.memory import DeadLetters
@@ -67,6 +68,7 @@ __all__ = [
     "Adaptive",
     "AutoScale",
     "Batches",
+    "Breaker",
     "CancelReason",
     "Cancelled",
     "ConcurrencyLimit",

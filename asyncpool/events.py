@@ -16,6 +16,9 @@ from asyncpool.outcomes import Outcome, ShutdownReport
 from asyncpool.scaling.policy import PoolLoad
 
 __all__ = [
+    "BreakerClosed",
+    "BreakerHalfOpened",
+    "BreakerOpened",
     "Event",
     "JobAccepted",
     "JobEnded",
@@ -73,7 +76,10 @@ class PoolResized(_Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class PoolPaused(_Event):
-    """Workers take no jobs until the pool is resumed, or until the pause of a `RetryAfter(pause=True)` is over."""
+    """Workers take no jobs until the pool is resumed, or until the pause of a `RetryAfter(pause=True)` is over.
+
+    A breaker that pauses the pool has events of its own.
+    """
 
     seconds: float | None
     """The length of the pause that a `RetryAfter` requested; None after `pause()`, which lasts until `resume()`."""
@@ -100,6 +106,33 @@ class PoolRecovered(_Event):
 
     seconds: float
     """Seconds for which it was."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class BreakerOpened(_Event):
+    """The breaker has opened, or is open again because a probe has failed: workers take no jobs."""
+
+    failures: int
+    """How many of the last `attempts` attempts have failed; 1 for a probe, 0 after a call of `Breaker.open`."""
+    attempts: int
+    """How many attempts were considered: 1 for a probe, 0 after a call of `Breaker.open`."""
+    error: BaseException | None
+    """The last failure; None after a call of `Breaker.open`, and for a probe that has not ended in time."""
+    seconds: float
+    """Seconds until a probe can start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class BreakerHalfOpened(_Event):
+    """The breaker lets one job start, the probe, in one of the pools that use it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class BreakerClosed(_Event):
+    """The breaker has closed: workers take jobs again."""
+
+    seconds: float
+    """Seconds since it opened first, with all probes that have failed since."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -144,7 +177,7 @@ class JobStarted(_Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class JobRetrying(_Event):
-    """An attempt has failed, and the job will be retried after a backoff."""
+    """An attempt has failed, and the job will be retried after a backoff, or was put back because of an outage."""
 
     id: int
     """The job's number in its pool."""
@@ -155,7 +188,8 @@ class JobRetrying(_Event):
     error: BaseException
     """What it raised."""
     seconds: float
-    """The backoff, in seconds: after it a worker can take the job again."""
+    """The backoff, in seconds: after it a worker can take the job again. If the job was put back: the seconds until the
+    breaker lets a probe start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -227,6 +261,9 @@ Event: TypeAlias = (
     | PoolResumed
     | PoolStalled
     | PoolRecovered
+    | BreakerOpened
+    | BreakerHalfOpened
+    | BreakerClosed
     | PoolStopping
     | PoolEnded
     | JobAccepted

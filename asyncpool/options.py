@@ -17,6 +17,7 @@ from asyncpool._core.parts import Parts
 from asyncpool._core.remote.members import Remote
 from asyncpool._core.scaler import as_policy
 from asyncpool._guard import describe
+from asyncpool.breaker import Breaker
 from asyncpool.dead_letters.letter import DeadLetterSink, PoolAwareSink
 from asyncpool.engines.contract import Engine
 from asyncpool.engines.wire import TICK, Spec, pack_spec
@@ -44,6 +45,7 @@ class PoolOptions(TypedDict, Generic[JobT], total=False):
     queue_timeout: float | None
     retry: Retry | None
     limiter: Limiter[JobT] | None
+    breaker: Breaker | None
     priority: Callable[[JobT], Any] | None
     dead_letters: DeadLetterSink[JobT] | None
     observers: Sequence[Observer]
@@ -71,6 +73,7 @@ def build_parts(
     queue_timeout: float | None = None,
     retry: Retry | None = None,
     limiter: Limiter[Any] | None = None,
+    breaker: Breaker | None = None,
     resource: Callable[[], AbstractAsyncContextManager[Any]] | Resource[Any] | None = None,
     recycle_on: ErrorFilter = OSError,
     priority: Callable[[Any], Any] | None = None,
@@ -99,6 +102,8 @@ def build_parts(
     if retry is not None and not isinstance(retry, Retry):
         raise TypeError(f"retry must be a Retry, got {describe(retry)}: write retry=Retry(attempts=3)")
     limiters = checked_limiters(limiter)
+    if breaker is not None and not isinstance(breaker, Breaker):
+        raise TypeError(f"breaker must be a Breaker, got {describe(breaker)}: write breaker=Breaker(on=OSError)")
     if dead_letters is not None:
         if isinstance(dead_letters, type) or not isinstance(dead_letters, DeadLetterSink):
             raise TypeError(f"dead_letters must have a method record(letter), got {describe(dead_letters)}")
@@ -124,6 +129,7 @@ def build_parts(
         queue_timeout=None if queue_timeout is None else check_seconds("queue_timeout", queue_timeout, positive=True),
         retry=retry,
         limiters=limiters,
+        breaker=breaker,
         dead_letters=dead_letters,
         observers=Observers(observers),
     )

@@ -28,6 +28,7 @@ from asyncpool._core.job import CURRENT_JOB
 from asyncpool._core.life import Life
 from asyncpool._core.scaler import as_policy
 from asyncpool._core.state import Phase
+from asyncpool.breaker import Breaker
 from asyncpool.dead_letters.letter import DeadLetterSink
 from asyncpool.engines.contract import Engine
 from asyncpool.errors import ErrorFilter, PoolClosed, PoolDeadlock
@@ -86,6 +87,7 @@ class WorkerPool(Intake[JobT, ValueT]):
             a function that returns a list: an attempt starts when all limits allow it, takes all of them in one step,
             and then enters the context managers in their order. If a function raises, or a weight is more than its
             limit can ever give, the job fails, and is not retried.
+        breaker: Pauses the pool while its backend is down, instead of failing the jobs: see `Breaker`.
         resource: Creates an async context manager for each worker (a connection, a session). It is entered and left in
             one task, and replaced after a cancelled or timed-out job, and after an error that matches `recycle_on`. Or
             a `Resource`, which also has the bounds for entering (30 seconds) and leaving (10).
@@ -156,6 +158,7 @@ class WorkerPool(Intake[JobT, ValueT]):
         queue_timeout: float | None = None,
         retry: Retry | None = None,
         limiter: Limiter[Any] | None = None,
+        breaker: Breaker | None = None,
         resource: Callable[[], AbstractAsyncContextManager[Any]] | Resource[Any] | None = None,
         recycle_on: ErrorFilter = OSError,
         priority: Callable[[Any], Any] | None = None,
@@ -177,6 +180,7 @@ class WorkerPool(Intake[JobT, ValueT]):
             queue_timeout=queue_timeout,
             retry=retry,
             limiter=limiter,
+            breaker=breaker,
             resource=resource,
             recycle_on=recycle_on,
             priority=priority,
@@ -303,8 +307,9 @@ class WorkerPool(Intake[JobT, ValueT]):
         """Let workers take jobs again after `pause()`.
 
         Args:
-            force: Also end a pause that a job requested by `RetryAfter`; without it, such a pause goes on. Works while
-                the pool drains, too. A job can request another pause later.
+            force: Also end a pause that a job requested by `RetryAfter`, and let an open breaker start its probe;
+                without it, such a pause goes on. Works while the pool drains, too. A job can request another pause
+                later.
 
         Raises:
             PoolClosed: The pool is closing, which has already lifted a `pause()`; with `force`: it cancels its jobs.
@@ -316,6 +321,8 @@ class WorkerPool(Intake[JobT, ValueT]):
         else:
             state.check_not_closing()
         self._parts.pauses.resume(force=force)
+        if force and self._parts.breaking is not None:
+            self._parts.breaking.half_open()
 
     def cancel_queued(self, where: Callable[[JobT], object] | None = None) -> int:
         """Cancel the waiting jobs for which `where(job)` is true, and return how many they are.
@@ -416,7 +423,9 @@ class WorkerPool(Intake[JobT, ValueT]):
 
     @property
     def is_paused(self) -> bool:
-        """Whether workers take no jobs, because of `pause()` or a job that raised `RetryAfter(..., pause=True)`."""
+        """Whether workers take no jobs, because of `pause()`, a job that raised `RetryAfter(..., pause=True)`, or a
+        breaker that is open or waits for its probe.
+        """
         return self._parts.pauses.is_reported
 
     @property

@@ -39,6 +39,7 @@ except ModuleNotFoundError as error:
 __all__ = ["PoolCollector"]
 
 _STATES = ("new", "starting", "open", "draining", "stopping", "closed")
+_BREAKER_STATES = ("closed", "open", "half-open")
 # Every fourth of the pool's own bounds, doubling from 16 us to 12.7 days. So the counts are exact, and a quantile is
 # off by less than a factor of two. All of the pool's bounds would be 177 series per histogram.
 _FIRST_BOUND, _LAST_BOUND, _BOUND_STEP = 16, 160, 4
@@ -254,7 +255,11 @@ class _Families:
             "1 if the pool's event loop answered this scrape in time; 0 if it is blocked or has stopped.",
         )
         self._state = gauge("pool_state", "1 for the current state of the pool, 0 for the others.", "state")
-        self._paused = gauge("pool_paused", "1 while workers take no jobs because the pool is paused.")
+        self._paused = gauge(
+            "pool_paused", "1 while workers take no jobs because the pool is paused, or its breaker is open."
+        )
+        self._breaker = gauge("breaker_state", "1 for the current state of the breaker, 0 for the others.", "state")
+        self._opened = counter("breaker_opened", "How often the breaker has opened, also after a probe that failed.")
         self._submitted = counter("jobs_submitted", "Jobs accepted.")
         self._ended = counter("jobs_ended", "Jobs ended, by outcome: succeeded, failed or cancelled.", "outcome")
         self._jobs = gauge(
@@ -318,6 +323,10 @@ class _Families:
         for state in _STATES:
             self._state.add_metric([pool, state], state == snapshot.state)
         self._paused.add_metric([pool], snapshot.is_paused)
+        if stats.breaker is not None:
+            for state in _BREAKER_STATES:
+                self._breaker.add_metric([pool, state], state == stats.breaker)
+            self._opened.add_metric([pool], stats.breaker_openings)
         self._submitted.add_metric([pool], stats.submitted)
         self._ended.add_metric([pool, "succeeded"], stats.succeeded)
         self._ended.add_metric([pool, "failed"], stats.failed)

@@ -134,6 +134,10 @@ class PoolStats:
     """Processes that died, or could not be reached, while they belonged to the pool."""
     reruns: int = 0
     """Attempts that were run again because their process was lost."""
+    breaker: str | None = None
+    """The state of the breaker: "closed", "open" or "half-open"; None without one."""
+    breaker_openings: int = 0
+    """How often the breaker has opened while the pool ran, also after a probe that failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from asyncpool._core.job import CURRENT_JOB, Job, Puller, Sink, Worker, new_job
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.pauses import Pauses
 from asyncpool._core.queue import JobQueue
-from asyncpool._core.retries import Retries
+from asyncpool._core.retries import Again, Retries
 from asyncpool._core.state import State
 from asyncpool._core.wakeups import Wakeups
 from asyncpool._core.workers import Workers
@@ -358,9 +358,9 @@ class Dispatcher:
         self, job: Job, worker: Worker, outcome: Outcome[Any, Any], now: float, raised: BaseException | None = None
     ) -> None:
         """Settle the job of an attempt that ended, or put it off to its next attempt; its worker takes the next job."""
-        backoff: float | None = None
+        again: Again | None = None
         if raised is not None and isinstance(outcome, Failed) and job.outcome is None:
-            backoff = self._retries.after_failure(job, worker, outcome, raised, now)
+            again = self._retries.after_failure(job, worker, outcome, raised, now)
         self._cancellation.attempt_ended(job)
         if job.outcome is not None:
             self._cancellation.report_abandoned(job, outcome)
@@ -369,8 +369,8 @@ class Dispatcher:
             worker.needs_recycle = True
         worker.job = job.task = None
         self._ledger.running -= 1
-        if backoff is not None and isinstance(outcome, Failed):
-            self._retries.put_off(job, outcome, backoff, now)
+        if again is not None and isinstance(outcome, Failed):
+            self._retries.put_off(job, outcome, again, now)
         else:
             self._ledger.settle(job, outcome, now)
         self._wakeups.housekeep(now)

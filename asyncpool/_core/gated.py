@@ -1,4 +1,4 @@
-"""The dispatcher of pools with rate limits, or with a deadline for each job: it checks each job before it starts it.
+"""The dispatcher of pools with rate limits, a breaker or deadlines of jobs: it checks each job before it starts it.
 
 In a pause no job is about to start, so then `Deadlines` watches those that can become too late.
 """
@@ -10,6 +10,7 @@ from contextvars import Context
 from typing import Any
 
 from asyncpool._core.attempt_tasks import TaskStart
+from asyncpool._core.breaking import Breaking
 from asyncpool._core.cancellation import Cancellation
 from asyncpool._core.dispatch import MAX_PUMP_JOBS, PUMP_JOBS, PUMP_SECONDS, Dispatcher
 from asyncpool._core.failures import release_frames
@@ -20,7 +21,7 @@ from asyncpool._core.retries import Retries
 from asyncpool._core.timers import Slices, TimerHeap
 from asyncpool._guard import is_error
 from asyncpool.limits.rate import RateLimit
-from asyncpool.outcomes import Outcome
+from asyncpool.outcomes import Failed, Outcome
 
 __all__ = ["Deadlines", "GatedDispatcher"]
 
@@ -30,17 +31,19 @@ _IS_PART_OF_ATTEMPT = True  # so `failures.py` releases the frames of this modul
 class GatedDispatcher(Dispatcher):
     """A dispatcher whose pump asks for each job whether it can start now."""
 
-    __slots__ = ("_lanes", "_rate_limit")
+    __slots__ = ("_breaking", "_lanes", "_rate_limit")
 
     _without_eager_tasks = TaskStart.BY_LOOP  # from the pump: jobs are asked for there only
 
     _rate_limit: RateLimit | None
     _lanes: Lanes | None
+    _breaking: Breaking | None
 
-    def gate(self, rate_limit: RateLimit | None, lanes: Lanes | None) -> None:
-        """Set what is asked: the limit of all jobs, or the lanes of those that do not share one."""
+    def gate(self, rate_limit: RateLimit | None, lanes: Lanes | None, breaking: Breaking | None) -> None:
+        """Set what is asked: the limit of all jobs, or the lanes of those that do not share one; and the breaker."""
         self._rate_limit = rate_limit
         self._lanes = lanes
+        self._breaking = breaking
 
     def _pump(self) -> None:
         self._is_pump_scheduled = False  # see `Dispatcher._pump`
@@ -64,9 +67,17 @@ class GatedDispatcher(Dispatcher):
                     del job  # see `_start_on`
                 now = self._time()
         finally:
+            if self._breaking is not None:
+                self._breaking.check_held()  # the queue may be empty now
             self.wake()
             if self._waiting:
                 queue.line.wake_next()  # what was parked has left the queue
+
+    def _start(self, job: Job, worker: Worker) -> None:
+        if self._breaking is not None:
+            self._breaking.started(job)  # which pauses the pool, if the job is the probe
+        super()._start(job, worker)
+        del job  # see `_start_on`
 
     def _settle_first_if_expired(self, now: float) -> bool:
         """Settle the first job of the queue if it is too late to start it."""
@@ -120,7 +131,14 @@ class GatedDispatcher(Dispatcher):
     ) -> None:
         if self._lanes is not None:
             self._lanes.attempt_ended(job)  # in any case, also if the job was abandoned when the pool closed
+        # The breaker decides what follows from a failure. It hears of other ends when the job is counted: its observers
+        # can look at the pool.
+        breaking, is_failed = self._breaking, isinstance(outcome, Failed)
+        if breaking is not None and is_failed:
+            breaking.ended(job, outcome, raised, now)
         super()._ended(job, worker, outcome, now, raised)
+        if breaking is not None and not is_failed:
+            breaking.ended(job, outcome, raised, now)
 
 
 class Deadlines:

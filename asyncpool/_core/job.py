@@ -133,13 +133,14 @@ class Worker:
 class PriorAttempts:
     """What is known of a job's earlier attempts, once one has failed and another is to come."""
 
-    __slots__ = ("accepted_at", "has_started", "is_backing_off", "last_failure")
+    __slots__ = ("accepted_at", "has_started", "is_backing_off", "last_failure", "was_probe")
 
     def __init__(self, last_failure: Failed[Any], accepted_at: float, has_started: bool) -> None:
         self.last_failure = last_failure
         self.accepted_at = accepted_at
         self.has_started = has_started  # whether the handler did, in any attempt: then the job may have had effects
         self.is_backing_off = True  # until the next attempt is due
+        self.was_probe = False  # whether the last attempt was the probe of a breaker, and was put back
 
 
 class Job:
@@ -173,7 +174,7 @@ class Job:
     context: Context | None
     # When it was accepted, or when the backoff before this attempt was over.
     ready_at: float
-    # The number of the attempt that runs, or of the next, from 1.
+    # The number of the attempt that runs, or of the next, from 1. Those that a breaker has put back do not count.
     attempt: int
     # When the handler started in this attempt. None: not yet.
     started_at: float | None

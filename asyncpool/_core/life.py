@@ -67,7 +67,7 @@ class Life:
         # Imports anyio's backend here, and not inside the first job with a timeout: that takes tens of milliseconds.
         anyio.get_current_task()
         loop = asyncio.get_running_loop()
-        parts.bind_limits(loop)
+        parts.bind_shared(loop)  # before there is anything to undo
         # First of all, and with a context like the jobs' tasks: a task factory that cannot do that says so here.
         supervise = self._supervise()
         try:

@@ -12,6 +12,7 @@ from functools import partial
 from operator import index
 from typing import Any
 
+from asyncpool._core.breaking import Breaking, HoldingHeap
 from asyncpool._core.cancellation import Cancellation
 from asyncpool._core.claims import Resolver
 from asyncpool._core.dispatch import Dispatcher
@@ -40,6 +41,7 @@ from asyncpool._core.timers import TimerHeap
 from asyncpool._core.wakeups import Producers, Wakeups
 from asyncpool._core.workers import Workers
 from asyncpool._guard import describe
+from asyncpool.breaker import Breaker
 from asyncpool.dead_letters.letter import DeadLetterSink
 from asyncpool.dead_letters.writer import DeadLetterWriter
 from asyncpool.errors import ErrorFilter
@@ -75,6 +77,7 @@ class Parts:
         resource: Resource[Any] | None,
         recycle_on: ErrorFilter,
         observers: Observers,
+        breaker: Breaker | None = None,
         remote: Remote | None = None,
     ) -> None:
         call: Callable[..., Awaitable[Any]] = call_job if handler is None else handler
@@ -87,7 +90,9 @@ class Parts:
         if rate_limit is not None:
             self._limits = (rate_limit,)
         make_order = _order_maker(
-            priority, comes_back=retry is not None or bool(limiters), has_lanes=resolver is not None
+            priority,
+            comes_back=retry is not None or bool(limiters) or breaker is not None,
+            has_lanes=resolver is not None,
         )
         order = make_order()
         budget = None if retry is None or retry.budget is None else retry.budget.start()
@@ -101,7 +106,9 @@ class Parts:
         # Shared by those who only read them; `Workers` writes both.
         by_number: dict[int, Worker] = {}
         idle: list[Worker] = []
-        backing_off: TimerHeap[Job] = TimerHeap(self._come_back, lambda job: job.outcome is None)
+        backing_off = (TimerHeap[Job] if breaker is None else HoldingHeap)(
+            self._come_back, lambda job: job.outcome is None
+        )
 
         self.observers = observers
         self.state = State(name)
@@ -124,6 +131,20 @@ class Parts:
         if resolver is not None:
             make_lane = ByAge if priority is None else partial(ByPriority, priority)
             self.lanes = Lanes(resolver, make_lane, self.queue, self.ledger, self.wakeups)
+        self.breaking: Breaking | None = None
+        if breaker is not None:
+            assert isinstance(backing_off, HoldingHeap)
+            self.breaking = Breaking(
+                breaker,
+                state=self.state,
+                ledger=self.ledger,
+                observers=observers,
+                wakeups=self.wakeups,
+                queue=self.queue,
+                pauses=self.pauses,
+                delayed=backing_off,
+                watch_deadline=_ignore if max_elapsed is None else self._watch_deadline,
+            )
         self.cancellation = Cancellation(
             self.state,
             self.ledger,
@@ -199,6 +220,7 @@ class Parts:
             load=self.load,
             scaler=self.scaler,
             backing_off=backing_off,
+            breaking=self.breaking,
         )
         self.deadlines: Deadlines | None = None
         if max_elapsed is not None:
@@ -248,7 +270,8 @@ class Parts:
             and (resolver is None or not resolver.has_managers)
             and not self.retries.has_deadline
         )
-        is_gated = rate_limit is not None or self.lanes is not None or self.retries.has_deadline
+        has_limit = rate_limit is not None or self.lanes is not None
+        is_gated = has_limit or self.retries.has_deadline or self.breaking is not None
         make_dispatcher = GatedDispatcher if is_gated else Dispatcher
         if queue_timeout is not None:
             make_dispatcher = TimedDispatcher
@@ -266,7 +289,7 @@ class Parts:
             observers=observers,
         )
         if isinstance(self.dispatcher, GatedDispatcher):
-            self.dispatcher.gate(rate_limit, self.lanes)
+            self.dispatcher.gate(rate_limit, self.lanes, self.breaking)
         if isinstance(self.dispatcher, TimedDispatcher):
             assert self.queue_timeouts is not None
             self.dispatcher.time_starts(self.queue_timeouts)
@@ -275,8 +298,9 @@ class Parts:
             line=self.queue.line,
             start_jobs=self.dispatcher.wake,
             wake_scaler=self.scaler.wake,
-            check_deadlock=self.deadlock.check,
+            check_deadlock=self.deadlock.check if self.breaking is None else self._check_held_and_deadlock,
             must_leave_fast_path=(
+                *(() if self.breaking is None else (lambda: True,)),  # which hears of the end of each attempt
                 lambda: observers.any,
                 lambda: self.workers.has_resource,
                 lambda: self.workers.surplus,
@@ -297,6 +321,11 @@ class Parts:
         assert self.queue_timeouts is not None
         self.queue_timeouts.watch(job)
 
+    def _check_held_and_deadlock(self) -> None:
+        assert self.breaking is not None
+        self.breaking.check_held()
+        self.deadlock.check()
+
     async def _wait_for_room(self, future: asyncio.Future[None]) -> None:
         self.wakeups.submitter_waits()
         self.stall.watch()
@@ -305,8 +334,14 @@ class Parts:
         finally:
             del future  # a PoolDeadlock is in it, and knows this frame
 
-    def bind_limits(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Use the limits of all jobs on this loop; raises WrongLoop if one is used on another, which is running."""
+    def bind_shared(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Use what pools can share on this loop: the limits of all jobs, and the breaker.
+
+        Raises:
+            WrongLoop: One is used on another loop.
+        """
+        if self.breaking is not None:
+            self.breaking.bind(loop)
         for limit in self._limits:
             limit.bind(loop)
 
@@ -326,6 +361,8 @@ class Parts:
         self.pauses.open(context)
         self.cancellation.open(loop, context)
         self.retries.open(loop, context)
+        if self.breaking is not None:
+            self.breaking.open(context)
         if self.deadlines is not None:
             self.deadlines.open(loop, context)
         if self.queue_timeouts is not None:
@@ -341,6 +378,8 @@ class Parts:
         self.load.forget()
         self.deadlock.close()
         self.retries.close()
+        if self.breaking is not None:
+            self.breaking.close()
         if self.fleet is not None:
             self.fleet.end()
         if self.deadlines is not None:
@@ -385,6 +424,8 @@ class Parts:
             processes=0 if self.fleet is None else self.fleet.processes,
             processes_lost=0 if self.fleet is None else self.fleet.processes_lost,
             reruns=0 if self.fleet is None else self.fleet.reruns,
+            breaker=None if self.breaking is None else self.breaking.state,
+            breaker_openings=0 if self.breaking is None else self.breaking.openings,
         )
 
 
@@ -407,6 +448,9 @@ def _order_maker(priority: Callable[[Any], Any] | None, *, comes_back: bool, has
     if has_lanes:
         return OldestComebackFirst
     return ComebackFirst if comes_back else Fifo
+
+
+def _ignore(_: Job) -> None: ...
 
 
 def _report_appended(order: Order, report: Callable[[Job], None]) -> None:

@@ -20,6 +20,7 @@ class _Reason(Enum):
     USER = "pause()"
     ADVICE = "RetryAfter(pause=True)"
     RATE = "the rate limit of all jobs"
+    BREAKER = "a breaker that is open, or has its probe running"
     SETTLING = "many waiting jobs are being settled"
 
 
@@ -37,6 +38,7 @@ class Pauses:
 
     __slots__ = (
         "_context",
+        "_is_announced",
         "_is_in_line",
         "_is_rate_closed_long",
         "_limit",
@@ -63,6 +65,7 @@ class Pauses:
         self._limit: RateLimit | None = None  # of all jobs, once it was closed
         self._is_in_line = False  # whether we wait for it
         self._is_rate_closed_long = False
+        self._is_announced = False  # whether observers have heard of a pause, and not of its end
 
     def open(self, context: Context) -> None:
         """Start timers in this context from now on."""
@@ -75,7 +78,7 @@ class Pauses:
 
     @property
     def is_reported(self) -> bool:
-        """Whether there is a reason that observers hear of."""
+        """Whether there is a reason that users hear of."""
         return bool(self._reasons - _UNREPORTED)
 
     @property
@@ -124,6 +127,11 @@ class Pauses:
         """End `hold`. Safe to repeat."""
         if self.is_held:
             self._end(_Reason.SETTLING)
+
+    def set_broken(self, is_broken: bool) -> None:
+        """Take no more jobs while the breaker does not let one start. It reports that itself."""
+        if is_broken is not (_Reason.BREAKER in self._reasons):
+            (self._begin if is_broken else self._end)(_Reason.BREAKER)
 
     def take_start(self, limit: RateLimit, now: float) -> bool:
         """Take a start of the limit of all jobs, and return True; if there is none, pause until there may be one."""
@@ -178,16 +186,18 @@ class Pauses:
             self.on_change()
 
     def _end(self, reason: _Reason) -> None:
-        was_reported = self.is_reported
         self._timers.pop(reason, None)
         self._reasons.discard(reason)
         self.is_paused = bool(self._reasons)
         self._wakeups.pause_changed(is_lifted=not self.is_paused)
         if self.on_change is not None:
             self.on_change()
-        if was_reported and not self.is_reported and self._observers.any:
-            self._observers.emit(PoolResumed(pool=self._state.name))
+        if self._is_announced and not self.is_reported:
+            self._is_announced = False
+            if self._observers.any:
+                self._observers.emit(PoolResumed(pool=self._state.name))
 
     def _report(self, seconds: float | None) -> None:
+        self._is_announced = True
         if self._observers.any:
             self._observers.emit(PoolPaused(pool=self._state.name, seconds=seconds))

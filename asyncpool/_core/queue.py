@@ -112,6 +112,11 @@ class JobQueue(asyncio.Queue[Job]):
         self.order.put_back(job)
         self._ledger.undelay(job)
 
+    def put_in_front(self, job: Job) -> None:
+        """Take a job back that has just left its worker, as `put_back` does with one that was delayed."""
+        assert isinstance(self.order, ReentryOrder)
+        self.order.put_back(job)
+
     # -- The bound ---------------------------------------------------------------------------------------------------
 
     def set_bounds(self, target_workers: int, max_workers: int) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import math
 from contextvars import Context
-from typing import Any
+from typing import Any, NamedTuple
 
 from asyncpool._chance import chance
+from asyncpool._core.breaking import Breaking
 from asyncpool._core.job import Job, PriorAttempts, Worker
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.load import Load
@@ -27,16 +28,27 @@ from asyncpool.events import JobRetrying, Observers
 from asyncpool.outcomes import CancelReason, Failed
 from asyncpool.retry import Retry, RetryTally, seconds_advised
 
-__all__ = ["Retries"]
+__all__ = ["Again", "Retries"]
+
+
+class Again(NamedTuple):
+    """A failed job has another attempt."""
+
+    seconds: float
+    """The backoff before it."""
+    is_charged: bool = True
+    """Whether the attempt that failed counts as one of the job's attempts."""
 
 
 class Retries:
     """One pool's use of a retry policy: its budget, and the jobs that wait for their next attempt.
 
-    Without a policy nothing is retried, but a failed attempt can still recycle a resource or pause the pool.
+    Without a policy nothing is retried, but a failed attempt can still recycle a resource or pause the pool, and a
+    breaker can put its job back.
     """
 
     __slots__ = (
+        "_breaking",
         "_budget",
         "_ledger",
         "_load",
@@ -66,6 +78,7 @@ class Retries:
         load: Load,
         scaler: Scaler,
         backing_off: TimerHeap[Job],
+        breaking: Breaking | None,
     ) -> None:
         self._policy = policy
         self._budget = budget
@@ -79,6 +92,7 @@ class Retries:
         self._load = load
         self._scaler = scaler
         self.backing_off = backing_off
+        self._breaking = breaking
 
     def open(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
         """Bind to the running loop."""
@@ -87,7 +101,7 @@ class Retries:
     @property
     def is_on(self) -> bool:
         """Whether a job may run again."""
-        return self._policy is not None
+        return self._policy is not None or self._breaking is not None
 
     @property
     def has_deadline(self) -> bool:
@@ -98,20 +112,27 @@ class Retries:
 
     def after_failure(
         self, job: Job, worker: Worker, failed: Failed[Any], raised: BaseException, now: float
-    ) -> float | None:
-        """Ask the user's functions what follows from a failure; return the backoff before the next attempt, if any.
+    ) -> Again | None:
+        """Ask the user's functions what follows from a failure; return whether and when the job runs again.
 
         The job still counts as running meanwhile: they can look at the pool, cancel this very job, or close the pool.
         """
-        if self._load.take_error(raised, failed.error):
+        is_outage = self._breaking is not None and self._breaking.takes_back(job)
+        # An outage says nothing about the number of workers.
+        if not is_outage and self._load.take_error(raised, failed.error):
             self._scaler.wake_now()
         if worker.resource_task is not None and not worker.needs_recycle and job.started_at is not None:
             worker.needs_recycle = self._spoils_resource(failed)
         try:
+            floor = 0.0
             for advice in pauses_in(raised):
+                floor = max(floor, seconds_advised(advice, self._policy))
                 if advice.pause:
                     self._pauses.pause_for(seconds_advised(advice, self._policy), now)
-            return None if self._policy is None else self._backoff(self._policy, job, failed, raised, now)
+            if is_outage:
+                return Again(floor, is_charged=False)
+            backoff = None if self._policy is None else self._backoff(self._policy, job, failed, raised, now)
+            return None if backoff is None else Again(backoff)
         except BaseException as error:
             log.error(
                 "pool %r: Retry.on, or a RetryAdvice of the handler, raised this error, so the job is not retried",
@@ -119,6 +140,8 @@ class Retries:
                 exc_info=error,
             )
             self._pass_interrupt(error)
+            if self._breaking is not None:
+                self._breaking.forget(job)
             return None
 
     def _backoff(self, policy: Retry, job: Job, failed: Failed[Any], raised: BaseException, now: float) -> float | None:
@@ -167,16 +190,21 @@ class Retries:
 
     # -- Between two attempts ----------------------------------------------------------------------------------------
 
-    def put_off(self, job: Job, failed: Failed[Any], backoff: float, now: float) -> None:
+    def put_off(self, job: Job, failed: Failed[Any], again: Again, now: float) -> None:
         """Let a job that has left its worker wait for its next attempt. It has no task and no timer of its own then
         (test_a_job_that_backs_off_is_delayed_and_holds_nothing).
         """
         job.prior = PriorAttempts(failed, job.accepted_at, job.has_started)
         job.worker = job.started_at = job.cancel_reason = None
-        job.attempt += 1
         self._ledger.retries += 1
-        self.backing_off.schedule(now + backoff, job)
-        self._ledger.delay(job)
+        seconds = again.seconds
+        if again.is_charged or self._breaking is None:
+            job.attempt += 1
+            self.backing_off.schedule(now + seconds, job)
+            self._ledger.delay(job)
+        else:
+            self._breaking.put_back(job, now + seconds)
+            seconds = max(seconds, self._breaking.seconds)
         if self._observers.any:
             self._observers.emit(
                 JobRetrying(
@@ -185,13 +213,15 @@ class Retries:
                     job=job.input,
                     attempt=failed.attempts,
                     error=failed.error,
-                    seconds=backoff,
+                    seconds=seconds,
                 )
             )
 
     def come_back(self, job: Job) -> None:
         """Queue a job whose backoff is over."""
         assert job.prior is not None
+        if self._breaking is not None and self._breaking.keeps(job):
+            return
         job.prior.is_backing_off = False
         job.ready_at = self._state.time()
         self._queue.put_back(job)
