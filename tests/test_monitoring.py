@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
-from asyncpool import DeadLetters, WorkerPool
+from asyncpool import Breaker, DeadLetters, WorkerPool
 from asyncpool.prometheus import PoolCollector
 from asyncpool.testing import run
 from examples.prometheus_check import dashboard_queries, main
@@ -32,7 +32,8 @@ def families() -> list[Metric]:
 
     async def scrape() -> list[Metric]:
         registry = CollectorRegistry()
-        async with WorkerPool(Portable(echo), workers=1, dead_letters=DeadLetters(), engine=InMemory(1)) as pool:
+        options: dict[str, Any] = {"dead_letters": DeadLetters(), "engine": InMemory(1), "breaker": Breaker()}
+        async with WorkerPool(Portable(echo), workers=1, **options) as pool:
             registry.register(PoolCollector(pool))
             return list(registry.collect())
 
@@ -65,7 +66,7 @@ def test_the_dashboard_asks_only_for_metrics_that_there_are() -> None:
 def test_the_alerts_ask_only_for_metrics_that_there_are() -> None:
     asked = names_in(rules())
     assert asked <= set(exported())
-    assert len(asked) == 10
+    assert len(asked) == 11
 
 
 def test_the_dashboard_shows_every_metric_but_counts_and_sums() -> None:

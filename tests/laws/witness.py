@@ -18,6 +18,7 @@ from typing import Any
 from asyncpool import (
     Adaptive,
     AutoScale,
+    Breaker,
     Cancelled,
     CancelReason,
     DeadLetter,
@@ -229,6 +230,9 @@ class Witness:
         self.calls: Counter[int] = Counter()  # how often the handler was called, by the job's number
         self.active_items: set[int] = set()  # whose handlers run now
         self.retry: Retry | None = None
+        self.breaker: Breaker | None = None
+        self.free: Counter[int] = Counter()  # how many calls did not count as attempts, because the breaker said so
+        self.scheduled = 0  # how often another attempt was scheduled
         self.letters: Letters | None = None
         self.meter_of: Callable[[Item], Meter | None] | None = None
         self.meters: list[Meter] = []
@@ -276,6 +280,7 @@ class Witness:
             backoff = self.random.choice((0.0, 0.001))
             options["retry"] = Retry(attempts=self.random.randint(1, 3), backoff=backoff, jitter=False)
         self.retry, self.letters = options.get("retry"), options.get("dead_letters")
+        self.breaker = options.get("breaker")
         if type(self.letters) is Letters:
             self.letters.look = self._look
         limiter = options.get("limiter")
@@ -458,7 +463,10 @@ class Witness:
         self.active_items.add(item.n)
         try:
             if self.is_exact:
-                assert job.attempt == self.calls[job.id], f"{job} is call {self.calls[job.id]}"
+                free = self.calls[job.id] - job.attempt
+                most = 0 if self.breaker is None else self.free[job.id] + 1
+                assert self.free[job.id] <= free <= most, f"{job} is call {self.calls[job.id]}"
+                self.free[job.id] = free
                 assert not self.pause_began < now < self.pause_ends, f"{job} was taken in a pause"
             assert now >= self.not_before.get(job.id, now), f"{job} is tried again too early"
             assert now < self._deadline(job.id), f"{job} begins when its time is over"
@@ -562,9 +570,11 @@ class Witness:
                 self.accepted[number] = self.waiting_jobs[number] = item
                 self.accepted_at[number] = now
             case JobStarted(id=number, attempt=attempt):
+                if self.breaker is not None and attempt == self.retries[number]:
+                    self.retries[number] -= 1  # it was put back
                 assert attempt == self.retries[number] + 1
-                assert now >= self.due.get(number, now), "it was to wait longer"
-                if self.is_fair and number not in self.due:
+                assert self.breaker is not None or now >= self.due.get(number, now), "it was to wait longer"
+                if self.is_fair and self.breaker is None and number not in self.due:
                     late = [other for other, due in self.due.items() if due < now and other in self.waiting_jobs]
                     assert not late, f"fresh, and taken before those that have come back: {late}"
                 del self.waiting_jobs[number]
@@ -572,13 +582,15 @@ class Witness:
             case JobRetrying(id=number, attempt=attempt, seconds=seconds):
                 assert attempt == self.retries[number] + 1
                 self.retries[number] = attempt
+                self.scheduled += 1
                 self.waiting_jobs[number] = self.accepted[number]
                 self.due[number] = now + seconds
-                assert self.due[number] < self._deadline(number), "its time is over before"
+                assert self.breaker or self.due[number] < self._deadline(number), "its time is over before"
             case JobEnded(id=number, outcome=outcome):
                 assert number in self.accepted, "never accepted"
                 assert number not in self.ended, f"a second outcome, after {self.ended[number]}"
-                assert outcome.attempts - self.retries[number] in (0, 1), f"{self.retries[number]} retries"
+                least = 0 if self.breaker is None else -1  # it was put back, and then waited
+                assert least <= outcome.attempts - self.retries[number] <= 1, f"{self.retries[number]} retries"
                 self.ended[number] = outcome
                 self.waiting_jobs.pop(number, None)
                 self.due.pop(number, None)
@@ -618,8 +630,8 @@ class Witness:
         idle = stats.workers - stats.running
         if is_paused or now < self.pause_ends or (self.is_limited_as_one and self.meters[0].is_closed()):
             idle = 0  # they take nothing
-        if self.engine is not None and self.pool.is_paused:
-            idle = 0  # a pause that a handler asked for begins when that has arrived
+        if (self.engine is not None or self.breaker is not None) and self.pool.is_paused:
+            idle = 0  # a pause that a handler asked for begins when that has arrived; the breaker is open
         assert not (idle and stats.queued), f"a worker idles beside a queued job: {stats}"
         if is_open:
             # Whatever a policy says, work that is there gets a worker at once.
@@ -629,7 +641,7 @@ class Witness:
         if is_open and self.waiting and self.queue_size is not None and stats.delayed < self.max_delayed:
             room = self.queue_size + idle - stats.queued
             assert room <= 0, f"{self.waiting} wait, and there is room for {room}"
-        if self.accepted is None:
+        if self.accepted is None or self.breaker is not None:
             return
         # Those that wait for their next attempt do, and those that are parked wait for a limit that is closed.
         backing_off = [number for number, due in self.due.items() if due > now]
@@ -649,6 +661,12 @@ class Witness:
     def check_outcome(self, number: int, outcome: Any) -> None:
         """Check that an outcome tells what the handler saw."""
         calls, kind = self.calls[number], outcome.job.kind
+        if self.breaker is not None:
+            charged = calls - self.free[number]  # the last may have been put back
+            assert charged - 1 <= outcome.attempts <= charged + 1, (calls, outcome)
+            assert outcome.attempts <= (1 if self.retry is None else self.retry.attempts), outcome
+            assert not isinstance(outcome, Succeeded) or outcome.value == outcome.job.n
+            return
         assert calls <= outcome.attempts <= (1 if self.retry is None else self.retry.attempts), (calls, outcome)
         match outcome:
             case Succeeded(job, value):
@@ -678,7 +696,9 @@ class Witness:
         assert (stats.queued, stats.delayed, stats.running) == (0, 0, 0), stats
         self.check_parts()
         assert self.sources_open == 0, "a source was not closed"
-        assert self.retry is not None or max(self.calls.values(), default=0) <= 1, "a job ran twice"
+        assert self.retry is not None or self.breaker is not None or max(self.calls.values(), default=0) <= 1, (
+            "a job ran twice"
+        )
         self.check_timers()
         for meter in self.meters:
             meter.check()
@@ -696,12 +716,13 @@ class Witness:
         if self.accepted is not None:
             assert set(self.accepted) == set(self.ended), "a job has no outcome"
             assert len(self.accepted) == stats.submitted
-            assert sum(self.retries.values()) == stats.retries
+            assert self.scheduled == stats.retries
         for number, outcome in outcomes.items():
             self.check_outcome(number, outcome)
         if len(outcomes) == stats.submitted:
             attempts = [outcome.attempts for outcome in outcomes.values()]
-            assert sum(attempts) - len(attempts) <= stats.retries <= sum(attempts)
+            assert sum(attempts) - len(attempts) <= stats.retries
+            assert self.breaker is not None or stats.retries <= sum(attempts)
         self._check_letters([outcome for outcome in outcomes.values() if isinstance(outcome, Failed)])
 
         # What is handed back: all that was cancelled for the pool's end. Of what was abandoned, that which its owner

@@ -19,6 +19,7 @@ from asyncpool.testing import run
 from tests.laws.budget import HOSTILE_SCHEDULES, IS_SHORT, SCHEDULES
 from tests.laws.hostile import at_large
 from tests.laws.schedules import (
+    breakers,
     dead_letters,
     groups,
     jobs,
@@ -36,7 +37,21 @@ from tests.laws.schedules.tools import SCENARIOS, program
 from tests.laws.witness import FACTORIES, ended, spawn
 
 # Importing them has registered their scenarios.
-SUBJECTS = (submitting, life, streams, groups, jobs, retries, rates, limits, scaling, policies, dead_letters, queueing)
+SUBJECTS = (
+    breakers,
+    submitting,
+    life,
+    streams,
+    groups,
+    jobs,
+    retries,
+    rates,
+    limits,
+    scaling,
+    policies,
+    dead_letters,
+    queueing,
+)
 
 
 @pytest.mark.parametrize("mode", FACTORIES)
