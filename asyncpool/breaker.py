@@ -162,7 +162,7 @@ class Circuit:
         if self._loop is loop:
             return
         if self._users and self._loop is not None and not self._loop.is_closed():
-            raise WrongLoop(f"{self!r} is used by pools of another event loop: each loop needs a breaker of its own")
+            raise WrongLoop("the breaker is used by pools of another event loop: each loop needs a breaker of its own")
         self._users.clear()
         self._loop = loop
         if self._state is not CircuitState.CLOSED:

@@ -17,6 +17,7 @@ from asyncpool import (
     AutoScale,
     Breaker,
     Cancelled,
+    ConcurrencyLimit,
     DeadLetters,
     Failed,
     JobExpired,
@@ -730,6 +731,15 @@ async def test_the_limit_of_all_jobs_and_the_breaker_hold_together() -> None:
     async with WorkerPool(backend, workers=2, breaker=breaker, limiter=RateLimit(1.0)) as pool:
         await pool.map(range(4))
     assert backend.calls == [0.0, 4.5, 5.5, 6.5, 7.5]
+
+
+@virtual
+async def test_jobs_that_are_put_back_give_their_slots_back() -> None:
+    backend = Backend((0, 4))
+    breaker, slots = Breaker(window=1, pause=5.0), ConcurrencyLimit(2)
+    async with WorkerPool(backend, workers=4, breaker=breaker, limiter=[slots, RateLimit(100.0, burst=9)]) as pool:
+        await pool.map(range(5))
+    assert backend.calls == [0.0, 0.0, 5.1, pytest.approx(5.2), pytest.approx(5.2)] + [pytest.approx(5.3)] * 2
 
 
 @virtual
