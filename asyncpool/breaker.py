@@ -300,7 +300,7 @@ class Circuit:
         """Have all pools take jobs, or stop, and then report the change.
 
         What is reported is user code, which can change the breaker again: the reports stay in their order, and the
-        pools act on what the state is by then (tests/test_breaker.py: observers_change_the_breaker).
+        pools act on what the state is by then (test_observers_change_the_breaker).
         """
         if change is not None:
             self._changes.append(change)
@@ -359,10 +359,10 @@ class Breaker(Circuit):
     attempts, and without `retry` their jobs fail. A job can be lost to them only if `retry.attempts` is not larger than
     their number, `failure_rate * window` rounded up, minus 1: none is with `Retry(attempts=3)` and `window=5`.
 
-    **Deadlines** of the jobs' owners go on while the breaker is open: a `max_elapsed`, and timeouts around `submit`. A
-    pool that drains goes on with its probes, until the backend is back or its `drain_timeout` is over.
-    `pool.resume(force=True)` lets a probe start at once. A `pause()` is independent: the pool takes jobs when neither
-    holds.
+    **Deadlines** of the jobs' owners go on while the breaker is open: `max_elapsed`, `queue_timeout`, and timeouts
+    around `submit`. Only `max_elapsed` bounds how often a job that always fails is put back. A pool that drains goes on
+    with its probes, until the backend is back or its `drain_timeout` is over. `pool.resume(force=True)` lets a probe
+    start at once. A `pause()` is independent: the pool takes jobs when neither holds.
 
     **Sharing.** Pools of one loop can share a breaker, for one backend: all their attempts count, and there is one
     probe for all of them, in turns. A breaker belongs to a loop while pools of that loop use it; the next loop begins

@@ -734,6 +734,30 @@ async def test_the_limit_of_all_jobs_and_the_breaker_hold_together() -> None:
 
 
 @virtual
+async def test_a_job_that_is_held_is_listed_and_can_be_selected_to_be_cancelled() -> None:
+    async with WorkerPool(Backend((0, math.inf)), workers=1, breaker=Breaker(window=1, pause=1.0)) as pool:
+        handles = [await pool.submit(number) for number in range(3)]
+        await asyncio.sleep(1.5)
+        assert [(entry.job, entry.is_delayed) for entry in pool.queued()] == [(1, False), (2, False), (0, True)]
+        assert pool.cancel_queued(lambda job: job == 0) == 1
+        assert isinstance(await handles[0].outcome(), Cancelled)
+        assert [entry.job for entry in pool.queued()] == [1, 2]
+        pool.cancel()
+
+
+@virtual
+async def test_queue_timeout_goes_on_while_it_is_open_for_jobs_that_have_had_no_attempt() -> None:
+    backend = Backend((0, 40))
+    async with WorkerPool(backend, workers=1, breaker=Breaker(window=1), queue_timeout=3.0) as pool:
+        first, second = await pool.submit(1), await pool.submit(2)
+        outcome = await second.outcome()
+        assert isinstance(outcome, Failed)
+        assert isinstance(outcome.error, JobExpired)
+        assert now() == 3.0
+        assert await first == 1
+
+
+@virtual
 async def test_jobs_that_are_put_back_give_their_slots_back() -> None:
     backend = Backend((0, 4))
     breaker, slots = Breaker(window=1, pause=5.0), ConcurrencyLimit(2)

@@ -159,6 +159,8 @@ def any_options(witness: Witness, random: Random) -> dict[str, Any]:
         case 1:
             options["limiter"] = witness.keys(2, 50.0, random.randint(1, 2))
     options["max_delayed"] = random.choice((1, 4, 10_000, 10_000))
+    if random.random() < 0.15:
+        options["queue_timeout"] = random.choice((0.05, 0.4))
     return options
 
 
