@@ -22,7 +22,7 @@ from asyncpool.errors import PoolDeadlock, QueueFull
 from asyncpool.groups import Group, GroupChannel
 from asyncpool.jobs import JobHandle
 from asyncpool.outcomes import Outcome
-from asyncpool.streams import Stream
+from asyncpool.streams import Stream, stream_of
 
 __all__ = ["Intake"]
 
@@ -114,6 +114,7 @@ class Intake(Generic[JobT, ValueT]):
         ordered: bool = True,
         max_failures: float | None = None,
         deadline: float | None = None,
+        progress: bool = False,
     ) -> Stream[ValueT]:
         """Return a stream of the jobs' values: in the order of the jobs, or as they complete.
 
@@ -132,12 +133,13 @@ class Intake(Generic[JobT, ValueT]):
                 Skipped failures become dead letters, or count in `stats.unread_failures`.
             deadline: As in `outcomes`. An ordered stream delivers the values before the first job that did not
                 complete; all other streams, and those with `max_failures`, deliver all values that there are.
+            progress: Whether to show the progress, as `asyncpool.progress.track` does; needs the extra `progress`.
 
         Raises:
             TypeError, ValueError: An argument is not of its type or range.
         """
         limits = RunLimits.of(max_failures, deadline)
-        return Stream(make_channel(self._parts, jobs, limits, ordered=ordered, raises=True))
+        return stream_of(make_channel(self._parts, jobs, limits, ordered=ordered, raises=True), progress)
 
     def outcomes(
         self,
@@ -146,6 +148,7 @@ class Intake(Generic[JobT, ValueT]):
         ordered: bool = False,
         max_failures: float | None = None,
         deadline: float | None = None,
+        progress: bool = False,
     ) -> Stream[Outcome[JobT, ValueT]]:
         """Return a stream of the jobs' outcomes, `Succeeded`, `Failed` or `Cancelled`: as they complete, or in order.
 
@@ -163,12 +166,13 @@ class Intake(Generic[JobT, ValueT]):
                 for a share of the jobs that have succeeded or failed. A share is checked once 20 of them have, and at
                 the end.
             deadline: Seconds from the first step of the iteration, after which the stream stops.
+            progress: Whether to show the progress, as `asyncpool.progress.track` does; needs the extra `progress`.
 
         Raises:
             TypeError, ValueError: An argument is not of its type or range.
         """
         limits = RunLimits.of(max_failures, deadline)
-        return Stream(make_channel(self._parts, jobs, limits, ordered=ordered, raises=False))
+        return stream_of(make_channel(self._parts, jobs, limits, ordered=ordered, raises=False), progress)
 
     def group(self, *, ordered: bool = False, window: int | None = None) -> Group[JobT, ValueT]:
         """Return a results channel: any task can submit to it, and one reader iterates its outcomes.

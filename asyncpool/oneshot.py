@@ -20,7 +20,7 @@ from asyncpool.options import PoolOptions, build_parts, check_names
 from asyncpool.outcomes import Outcome
 from asyncpool.resources import Resource
 from asyncpool.scaling.policy import Workers
-from asyncpool.streams import Stream
+from asyncpool.streams import Stream, stream_of
 
 __all__ = ["map", "outcomes"]
 
@@ -132,6 +132,7 @@ def map(
     ordered: bool = True,
     max_failures: float | None = None,
     deadline: float | None = None,
+    progress: bool = False,
     **options: Unpack[PoolOptions[JobT]],
 ) -> Stream[ValueT]: ...
 
@@ -145,6 +146,7 @@ def map(
     ordered: bool = True,
     max_failures: float | None = None,
     deadline: float | None = None,
+    progress: bool = False,
     resource: Callable[[], AbstractAsyncContextManager[ResourceT]] | Resource[ResourceT],
     recycle_on: ErrorFilter = OSError,
     **options: Unpack[PoolOptions[JobT]],
@@ -159,6 +161,7 @@ def map(
     ordered: bool = True,
     max_failures: float | None = None,
     deadline: float | None = None,
+    progress: bool = False,
     name: str = "map",
     **options: Any,
 ) -> Stream[Any]:
@@ -174,6 +177,7 @@ def map(
         ordered: Whether values come in the order of the jobs, or as jobs complete.
         max_failures: How many jobs can fail and be left out, see `WorkerPool.map`.
         deadline: Seconds for the whole run, with the start of the pool. See `WorkerPool.map`.
+        progress: Whether to show the progress, as `asyncpool.progress.track` does; needs the extra `progress`.
         name: The name of the pool, for logs, statistics and task names.
         **options: The other arguments of `WorkerPool`; `workers` is required.
 
@@ -183,7 +187,7 @@ def map(
     check_names("map", options)
     limits = RunLimits.of(max_failures, deadline)
     parts = build_parts(handler, workers=workers, name=name, **options)
-    return Stream(_make_channel(parts, jobs, limits, ordered=ordered, raises=True))
+    return stream_of(_make_channel(parts, jobs, limits, ordered=ordered, raises=True), progress)
 
 
 @overload
@@ -195,6 +199,7 @@ def outcomes(
     ordered: bool = False,
     max_failures: float | None = None,
     deadline: float | None = None,
+    progress: bool = False,
     **options: Unpack[PoolOptions[JobT]],
 ) -> Stream[Outcome[JobT, ValueT]]: ...
 
@@ -208,6 +213,7 @@ def outcomes(
     ordered: bool = False,
     max_failures: float | None = None,
     deadline: float | None = None,
+    progress: bool = False,
     resource: Callable[[], AbstractAsyncContextManager[ResourceT]] | Resource[ResourceT],
     recycle_on: ErrorFilter = OSError,
     **options: Unpack[PoolOptions[JobT]],
@@ -222,6 +228,7 @@ def outcomes(
     ordered: bool = False,
     max_failures: float | None = None,
     deadline: float | None = None,
+    progress: bool = False,
     name: str = "outcomes",
     **options: Any,
 ) -> Stream[Any]:
@@ -235,6 +242,7 @@ def outcomes(
         ordered: Whether outcomes come in the order of the jobs, or as jobs complete.
         max_failures: How many jobs can fail before the run stops, see `WorkerPool.outcomes`.
         deadline: Seconds for the whole run, with the start of the pool. See `WorkerPool.outcomes`.
+        progress: Whether to show the progress, as `asyncpool.progress.track` does; needs the extra `progress`.
         name: The name of the pool, for logs, statistics and task names.
         **options: The other arguments of `WorkerPool`; `workers` is required.
 
@@ -244,4 +252,4 @@ def outcomes(
     check_names("outcomes", options)
     limits = RunLimits.of(max_failures, deadline)
     parts = build_parts(handler, workers=workers, name=name, **options)
-    return Stream(_make_channel(parts, jobs, limits, ordered=ordered, raises=False))
+    return stream_of(_make_channel(parts, jobs, limits, ordered=ordered, raises=False), progress)

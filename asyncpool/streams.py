@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from asyncpool._core.channel import Readable
 from asyncpool._core.feeder import FedChannel
+from asyncpool._guard import describe
 
 __all__ = ["Stream"]
 
@@ -67,3 +68,19 @@ class Stream(Readable[ItemT_co, FedChannel[Any]]):
         if channel.is_missed:
             # stacklevel: where it was dropped, as far as the interpreter knows.
             warnings.warn(f"{channel.name} was never read: await or iterate it", RuntimeWarning, stacklevel=2)
+
+
+def stream_of(channel: FedChannel[Any], progress: bool) -> Stream[Any]:
+    """Return the stream of a channel; with `progress`, one whose progress is shown.
+
+    Raises:
+        TypeError: `progress` is not a bool.
+        ModuleNotFoundError: rich is not installed.
+    """
+    if not isinstance(progress, bool):
+        raise TypeError(f"progress must be a bool, got {describe(progress)}: for more, use asyncpool.progress.track")
+    if progress:
+        from asyncpool.progress.tracking import track_channel
+
+        track_channel(channel)  # before there is a stream, which warns if it is not read
+    return Stream(channel)

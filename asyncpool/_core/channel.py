@@ -9,18 +9,18 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from enum import Enum
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from asyncpool._core.job import Job, Waiters
 from asyncpool._core.parts import Parts
 from asyncpool._core.state import Phase
 from asyncpool._core.wakeups import WaitLine, wake
-from asyncpool._guard import is_error
+from asyncpool._guard import describe, is_error
 from asyncpool._logs import log
 from asyncpool.errors import PoolClosed, StreamClosed
 from asyncpool.outcomes import Cancelled, CancelReason, Failed, Outcome, Succeeded
 
-__all__ = ["Channel", "Cursor", "Readable", "Reading"]
+__all__ = ["Channel", "Cursor", "Readable", "Reading", "Tracker", "channel_of"]
 
 ItemT_co = TypeVar("ItemT_co", covariant=True)
 ChannelT = TypeVar("ChannelT", bound="Channel[Any]")
@@ -35,6 +35,22 @@ class Reading(Enum):
     READING = "being read"
     CANCELLED = "cancelled"
     FINISHED = "read to its end"
+
+
+class Tracker(Protocol):
+    """What counts the outcomes that a reader takes, and shows them."""
+
+    def open_cursor(self, channel: Channel[Any], /) -> Cursor[Any]:
+        """Return the cursor of the channel, which counts."""
+        ...
+
+    def left_out(self, outcome: Outcome[Any, Any], /) -> None:
+        """Count an outcome that the reader does not get, although the stream goes on."""
+        ...
+
+    def end(self) -> None:
+        """Stop showing: no more outcomes are read. Can be called again. Raises no error of the display."""
+        ...
 
 
 class Channel(Generic[ItemT_co]):
@@ -73,6 +89,9 @@ class Channel(Generic[ItemT_co]):
         self.failed_at: int | None = None
         self._end: BaseException | None = None  # what the reader gets after the last outcome
         self._failure: Outcome[Any, Any] | None = None  # what a channel of values ended with
+        self.tracker: Tracker | None = None  # set before the reader comes
+        self.passed_over = 0  # inputs that need no job, because a journal has them
+        self.given = 0  # outcomes without a job, because a journal has their values
 
     @property
     def window(self) -> int:
@@ -178,7 +197,7 @@ class Channel(Generic[ItemT_co]):
         if self.reading is not Reading.NEW:
             raise StreamClosed(f"{self.name} already has a reader, or had one: it can be read only once")
         self.reading = Reading.READING
-        return Cursor(self)
+        return Cursor(self) if self.tracker is None else self.tracker.open_cursor(self)
 
     async def wait_for_news(self) -> None:
         """Wait until there may be an outcome that is ready, or raise the end.
@@ -230,6 +249,10 @@ class Channel(Generic[ItemT_co]):
     async def begin(self) -> None:
         """Called before each wait of the reader, so also before the first."""
 
+    def source_length(self) -> int | None:
+        """Return how many inputs there will be, if that is known."""
+        return None
+
     async def finish(self) -> None:
         """Called before the end is reported to the reader; again if it was cancelled."""
 
@@ -250,6 +273,8 @@ class Channel(Generic[ItemT_co]):
         self.parts.cancellation.drop(outcomes)
         del outcomes
         self.parts.cancellation.cancel_where(lambda job: job.sink is self, CancelReason.STREAM)
+        if self.tracker is not None:
+            self.tracker.end()
 
     def _take_outcomes(self) -> list[Outcome[Any, Any]]:
         """Empty the buffer, and return what was in it."""
@@ -347,6 +372,18 @@ class Readable(Generic[ItemT_co, ChannelT]):
         """
         self._channel.parts.state.check_here()
         await self._channel.aclose()
+
+
+def channel_of(stream: object) -> Channel[Any]:
+    """Return the channel of a stream or group, for what is not part of either.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    if not isinstance(stream, Readable):
+        raise TypeError(f"stream must be a stream or group of a pool, got {describe(stream)}")
+    channel: Channel[Any] = stream._channel
+    return channel
 
 
 class Cursor(AsyncIterator[ItemT_co]):

@@ -6,7 +6,7 @@ How outcomes reach the reader is `channel.py`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Generator, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Generator, Iterable, Iterator, Sized
 from contextvars import copy_context
 from enum import Enum
 from typing import Any, TypeVar
@@ -65,6 +65,13 @@ class FedChannel(Channel[ItemT_co]):
         state = self.parts.state
         is_ending = state.is_bound and (not state.takes_jobs or state.is_loop_shutting_down())
         return self.reading is Reading.NEW and not is_ending
+
+    def source_length(self) -> int | None:
+        """Return the `len()` of the source, if it has one."""
+        try:
+            return len(self._source) if isinstance(self._source, Sized) else None
+        except Exception:  # of its `__len__`: the source is iterable all the same
+            return None
 
     # -- Begin and end -----------------------------------------------------------------------------------------------
 

@@ -215,6 +215,8 @@ class LimitedChannel(FedChannel[ItemT_co]):
         if not isinstance(outcome, Cancelled):
             self._settled += 1
         if self._leaves_out(outcome):
+            if self.tracker is not None:
+                self.tracker.left_out(outcome)
             if isinstance(outcome, Failed):
                 self.parts.ledger.count_unread((outcome,))
             self.drop(job)

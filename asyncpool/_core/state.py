@@ -58,7 +58,20 @@ class State:
     Invariant: `takes_jobs` is true in STARTING and OPEN, and in no other phase (test_states.py walks the table).
     """
 
-    __slots__ = ("__weakref__", "cause", "loop", "name", "phase", "supervisor", "takes_jobs", "thread", "time", "users")
+    __slots__ = (
+        "__weakref__",
+        "cause",
+        "closed_at",
+        "loop",
+        "name",
+        "opened_at",
+        "phase",
+        "supervisor",
+        "takes_jobs",
+        "thread",
+        "time",
+        "users",
+    )
 
     loop: asyncio.AbstractEventLoop
     """The loop that the pool was started on; unset before, see `is_bound`."""
@@ -76,6 +89,8 @@ class State:
         self.supervisor: asyncio.Task[None] | None = None
         self.cause: PoolError | None = None
         """Why the pool ended by itself, if it did."""
+        self.opened_at: float | None = None
+        self.closed_at: float | None = None
         # Notified once, when the pool is closed. Weak: a handler may make one for each job.
         self.users: WeakSet[PoolUser] = WeakSet()
 
@@ -86,6 +101,7 @@ class State:
         # The standard loops read time.monotonic() in a Python method; the hot path calls the clock itself.
         is_standard = type(loop).time is asyncio.BaseEventLoop.time
         self.time = time.monotonic if is_standard else loop.time  # noqa: TID251  # it is the loop's clock
+        self.opened_at = self.time()
 
     def move(self, phase: Phase) -> None:
         """Enter the next phase."""
@@ -93,8 +109,16 @@ class State:
         self.phase = phase
         self.takes_jobs = phase is Phase.STARTING or phase is Phase.OPEN
         if phase is Phase.CLOSED:
+            self.closed_at = None if self.opened_at is None else self.time()
             for user in list(self.users):
                 user.pool_closed(self)
+
+    @property
+    def seconds(self) -> float:
+        """For how many seconds the pool has run, or ran if it is closed; 0.0 if it was never started."""
+        if self.opened_at is None:
+            return 0.0
+        return (self.time() if self.closed_at is None else self.closed_at) - self.opened_at
 
     @property
     def is_bound(self) -> bool:

@@ -224,6 +224,7 @@ class JournalChannel(FedChannel[Any]):
                     return claims, None if claims else key
                 else:
                     self._tally.repeated += 1
+                    self.passed_over += 1
             self._pulled.popleft()
         return claims, None
 
@@ -239,6 +240,7 @@ class JournalChannel(FedChannel[Any]):
             while left and not self.is_stopped:
                 input, key, _ = claim = left[0]
                 if key is not None and self._is_passed_over(key, found):
+                    self.passed_over += 1
                     self._run.release(key)
                     left.popleft()
                     continue
@@ -248,6 +250,7 @@ class JournalChannel(FedChannel[Any]):
                 room -= 1
                 if key is not None and key in found.done and self._give(input, found.done[key]):
                     self._tally.skipped += 1
+                    self.given += 1
                     self._run.release(key)
                     left.popleft()
                     if time() >= turn_at:  # values can be large
