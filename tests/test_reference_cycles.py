@@ -76,6 +76,11 @@ async def by_map_in_a_loop(pool: WorkerPool[Any, Any]) -> None:
         pass
 
 
+async def by_map_with_progress(pool: WorkerPool[Any, Any]) -> None:
+    async for _ in pool.map([1, 2], progress=True):
+        pass
+
+
 async def by_map_of_its_own(pool: WorkerPool[Any, Any]) -> None:
     await asyncpool.map(pool._parts.dispatcher._handler, [1, 2], workers=1, timeout=1)
 
@@ -99,7 +104,10 @@ async def by_source(pool: WorkerPool[Any, Any]) -> None:
         pass
 
 
-WAYS = [by_run, by_handle, by_map, by_map_in_a_loop, by_map_of_its_own, by_unwrap, by_another_pool, by_source]
+WAYS = [
+    *(by_run, by_handle, by_map, by_map_in_a_loop, by_map_with_progress, by_map_of_its_own, by_unwrap),
+    *(by_another_pool, by_source),
+]
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -51,6 +51,17 @@ class Display(Protocol):
         ...
 
 
+class _StandardError(Console):
+    """The console of standard error. A closed pipe is an error here, while rich exits the program then."""
+
+    def __init__(self) -> None:
+        super().__init__(stderr=True)
+
+    def on_broken_pipe(self) -> None:
+        """Raise an error: that there is nobody who reads progress must not end the program."""
+        raise BrokenPipeError("standard error is closed")
+
+
 def check_console(console: object) -> None:
     """Raise TypeError unless this is a console of rich, or None."""
     if console is not None and not isinstance(console, Console):
@@ -61,7 +72,7 @@ def open_display(console: Console | None) -> Display:
     """Return the display that fits a console; None: standard error."""
     is_default = console is None
     if console is None:
-        console = Console(stderr=True)
+        console = _StandardError()
     if is_default and _is_notebook():
         return NotebookDisplay()
     # A console that the program made can state that it is a terminal. Otherwise colors in a log (FORCE_COLOR) are not
@@ -221,9 +232,8 @@ class BarDisplay:
         with _lock:
             screen = _screens.get(self._key)
             if screen is None:
-                screen = _Screen(self._console)
+                screen = _screens[self._key] = _Screen(self._console)
                 screen.start()
-                _screens[self._key] = screen
             screen.rows[self] = figures
             screen.refresh()
 
@@ -252,8 +262,8 @@ class BarDisplay:
                 del _screens[self._key]
                 try:
                     screen.stop()
-                except Exception:
-                    pass  # it was reported that the display raised
+                except (Exception, SystemExit):
+                    pass  # it raised before, which is logged
 
 
 def _rendered(figures: Figures, width: int) -> Group:

@@ -9,7 +9,6 @@ import asyncio
 import atexit
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import ref
 
 from asyncpool._checks import check_count, check_seconds
 from asyncpool._core.channel import Channel, Cursor, Readable, Reading, channel_of
@@ -30,6 +29,8 @@ __all__ = ["track", "track_channel"]
 StreamT = TypeVar("StreamT", bound=Readable[Any, Any])
 
 _MAX_NAME = 30
+# A console of rich exits the program if nobody reads its output. Progress is not worth that.
+_DISPLAY_ERRORS = (Exception, SystemExit)
 
 
 def track(
@@ -122,9 +123,7 @@ class StreamTracker:
         self._is_complete = False  # whether the reader has received the end
         self._failed = 0
         self._cancelled = 0
-        # Weak: the channel has the tracker, and must not be in a cycle, because dropping it counts unread failures.
-        self._channel = ref(channel)
-        self._parts = channel.parts
+        self._channel = channel
         self._name = name
         self._total = total
         self._interval = interval
@@ -149,7 +148,7 @@ class StreamTracker:
         self._pace = Pace(self._began)
         try:
             self._display = self._open_display()
-        except Exception as error:
+        except _DISPLAY_ERRORS as error:
             self._report(error)
             return
         atexit.register(self.end)  # if the loop is abandoned, the terminal must be restored all the same
@@ -170,8 +169,7 @@ class StreamTracker:
 
     def reader_got(self, error: BaseException) -> None:
         """Note what the wait of the reader raised: the end, or only its own cancellation."""
-        channel = self._channel()
-        if channel is None or channel.reading is not Reading.READING:
+        if self._channel.reading is not Reading.READING:
             self._is_complete = is_error(error, StopAsyncIteration)
             self.end()
 
@@ -185,8 +183,8 @@ class StreamTracker:
             self._timer.cancel()
         try:
             display.close(self._figures(is_over=True))
-        except Exception as error:
-            self._report(error)
+        except _DISPLAY_ERRORS as error:
+            self._fail(display, error)
 
     def end_soon(self) -> None:
         """End, because the cursor is dropped: from any thread, and while the collector runs."""
@@ -204,34 +202,33 @@ class StreamTracker:
         display = self._display
         if display is None:
             return
-        channel = self._channel()
-        if channel is None or channel.reading is not Reading.READING:
+        if self._channel.reading is not Reading.READING:
             self.end()
             return
         try:
             display.show(self._figures(is_over=False))
-        except Exception as error:
+        except _DISPLAY_ERRORS as error:
             self._fail(display, error)
             return
         self._timer = self._loop.call_later(self._interval or display.interval, self._show)
 
-    def _fail(self, display: Display, error: Exception) -> None:
-        """Show no more. The last figures are not tried either, only to leave the terminal as it was."""
+    def _fail(self, display: Display, error: BaseException) -> None:
+        """Show no more, and leave the terminal as it was before."""
         self._display = None
         atexit.unregister(self.end)
-        self._report(error)
         display.abandon()
+        self._report(error)
 
-    def _report(self, error: Exception) -> None:
+    def _report(self, error: BaseException) -> None:
         log.warning(
             "pool %r: the progress of a stream is no longer shown, because the display raised %r",
-            self._parts.state.name,
+            self._channel.parts.state.name,
             error,
         )
 
     def _figures(self, *, is_over: bool) -> Figures:
-        channel, stats = self._channel(), self._parts.stats()
-        passed_over, given = (0, 0) if channel is None else (channel.passed_over, min(channel.given, self.done))
+        stats = self._channel.parts.stats()
+        passed_over, given = self._channel.passed_over, min(self._channel.given, self.done)
         now = self._loop.time()
         done, ran, seconds = self.done + passed_over, self.done - given, now - self._began
         rate = (ran / seconds if seconds > 0 else None) if is_over else self._pace.rate(now, ran)
