@@ -62,8 +62,8 @@ nitpick_ignore = [("py:exc", name) for name in dir(builtins)]
 nitpick_ignore_regex = [
     ("py:obj", r"(?s).*"),  # not all code in a docstring is one of our names
     ("py:class", r"(?!asyncpool\.).*"),  # types of other packages
-    ("py:class", r"asyncpool\..*\.(Job|Value|Item|Resource|Handler)?T(_co|_contra)?"),
-    ("py:class", r"asyncpool\..*\._\w+"),  # private bases
+    ("py:class", r"asyncpool\..*\.(Job|Value|Item|Resource|Handler|Stream)?T(_co|_contra)?"),
+    ("py:class", r"asyncpool\.(.*\.)?_\w+.*"),  # private bases
 ]
 
 

@@ -25,6 +25,8 @@ with starting("crunch"):
     from dataclasses import dataclass
     from pathlib import Path
 
+    from rich.console import Console
+
     from asyncpool import (
         Failed,
         Journal,
@@ -38,8 +40,8 @@ with starting("crunch"):
         drain_on_signal,
     )
     from asyncpool.engines import Engine
+    from asyncpool.progress import track
     from examples.dask_cluster import dask_cluster
-    from examples.live_view import Gauge, live_view
 
 __all__ = ["Crunch", "Options", "Row", "count_primes", "main"]
 
@@ -196,12 +198,9 @@ class Crunch:
         pool = WorkerPool(count_primes, workers=workers, engine=engine, name="crunch")
         row = Row(name=f"{_NAMES[way]}, {workers} workers")
 
-        def gauges() -> Sequence[Gauge]:
-            done, seconds = row.done + row.earlier, loop.time() - began - row.start
-            words = f"{done:,} of {options.jobs:,} jobs, {row.done / max(seconds, 0.1):,.0f} jobs/s"
-            if engine is not None:
-                words += f", processes: {pool.stats.processes}"
-            return [Gauge(name="jobs", value=done, full=options.jobs, words=words)]
+        def say(text: str) -> None:
+            with suppress(OSError):  # callbacks call this; print() below raises it again
+                print(f"{loop.time() - began:5.1f} s  {text}", flush=True)
 
         began = loop.time()
         async with pool:
@@ -209,13 +208,14 @@ class Crunch:
             if engine is not None:
                 await self.wait_for_processes(pool, min(options.wait_for, workers))
             row.start = loop.time() - began
+            say(f"{row.name}: ready after {row.start:.2f} s")
+            stream = track(self.outcomes(pool), total=options.jobs, interval=1.0, console=Console())
             with drain_on_signal(pool) as signals, suppress(PoolClosed):
-                async with live_view(gauges) as view, self.outcomes(pool) as outcomes:
-                    view.say(f"{row.name}: ready after {row.start:.2f} s")
+                async with stream as outcomes:
                     try:
                         async for outcome in outcomes:
                             row.count(outcome)
-                            self.on_outcome(row, pool, view.say)
+                            self.on_outcome(row, pool, say)
                     finally:
                         row.seconds = loop.time() - began - row.start
                         self.is_interrupted = signals.received > 0

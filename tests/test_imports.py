@@ -22,7 +22,7 @@ PUBLIC_MODULES = [name for name in PUBLIC_MODULES if "._" not in name]
 def test_importing_asyncpool_imports_nothing_heavy() -> None:
     heavy = ["aiohttp", "PIL", "rich", "numpy", "uvloop", "trio", "pytest", "hypothesis", "blockbuster", "aiolimiter"]
     heavy += ["multiprocessing", "asyncpool.testing", "sqlite3", "anyio._backends"]
-    heavy += ["asyncpool.prometheus", "prometheus_client", "asyncpool.otel", "opentelemetry"]
+    heavy += ["asyncpool.prometheus", "prometheus_client", "asyncpool.otel", "opentelemetry", "asyncpool.progress"]
     code = f"import asyncpool, sys; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True

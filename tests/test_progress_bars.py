@@ -1,4 +1,4 @@
-"""A bar of tqdm around a stream, as docs/metrics.md shows it: what leaving the loop does."""
+"""A bar of tqdm around a stream: what leaving the loop does. The bars of the package are in tests/progress."""
 
 from __future__ import annotations
 

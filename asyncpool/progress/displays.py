@@ -27,7 +27,12 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-__all__ = ["BarDisplay", "Display", "LineDisplay", "NotebookDisplay", "check_console", "open_display"]
+__all__ = ["LINE_INTERVAL", "BarDisplay", "Display", "LineDisplay", "NotebookDisplay", "check_console", "open_display"]
+
+
+LINE_INTERVAL = 5.0
+"""Seconds between two lines."""
+_MAX_LINE_INTERVAL = 60.0
 
 
 class Display(Protocol):
@@ -68,8 +73,8 @@ def check_console(console: object) -> None:
         raise TypeError(f"console must be a rich.console.Console, got {describe(console)}")
 
 
-def open_display(console: Console | None) -> Display:
-    """Return the display that fits a console; None: standard error."""
+def open_display(console: Console | None, interval: float | None = None) -> Display:
+    """Return the display that fits a console; None: standard error. `interval` is that of plain lines."""
     is_default = console is None
     if console is None:
         console = _StandardError()
@@ -79,7 +84,7 @@ def open_display(console: Console | None) -> Display:
     # enough: bars move the cursor.
     if console.is_interactive and not (is_default and (_is_set("CI") or not _is_terminal(console.file))):
         return BarDisplay(console, is_default=is_default)
-    return LineDisplay(console)
+    return LineDisplay(console, LINE_INTERVAL if interval is None else interval)
 
 
 def _is_notebook() -> bool:
@@ -108,11 +113,10 @@ def _is_terminal(file: Any) -> bool:
 class LineDisplay:
     """A line every few seconds, and one at the end."""
 
-    INTERVAL = 5.0
-    MAX_INTERVAL = 60.0
-
-    def __init__(self, console: Console) -> None:
-        self.interval = self.INTERVAL
+    def __init__(self, console: Console, interval: float) -> None:
+        self.interval = interval
+        self._least = interval
+        self._most = max(interval, _MAX_LINE_INTERVAL)
         self._console = console
         self._last: tuple[int, int] | None = None
 
@@ -121,7 +125,7 @@ class LineDisplay:
         last, self._last = self._last, (figures.done, figures.running)
         if last is None:
             return
-        self.interval = min(self.MAX_INTERVAL, 2 * self.interval) if last == self._last else self.INTERVAL
+        self.interval = min(self._most, 2 * self.interval) if last == self._last else self._least
         self._write(figures.line())
 
     def close(self, figures: Figures) -> None:

@@ -32,6 +32,8 @@ class Figures:
     queued: int
     delayed: int
     retries: int
+    processes: int
+    """Of the engine; 0 without one."""
     is_over: bool = False
     """Whether nothing more is read."""
     is_complete: bool = False
@@ -45,8 +47,8 @@ class Figures:
         return max(0, self.total - self.done) / self.rate
 
     def counts(self) -> str:
-        """`1,234/10,000 (12%)`; after the end, the total only if it was not reached."""
-        if self.total is None or (self.is_over and self.done == self.total):
+        """`1,234/10,000 (12%)`, or only `1,234` if the total is not known."""
+        if self.total is None:
             return f"{self.done:,}"
         percent = 100 * self.done // self.total if self.total else 100
         return f"{self.done:,}/{self.total:,} ({percent}%)"
@@ -67,6 +69,8 @@ class Figures:
         parts: list[str] = []
         if not self.is_over:
             parts.append(f"{self.running:,}/{self.workers:,} running")
+            if self.processes:
+                parts.append(f"{self.processes:,} process{'es' * (self.processes > 1)}")
             parts.append(f"{self.queued:,} queued")
             if self.delayed:
                 parts.append(f"{self.delayed:,} delayed")
@@ -85,7 +89,8 @@ class Figures:
         if not self.is_over:
             parts = [self.counts(), self.pace(), self.state()]
         else:
-            done = f"{self.counts()} done" if self.is_complete else f"stopped at {self.counts()}"
+            counts = f"{self.done:,}" if self.done == self.total else self.counts()
+            done = f"{counts} done" if self.is_complete else f"stopped at {counts}"
             rate = "" if self.rate is None else f"{self.rate:,.1f}/s"
             parts = [f"{done} in {duration_text(self.seconds)}", rate, self.state()]
         return f"{self.name}: {', '.join(part for part in parts if part)}"

@@ -19,7 +19,7 @@ __all__ = ["PoolSummary", "summary"]
 _SHOWN_ERRORS = 10
 
 
-class HasStats(Protocol):
+class _HasStats(Protocol):
     """A pool, for the type checker: `parts_of` checks the rest."""
 
     @property
@@ -83,7 +83,7 @@ class PoolSummary:
         return lines
 
 
-def summary(pool: HasStats | Readable[Any, Any], *, errors: Mapping[str, int] | None = None) -> PoolSummary:
+def summary(pool: _HasStats | Readable[Any, Any], *, errors: Mapping[str, int] | None = None) -> PoolSummary:
     """Return what a pool has done so far: outcomes, retries, time, rate, waiting and running times, frequent errors.
 
         print(summary(pool))

@@ -52,9 +52,9 @@ def track(
     error, cancelled or closed.
 
     It shows the jobs that are done, the total, the jobs per second of the last half minute and the time left. Of the
-    pool, it shows the running jobs and the workers, and the jobs that are queued, delayed and retried, those of other
-    streams included. Failures are those that this stream has delivered. Jobs that a journal has passed over count as
-    done. They are also shown as "done before", and do not count for the rate.
+    pool, it shows the running jobs and the workers, the processes of the engine, and the jobs that are queued, delayed
+    and retried, those of other streams included. Failures are those that this stream has delivered. Jobs that a journal
+    has passed over count as done. They are also shown as "done before", and do not count for the rate.
 
     Where it is shown depends on standard error, so that standard output can be a file or a pipe:
 
@@ -65,14 +65,14 @@ def track(
       less often while nothing changes, and one at the end.
 
     If the display raises, because standard error is closed for example, this is logged, and the stream continues
-    without it.
+    without it. On virtual time, the timer keeps a deadlock from being detected.
 
     Args:
         stream: What `map` or `outcomes` of a pool, of a journal or of `asyncpool` returned, or a group.
         total: The number of jobs. None: the `len()` of the source, if it has one. If more jobs than this are done, the
             total counts as unknown.
         name: What the display calls it. None: the name of the pool.
-        interval: Seconds between two updates. None: as above.
+        interval: Seconds between two plain lines. None: 5.
         console: The rich console to show it on. None: standard error.
 
     Raises:
@@ -104,7 +104,7 @@ def track_channel(
     if channel.reading is not Reading.NEW:
         raise StreamClosed(f"{channel.name} is already {channel.reading.value}: call track() before the first step")
     name = one_line(channel.parts.state.name if name is None else name, _MAX_NAME)
-    channel.tracker = StreamTracker(channel, name, total, interval, lambda: open_display(console))
+    channel.tracker = StreamTracker(channel, name, total, lambda: open_display(console, interval))
 
 
 class StreamTracker:
@@ -115,7 +115,6 @@ class StreamTracker:
         channel: Channel[Any],
         name: str,
         total: int | None,
-        interval: float | None,
         open_display: Callable[[], Display],
     ) -> None:
         self.done = 0  # the cursor counts
@@ -126,7 +125,6 @@ class StreamTracker:
         self._channel = channel
         self._name = name
         self._total = total
-        self._interval = interval
         self._open_display = open_display
         self._errors = counting_errors_of(channel.parts)
         self._display: Display | None = None  # from the first step on; None again when it ends, or has failed
@@ -210,7 +208,7 @@ class StreamTracker:
         except _DISPLAY_ERRORS as error:
             self._fail(display, error)
             return
-        self._timer = self._loop.call_later(self._interval or display.interval, self._show)
+        self._timer = self._loop.call_later(display.interval, self._show)
 
     def _fail(self, display: Display, error: BaseException) -> None:
         """Show no more, and leave the terminal as it was before."""
@@ -246,6 +244,7 @@ class StreamTracker:
             queued=stats.queued,
             delayed=stats.delayed,
             retries=stats.retries,
+            processes=stats.processes,
             is_over=is_over,
             is_complete=self._is_complete,
         )

@@ -138,9 +138,9 @@ async def _process(sources: Sequence[Source], options: Options, console: Console
             f"{options.workers} at a time, into {options.out}{os.sep}"
         )
         began = time.perf_counter()
-        with asyncpool.drain_on_signal(service.pool) as signals, console.bar(len(sources)):
+        with asyncpool.drain_on_signal(service.pool) as signals:
             try:
-                async for outcome in service.process(sources):
+                async for outcome in console.track(service.process(sources), len(sources)):
                     report.add(outcome)
             except asyncpool.PoolClosed:
                 if not signals.received:  # after a signal, the report lists what is unfinished

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
+from typing import TypeVar
 
 import rich.console
-import rich.progress
 import rich.text
 
+import asyncpool
+from asyncpool.progress import track
 from examples.command_line import printable
 
 __all__ = ["BarConsole", "Console", "make_console"]
+
+ItemT = TypeVar("ItemT")
 
 
 class Console:
@@ -23,13 +25,9 @@ class Console:
         """Print a line and flush it, for programs that follow a pipe. Only terminals use the style."""
         print(printable(text), flush=True)
 
-    @contextmanager
-    def bar(self, total: int) -> Generator[None]:
-        """Show how many of `total` images are done while the block runs. Does nothing in this class."""
-        yield
-
-    def advance(self, bytes_in: int | None) -> None:
-        """Count one more image, for which `bytes_in` bytes were downloaded. Does nothing in this class."""
+    def track(self, images: asyncpool.Stream[ItemT], total: int) -> asyncpool.Stream[ItemT]:
+        """Show the progress of a stream. Does nothing in this class: there is a line for each image."""
+        return images
 
 
 class BarConsole(Console):
@@ -37,40 +35,15 @@ class BarConsole(Console):
 
     def __init__(self) -> None:
         self._console = rich.console.Console(highlight=False)
-        self._progress = rich.progress.Progress(
-            rich.progress.BarColumn(bar_width=None),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TextColumn("{task.fields[speed]}"),
-            rich.progress.TimeElapsedColumn(),
-            console=self._console,
-            transient=True,
-        )
-        self._task: rich.progress.TaskID | None = None
-        self._processed = 0
-        self._bytes_in = 0
 
     def say(self, text: str, style: str = "") -> None:
         """Print a line above the bar."""
         # A Text, because rich would interpret square brackets in a string as markup.
-        self._progress.console.print(rich.text.Text(printable(text), style), soft_wrap=True)
+        self._console.print(rich.text.Text(printable(text), style), soft_wrap=True)
 
-    @contextmanager
-    def bar(self, total: int) -> Generator[None]:
-        """Show how many of `total` images are done while the block runs."""
-        self._task = self._progress.add_task("images", total=total, speed="")
-        with self._progress:
-            yield
-
-    def advance(self, bytes_in: int | None) -> None:
-        """Advance the bar by one image, for which `bytes_in` bytes were downloaded; None: it was skipped."""
-        if self._task is None:
-            return
-        if bytes_in is not None:
-            self._processed += 1
-            self._bytes_in += bytes_in
-        elapsed = self._progress.tasks[self._task].elapsed or 0.001
-        speed = f"{self._processed / elapsed:.1f} images/s, {self._bytes_in / 1024**2 / elapsed:.1f} MB/s"
-        self._progress.update(self._task, advance=1, speed=speed)
+    def track(self, images: asyncpool.Stream[ItemT], total: int) -> asyncpool.Stream[ItemT]:
+        """Show a bar while the stream is read."""
+        return track(images, total=total, name="images", console=self._console)
 
 
 def make_console() -> Console:

@@ -53,7 +53,6 @@ class Report:
             case asyncpool.Succeeded(photo, thumbnail):
                 self._thumbnails[photo] = thumbnail
                 self._print_success(thumbnail, outcome.seconds_running)
-                self._console.advance(None if thumbnail.skipped else thumbnail.bytes_in)
                 if (expectation := self._expectation(photo)) is not None:
                     self._wrong += 1
                     self._console.say(f"WRONG: Image {thumbnail.name} {expectation.what} but did not fail", "red")
@@ -67,7 +66,6 @@ class Report:
                     f"FAILED: Image {_name(photo)} - {_message(error)}{note}",
                     "yellow" if as_expected else "red",
                 )
-                self._console.advance(0)
             case asyncpool.Cancelled():
                 pass  # the summary lists it among the unfinished images
 

@@ -187,7 +187,7 @@ def test_without_dask_it_says_what_to_install() -> None:
 def test_after_ctrl_c_it_goes_on_where_it_was(tmp_path: Path, started: list[subprocess.Popen[str]]) -> None:
     journal = ["--journal", str(tmp_path / "primes.db")]
     first = start(started, "--upto", "100000000", "--processes", "2", *journal)
-    read_until(first, " of 100,000 jobs")
+    read_until(first, "/100,000 ")
     os.killpg(first.pid, signal.SIGINT)  # the processes of the engine get it too
     printed, errors = first.communicate(timeout=GIVE_UP)
 
@@ -211,7 +211,7 @@ def test_after_ctrl_c_it_goes_on_where_it_was(tmp_path: Path, started: list[subp
 
 def test_a_second_ctrl_c_cancels(started: list[subprocess.Popen[str]]) -> None:
     process = start(started, "--engine", "none", "--upto", "100000000", "--chunk", "20000")
-    read_until(process, " of 5,000 jobs")
+    read_until(process, "/5,000 ")
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
     assert "SIGINT: draining" in process.stderr.readline()  # 80 jobs, which take some seconds

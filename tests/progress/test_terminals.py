@@ -77,7 +77,7 @@ def test_a_bar_and_lines_above_it() -> None:
     assert_clean(output)
     bar, _, after = output.partition(SHOW)
     assert "━" in bar
-    assert "40 " in bar.rpartition("pool ")[2]
+    assert "40/40 (100%)" in bar
     assert "4 failed" in bar
     assert "line of a job" in bar
     assert "left the loop" in after
@@ -217,7 +217,7 @@ def test_a_notebook_gets_one_output_that_is_updated(
     assert kernel.updated[4] == (  # after 2.5 s
         "pool [###############---------------] 4/8 (50%), 1.6/s, 2.5 s left\n2/2 running, 2 queued"
     )
-    assert kernel.updated[-1] == "pool [##############################] 8, 2.0/s, 4.0 s"
+    assert kernel.updated[-1] == "pool [##############################] 8/8 (100%), 2.0/s, 4.0 s"
     assert capsys.readouterr() == ("", "")
 
 

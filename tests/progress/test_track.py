@@ -16,6 +16,7 @@ from asyncpool import Failed, Journal, PoolClosed, Retry, StreamClosed, WorkerPo
 from asyncpool.progress import track
 from asyncpool.progress.displays import BarDisplay, LineDisplay, _screens, open_display
 from asyncpool.testing import settle
+from tests.engines.memory import InMemory
 from tests.helpers import Source, echo, fuzzed, later, now, sleeper, virtual
 from tests.progress.tools import Broken, Screen, draws
 
@@ -38,6 +39,14 @@ async def test_a_line_every_five_seconds_and_one_at_the_end() -> None:
         "slow: 18/24 (75%), 1.8/s, 3.3 s left, 2/2 running, 4 queued",
         "slow: 24 done in 12 s, 2.0/s",
     ]
+
+
+@virtual
+async def test_a_pool_with_an_engine_shows_its_processes() -> None:
+    screen = Screen()
+    async with WorkerPool(sleeper, workers=2, engine=InMemory(2)) as pool:
+        await track(pool.map([1.0] * 11), console=screen.console)
+    assert "2/2 running, 2 processes, " in screen.lines[0]
 
 
 @virtual
