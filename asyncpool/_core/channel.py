@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from enum import Enum
-from typing import Any, Generic, NoReturn, Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar, cast
 
 from asyncpool._core.job import Job, Waiters
 from asyncpool._core.parts import Parts
@@ -382,8 +382,8 @@ def channel_of(stream: object) -> Channel[Any]:
     """
     if not isinstance(stream, Readable):
         raise TypeError(f"stream must be a stream or group of a pool, got {describe(stream)}")
-    channel: Channel[Any] = stream._channel
-    return channel
+    readable = cast("Readable[Any, Channel[Any]]", stream)
+    return readable._channel  # pyright: ignore[reportPrivateUsage]
 
 
 class Cursor(AsyncIterator[ItemT_co]):
