@@ -54,7 +54,7 @@ class QueueTimeouts:
         """Whether a job must not start any more."""
         return job.prior is None and self.deadline(job) <= now
 
-    def error(self) -> JobExpired:
+    def expired(self) -> JobExpired:
         """Make the error of a job that did not start in time."""
         return JobExpired(None, self._seconds)
 
@@ -84,7 +84,7 @@ class QueueTimeouts:
                 if job is None or self.deadline(job) > now:
                     break
                 del self._waiting[job]
-                self._cancellation.fail_waiting(job, self.error())
+                self._cancellation.fail_waiting(job, self.expired())
                 if self._state.time() >= now + _SECONDS:
                     break
         finally:
@@ -97,7 +97,7 @@ class QueueTimeouts:
         """Watch a job that waits in a context manager. When its time is over, that wait is cancelled."""
         if job.prior is None:
             self._in_limiter[job] = self._state.loop.call_at(
-                self.deadline(job), self._cancellation.request, job, self.error()
+                self.deadline(job), self._cancellation.request, job, self.expired()
             )
 
     def leave_limiter(self, job: Job) -> bool:
@@ -114,7 +114,7 @@ class QueueTimeouts:
             Permanent: The job has waited too long in its limiter, which has let it in nevertheless.
         """
         if self.leave_limiter(job) and self.is_too_late(job, now):
-            raise Permanent from self.error()
+            raise Permanent from self.expired()
 
     def close(self) -> None:
         """Drop the timers. All jobs are settled."""

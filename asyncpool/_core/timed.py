@@ -34,7 +34,7 @@ class TimedDispatcher(GatedDispatcher):
         # The timer can be late: a job that blocks the loop holds it up too.
         job = self._queue.order.peek()
         if job is not None and self._queue_timeouts.is_too_late(job, now):
-            self._fail_first(job, self._queue_timeouts.error(), now)
+            self._fail_first(job, self._queue_timeouts.expired(), now)
             return True
         return super()._settle_first_if_expired(now)
 

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from asyncpool._checks import check_count
+from asyncpool._guard import describe
 from asyncpool.limits.keyed import KeyedLimits
 from asyncpool.limits.line import Limit, acquire
 
@@ -144,7 +145,7 @@ class ConcurrencyLimit(Slots):
             RuntimeError: No slot is held.
         """
         if not self._held:
-            raise RuntimeError(f"release() was called, but no slot of {self!r} is held")
+            raise RuntimeError(f"release() was called, but no slot of {describe(self)} is held")
         self.release_slot()
 
     async def __aenter__(self) -> None:

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from contextvars import Context
 from typing import Protocol
 
+from asyncpool._guard import describe
 from asyncpool.errors import WeightTooLarge, WrongLoop
 
 __all__ = ["Limit", "Waiter", "acquire"]
@@ -106,7 +107,7 @@ class Limit:
     def check_weight(self, weight: float) -> None:
         """Raise WeightTooLarge if a weight can never be taken."""
         if weight > self.max_weight:
-            raise WeightTooLarge(weight, self.max_weight, repr(self))
+            raise WeightTooLarge(weight, self.max_weight, describe(self))
 
     # -- The line ----------------------------------------------------------------------------------------------------
 
@@ -124,7 +125,7 @@ class Limit:
         if self.loop is loop:
             return
         if self.loop is not None and self.loop.is_running():
-            raise WrongLoop(f"{self!r} is used on another event loop, which is running: make one for each loop")
+            raise WrongLoop(f"{describe(self)} is used on another event loop, which is running: make one for each loop")
         self.loop, self._line, self._handle, self._offered = loop, None, None, None
 
     def take_if_free(self, now: float, weight: float = 1.0) -> bool:

@@ -219,9 +219,9 @@ class StreamTracker:
 
     def _report(self, error: BaseException) -> None:
         log.warning(
-            "pool %r: the progress of a stream is no longer shown, because the display raised %r",
+            "pool %r: the progress of a stream is no longer shown, because the display raised %s",
             self._channel.parts.state.name,
-            error,
+            describe(error),
         )
 
     def _figures(self, *, is_over: bool) -> Figures:

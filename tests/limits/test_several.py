@@ -209,7 +209,6 @@ LIMIT = RateLimit(5)
         ({LIMIT}, TypeError, "limiter must be"),
         ([RateLimit], TypeError, "limiter[0] must be"),
     ],
-    ids=str,
 )
 def test_a_list_says_the_rule_and_the_value(limiter: Any, kind: type[Exception], said: str) -> None:
     with pytest.raises(kind) as raised:
@@ -237,7 +236,6 @@ async def test_a_list_is_copied_and_may_be_empty() -> None:
         ("limit", TypeError, "got 'limit'"),
         (lambda job: LIMIT, TypeError, "got <function"),
     ],
-    ids=str,
 )
 @virtual
 async def test_nonsense_from_a_function_fails_its_job(returned: Any, kind: type[Exception], said: str) -> None:
