@@ -29,7 +29,17 @@ import pytest
 
 import asyncpool
 import asyncpool.options
-from asyncpool import AutoScale, RateLimit, Resource, Retry, WorkerPool
+from asyncpool import (
+    AutoScale,
+    DeadlineExceeded,
+    JobExpired,
+    RateLimit,
+    Resource,
+    Retry,
+    TooManyFailures,
+    WorkerPool,
+    batches,
+)
 from asyncpool._core import bounds, cancellation, timers
 from asyncpool._core.tasks import Tasks
 from asyncpool.testing import DeadlockError, VirtualTimeLoop
@@ -164,6 +174,39 @@ async def many_waiting(interrupt: Interrupt, *, priority: bool) -> None:
         await pool.close(drain_timeout=0.0, grace=1.0)
 
 
+async def limited_waits(interrupt: Interrupt) -> None:
+    """Jobs wait too long, streams stop at their limits, waiting jobs are cancelled, and batches are read."""
+    limiter = asyncio.Semaphore(1)
+    interrupt.begin()
+    async with WorkerPool(
+        handler,
+        workers=2,
+        queue_size=40,
+        queue_timeout=0.015,
+        timeout=lambda job: None if job % 2 else 0.5,
+        limiter=lambda job: limiter if job % 3 else None,
+    ) as pool:
+        interrupt.pools.append(pool)
+        for number in range(12):
+            await pool.submit(5 + number % 4)
+        for options in ({"max_failures": 0}, {"deadline": 0.008}, {"max_failures": 0.1}):
+            with contextlib.suppress(TooManyFailures, DeadlineExceeded):
+                async for _ in pool.outcomes(numbers(), ordered=bool(options.get("deadline")), **options):
+                    pass
+        with contextlib.suppress(JobExpired):
+            async with batches(pool.map(numbers(), max_failures=3), size=3, seconds=0.002) as grouped:
+                async for _ in grouped:
+                    pass
+        pool.pause()
+        for number in range(30):
+            await pool.submit(number)
+        pool.cancel_queued(lambda job: job % 2 == 0)
+        pool.queued()
+        pool.running()
+        await asyncio.sleep(0.02)
+        pool.resume()
+
+
 async def resources_that_hang(interrupt: Interrupt, *, ignores: bool) -> None:
     """Opening and closing take too long, some end when they are cancelled, some ignore it."""
     opened = 0
@@ -263,6 +306,7 @@ PROGRAMS: dict[str, Callable[[Interrupt], Coroutine[Any, Any, None]]] = {
     "resources that ignore": partial(resources_that_hang, ignores=True),
     "many waiting": partial(many_waiting, priority=False),
     "many waiting, priority": partial(many_waiting, priority=True),
+    "limited waits": limited_waits,
     "engine": engine,
     "engine, second Ctrl+C": engine_second_ctrl_c,
 }

@@ -139,7 +139,11 @@ Journal("batch.db", key="id")  # type: ignore[arg-type]  # pyright: ignore[repor
 Journal("batch.db", key=float)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
+def is_large(job: int) -> bool:
+    return job > 5
+
+
 def wrong_choices(pool: WorkerPool[str, int]) -> None:
-    pool.cancel_queued(lambda job: job > 5)  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
+    pool.cancel_queued(is_large)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     pool.map(["a"], max_failures="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     asyncpool.batches(["a"], 5, 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
