@@ -99,7 +99,11 @@ class Batches(AsyncIterator[list[ItemT]]):
 
     def __del__(self) -> None:
         # Can run in any thread, whenever the collector likes: it only schedules.
-        self._filling.close_soon()
+        try:
+            filling = self._filling
+        except AttributeError:  # an interrupt came before it was initialized
+            return
+        filling.close_soon()
 
 
 class _Filling(Generic[ItemT]):

@@ -290,6 +290,10 @@ class TrackedCursor(Cursor[Any]):
 
     def __del__(self) -> None:
         try:
-            self._tracker.end_soon()
+            tracker = self._tracker
+        except AttributeError:  # an interrupt came before it was initialized
+            return
+        try:
+            tracker.end_soon()
         finally:
             super().__del__()

@@ -93,7 +93,7 @@ def test_leaving_the_loop_restores_the_terminal_before_the_next_line(how: str) -
     assert_clean(output)
     after = output.partition(SHOW)[2]
     assert "left the loop" in after
-    assert ("RuntimeError: the reader has failed" in after) == (how == "error")
+    assert ("the reader has failed" in after) == (how == "error")  # Python can print it in colours
 
 
 @pytest.mark.slow

@@ -97,9 +97,14 @@ WRONG = [
         functools.partial(says_later), TypeError, "workers .*must not be an async function", id="async partial"
     ),
     pytest.param(LaterCaller(), TypeError, "workers .*must not be an async function", id="async callable object"),
-    pytest.param(yields_three, TypeError, "workers must .*generator function .*yields_three", id="generator function"),
     pytest.param(
-        yields_later, TypeError, "workers must .*generator function .*yields_later", id="async generator function"
+        yields_three, TypeError, "workers must not be a generator function, .*yields_three", id="generator function"
+    ),
+    pytest.param(
+        yields_later,
+        TypeError,
+        "workers must not be a generator function, .*yields_later",
+        id="async generator function",
     ),
     pytest.param(yields_three(PoolLoad()), TypeError, "workers must be an int, .*got <generator", id="generator"),
     pytest.param(Scaleless(), TypeError, "workers must be .*got .*Scaleless.*interval", id="a policy without interval"),
