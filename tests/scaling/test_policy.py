@@ -97,9 +97,7 @@ WRONG = [
         functools.partial(says_later), TypeError, "workers .*must not be an async function", id="async partial"
     ),
     pytest.param(LaterCaller(), TypeError, "workers .*must not be an async function", id="async callable object"),
-    pytest.param(
-        yields_three, TypeError, "workers must not be a generator function, .*yields_three", id="generator function"
-    ),
+    pytest.param(yields_three, TypeError, "must not be a generator function, .*yields_three", id="generator function"),
     pytest.param(
         yields_later,
         TypeError,
