@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 import asyncpool
-from asyncpool import Failed, Journal, PoolClosed, Retry, StreamClosed, WorkerPool
+from asyncpool import DeadlineExceeded, Failed, Journal, PoolClosed, Retry, StreamClosed, WorkerPool
 from asyncpool.progress import track
 from asyncpool.progress.displays import BarDisplay, LineDisplay, _screens, open_display
 from asyncpool.testing import settle
@@ -163,6 +163,26 @@ async def test_a_key_that_repeats_is_done_too() -> None:
         channel.passed_over += 2
         await track(stream, total=5, console=screen.console)
     assert screen.lines == ["pool: 5 done in 2.0 s, 1.5/s, 2 done before"]
+
+
+@virtual
+async def test_failures_that_a_map_leaves_out_are_done() -> None:
+    screen = Screen()
+    async with WorkerPool(fails_on_3, workers=5) as pool:
+        stream = track(pool.map(range(5), max_failures=1), console=screen.console)
+        assert await stream == [0, 1, 2, 4]
+    assert screen.lines == ["pool: 5 done in 1.0 s, 5.0/s, 1 failed"]
+
+
+@virtual
+async def test_a_run_that_is_stopped_raises_its_error_and_shows_where_it_stopped() -> None:
+    screen = Screen()
+    async with WorkerPool(sleeper, workers=1) as pool:
+        with pytest.raises(DeadlineExceeded):
+            await track(pool.outcomes([1.0] * 20, deadline=2.5), console=screen.console)
+    [line] = screen.lines
+    assert line.startswith("pool: stopped at ")
+    assert line.endswith(" cancelled")
 
 
 # -- The total --

@@ -12,9 +12,11 @@ import pytest
 
 import asyncpool
 from asyncpool import Cancelled, JobCancelled, JobCrashed, PoolClosed, QueueFull, StreamClosed, WorkerPool
+from asyncpool.progress import track
 from asyncpool.testing import settle
 from tests.laws.schedules.tools import any_size, pass_time, patience, read_all, scenario, sizes, turns
 from tests.laws.witness import KINDS, Item, Witness, ended, spawn
+from tests.progress.tools import Screen
 
 
 @scenario
@@ -65,6 +67,53 @@ async def a_loop_is_left_early(witness: Witness, random: Random) -> None:
             await pool.join()
         assert await pool.run(Item(1000)) == 1000  # the pool lives on
         witness.others += 1
+    assert not (await witness.check_end())
+
+
+@scenario
+async def a_tracked_stream_is_left_or_read_to_its_end(witness: Witness, random: Random) -> None:
+    screen = Screen(is_terminal=random.random() < 0.5)
+    items = witness.items(10, *KINDS, "ok", "turn", "nap")
+    kind = random.choice(("stream", "stream", "group"))
+    async with witness.make_pool(timeout=3.0, **sizes(random)) as pool:
+        stop = random.choice((0, 2, 5, 99))
+        source = pool.group() if kind == "group" else pool.outcomes(witness.any_source(items))
+        stream: Any = track(source, total=random.choice((None, 3, 10)), console=screen.console, interval=0.002)
+        read = []
+
+        async def submitting() -> None:
+            with suppress(StreamClosed, PoolClosed):
+                async with stream:
+                    for item in items:
+                        await stream.submit(item)
+                        witness.others += 1
+
+        async def reading() -> None:
+            cursor = aiter(stream)
+            while len(read) < stop:
+                step = spawn(anext(cursor))
+                if random.random() < 0.3:
+                    await turns(random, 3)
+                    step.cancel()
+                await ended(step)
+                if not step.cancelled():
+                    if step.exception():
+                        assert isinstance(
+                            step.exception(), (StopAsyncIteration, StreamClosed, PoolClosed, RuntimeError)
+                        )
+                        return
+                    read.append(step.result())
+                elif stop == 2:
+                    await stream.aclose()
+
+        tasks = [spawn(work()) for work in ((reading, submitting) if kind == "group" else (reading,))]
+        await ended(*tasks)
+        assert tasks[0].exception() is None
+        # Leaving the loop has ended the display: it does not wait for the next step of the loop.
+        shown = screen.is_restored if screen.console.is_interactive else screen.lines[-1].startswith("pool: ")
+        assert shown or not read
+        if stop == 99:
+            assert len({outcome.job.n for outcome in read}) == len(read)
     assert not (await witness.check_end())
 
 
