@@ -22,6 +22,7 @@ from asyncpool import (
     FailedJob,
     FixedSize,
     FunctionPolicy,
+    Group,
     JobHandle,
     Journal,
     JournalCounts,
@@ -42,6 +43,7 @@ from asyncpool import (
 )
 from asyncpool.events import JobEnded, PoolResized, PoolStarted
 from asyncpool.otel import PoolTracer
+from asyncpool.progress import summary, track
 from asyncpool.prometheus import PoolCollector
 from asyncpool.scaling import Decide, Workers
 
@@ -131,6 +133,15 @@ async def batches_keep_the_type_of_their_items(pool: WorkerPool[str, int], sourc
         assert_type(rows, list[int])
     async with batches(pool.outcomes(source), 10, None) as grouped:
         assert_type(await anext(grouped), list[Outcome[str, int]])
+
+
+async def progress_keeps_the_type_of_a_stream(pool: WorkerPool[str, int]) -> None:
+    assert_type(track(pool.map(["a"]), total=1), Stream[int])
+    assert_type(track(pool.group()), Group[str, int])
+    assert_type(pool.outcomes(["a"], progress=True), Stream[Outcome[str, int]])
+    assert_type(asyncpool.map(length, ["a"], workers=1, progress=True), Stream[int])
+    assert_type(await track(asyncpool.map(length, ["a"], workers=1)), list[int])
+    print(summary(pool), summary(pool.group(), errors={"ValueError": 3}).rate)
 
 
 async def _doubled(job: int) -> str:
