@@ -291,9 +291,10 @@ class TrackedCursor(Cursor[Any]):
     def __del__(self) -> None:
         try:
             tracker = self._tracker
-        except AttributeError:  # an interrupt came before it was initialized
-            return
+        except AttributeError:  # an interrupt came before `__init__` had ended (tests/test_finalizers.py)
+            tracker = None
         try:
-            tracker.end_soon()
+            if tracker is not None:
+                tracker.end_soon()
         finally:
             super().__del__()

@@ -93,7 +93,7 @@ def test_leaving_the_loop_restores_the_terminal_before_the_next_line(how: str) -
     assert_clean(output)
     after = output.partition(SHOW)[2]
     assert "left the loop" in after
-    assert ("the reader has failed" in after) == (how == "error")  # Python can print it in colours
+    assert ("the reader has failed" in after) == (how == "error")
 
 
 @pytest.mark.slow

@@ -145,11 +145,7 @@ def is_large(job: int) -> bool:
 
 
 def wrong_choices(pool: WorkerPool[str, int]) -> None:
-<<<<<<< HEAD
     pool.cancel_queued(is_large)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-=======
-    pool.cancel_queued(lambda job: job > 5)  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
     track(["a"])  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
->>>>>>> a7f7398 (progress: hold the types of tracked streams)
     pool.map(["a"], max_failures="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     asyncpool.batches(["a"], 5, 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
