@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from asyncpool._guard import is_error, name_of, safe_text, traceback_of
 
-__all__ = ["forward_records", "is_logged", "log", "relay"]
+__all__ = ["forward_records", "is_logged", "log", "redirect_handlers", "relay"]
 
 _MAX_INT = 2**63
 _MAX_TEXT = 4000
@@ -181,3 +181,23 @@ class _Forwarder(logging.Handler):
 def forward_records(send: Callable[[dict[str, Any]], object]) -> None:
     """Have each record of level WARNING or above sent to another process, whose `relay` logs it there."""
     logging.getLogger().addHandler(_Forwarder(send))
+
+
+def redirect_handlers(old: object, new: Any) -> Callable[[], None]:
+    """Have the handlers of the program that write to one stream write to another; return what takes that back."""
+    loggers = (logging.getLogger(), *list(logging.Logger.manager.loggerDict.values()))
+    handlers: list[Any] = [handler for logger in loggers for handler in getattr(logger, "handlers", ())]
+    moved = [
+        handler
+        for handler in handlers
+        if issubclass(type(handler), logging.StreamHandler) and getattr(handler, "stream", None) is old
+    ]
+    for handler in moved:
+        handler.setStream(new)
+
+    def take_back() -> None:
+        for handler in moved:
+            if handler.stream is new:
+                handler.setStream(old)
+
+    return take_back

@@ -10,9 +10,11 @@ import importlib
 import os
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from asyncpool._guard import describe
+from asyncpool._logs import redirect_handlers
 from asyncpool.progress.figures import Figures
 
 try:
@@ -190,6 +192,7 @@ class _Screen:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.rows: dict[BarDisplay, Figures] = {}
+        self._take_back: list[Callable[[], None]] = []
         # What is not on a terminal, such as standard output in a pipe, must not be redirected to the terminal.
         self._live = Live(
             console=console,
@@ -201,11 +204,20 @@ class _Screen:
 
     def start(self) -> None:
         atexit.register(self.stop)
+        before = (sys.stdout, sys.stderr)
         self._live.start()
+        # Log handlers keep the stream that they were made with. What they write there would be drawn over.
+        for old, new in zip(before, (sys.stdout, sys.stderr), strict=True):
+            if new is not old:
+                self._take_back.append(redirect_handlers(old, new))
 
     def stop(self) -> None:
         atexit.unregister(self.stop)
-        self._live.stop()
+        try:
+            self._live.stop()
+        finally:
+            while self._take_back:
+                self._take_back.pop()()
 
     def refresh(self) -> None:
         self._live.refresh()

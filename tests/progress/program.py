@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from contextlib import nullcontext
 from typing import Any
@@ -15,6 +16,7 @@ async def work(number: int) -> int:
     if number == 1:
         print("line of a job", flush=True)
         print("started", file=sys.stderr, flush=True)
+        logging.warning("logged")
     await asyncio.sleep(0.01)
     if number % 10 == 5:
         raise ValueError(f"job {number % 4}")
@@ -34,9 +36,11 @@ async def main(how: str) -> None:
             finally:
                 print("left the loop", flush=True)
     print(summary(pool), flush=True)
+    logging.warning("logged at the end")
 
 
 if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s")
     try:
         asyncio.run(main(sys.argv[1]))
     except KeyboardInterrupt:

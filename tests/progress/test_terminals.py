@@ -79,7 +79,10 @@ def test_a_bar_and_lines_above_it() -> None:
     assert "━" in bar
     assert "40/40 (100%)" in bar
     assert "4 failed" in bar
-    assert "line of a job" in bar
+    # On lines of their own: the bar is erased before them, and drawn again after them.
+    for line in ("line of a job", "started", "logged"):
+        assert re.search(rf"\x1b\[2K{line}\r\n", bar), line
+    assert after.endswith("\r\nlogged at the end\r\n")
     assert "left the loop" in after
     assert re.search(r"pool: 40 jobs in .* s, .* per second\r\n  36 succeeded, 4 failed, 0 cancelled\r\n", after)
     assert re.search(r"  errors:\r\n    2 x ValueError: job 1\r\n    2 x ValueError: job 3\r\n", after)
@@ -133,8 +136,8 @@ def test_a_pipe_gets_plain_lines(variables: dict[str, str]) -> None:
         check=True,
     )
     assert "\x1b" not in done.stderr + done.stdout
-    [started, line] = done.stderr.splitlines()
-    assert started == "started"
+    [*logged, line, last] = done.stderr.splitlines()
+    assert (logged, last) == (["started", "logged"], "logged at the end")
     assert re.fullmatch(r"pool: 40 done in [\d.]+ s, [\d.,]+/s, 4 failed", line)
     assert done.stdout.startswith("line of a job\nleft the loop\npool: 40 jobs in ")
 
