@@ -22,6 +22,7 @@ __all__ = [
     "check_seconds",
     "convert_field",
     "is_async_function",
+    "is_generator_function",
 ]
 
 
@@ -97,7 +98,7 @@ def check_function(name: str, value: object) -> None:
         raise TypeError(f"{name} must be callable, got {describe(value)}")
     if is_async_function(value):
         raise TypeError(f"{name} is called and not awaited, so it must not be an async function, got {describe(value)}")
-    if any(inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called) for called in _called(value)):
+    if is_generator_function(value):
         raise TypeError(
             f"{name} must not be a generator function, because calling one does not run it, got {describe(value)}"
         )
@@ -106,6 +107,11 @@ def check_function(name: str, value: object) -> None:
 def is_async_function(value: object) -> bool:
     """Return whether calling `value` only makes a coroutine: an async function, or an object with such a `__call__`."""
     return any(inspect.iscoroutinefunction(called) for called in _called(value))
+
+
+def is_generator_function(value: object) -> bool:
+    """Return whether calling `value` only makes a generator, sync or async."""
+    return any(inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called) for called in _called(value))
 
 
 def _called(value: object) -> tuple[object, object]:

@@ -278,11 +278,11 @@ class ResourceDied(PoolError):
 
 
 class ResourceTimeout(PoolError, TimeoutError):
-    """A resource was not opened, or not closed, within the seconds of its `Resource`, which `timeout` has.
+    """A resource was not opened, checked or closed within the seconds of its `Resource`, which `timeout` has.
 
-    `step` is "opened" or "closed". `is_abandoned` is true if the resource ignored its cancellation, and its task still
-    ran when the pool stopped waiting for it. `__cause__` is what the resource raised when it was cancelled, if that was
-    an error of its own.
+    `step` is "opened", "checked" or "closed". `is_abandoned` is true if the resource ignored its cancellation, and its
+    task still ran when the pool stopped waiting for it. `__cause__` is what the resource raised when it was cancelled,
+    if that was an error of its own.
     """
 
     def __init__(self, step: str, timeout: float, is_abandoned: bool = False) -> None:

@@ -14,6 +14,7 @@ from asyncpool._guard import describe, fields_text
 from asyncpool._logs import log
 from asyncpool.outcomes import Outcome, ShutdownReport
 from asyncpool.scaling.policy import PoolLoad
+from asyncpool.stats import ReplacementReason
 
 __all__ = [
     "BreakerClosed",
@@ -38,6 +39,7 @@ __all__ = [
     "ProcessGone",
     "ProcessJoined",
     "ResourceFailed",
+    "ResourceReplaced",
 ]
 
 
@@ -231,6 +233,18 @@ class ResourceFailed(_Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ResourceReplaced(_Event):
+    """A worker's open resource is about to be closed by plan: it has not died. See `Replacements` for the reasons."""
+
+    worker: int
+    """The number of the worker."""
+    reason: ReplacementReason
+    """Why. After "idle", the next resource is opened when a job needs one, otherwise at once."""
+    process: str | None = None
+    """With an engine, the process that the worker is in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ProcessJoined(_Event):
     """A process of the engine can run attempts from now on."""
 
@@ -272,6 +286,7 @@ Event: TypeAlias = (
     | JobEnded
     | JobStuck
     | ResourceFailed
+    | ResourceReplaced
     | ProcessJoined
     | ProcessGone
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from asyncpool._core.completion import Completion
-from asyncpool._core.job import CURRENT_JOB
+from asyncpool._core.job import CURRENT_JOB, Job, Worker
 from asyncpool.outcomes import Outcome
 
 __all__ = ["CurrentJob", "JobHandle", "current_job"]
@@ -91,6 +91,23 @@ class CurrentJob:
     """The number of the worker, counted from 1. Two jobs that run at the same time never have the same, unless they run
     in different processes of an engine."""
 
+    def recycle(self) -> None:
+        """Have the resource of the job's worker replaced when this attempt has ended, however it ends.
+
+        For a handler that finds that its resource is spoiled, and still has a value to return. Call it in the handler,
+        in a task that it spawned, or in a thread of it. Safe to repeat.
+
+        Raises:
+            LookupError: The calling code does not run for this attempt, or that has ended; or the pool has no resource.
+        """
+        job = CURRENT_JOB.get(None)  # and not a reference, which would be a cycle if a handler returns us
+        worker = None if job is None else job.worker
+        if job is None or worker is None or job.outcome is not None or _described(job, worker) != self:
+            raise LookupError("recycle() is for the handler of the job, and this attempt at it does not run here")
+        if worker.resource_task is None and not worker.retiring:
+            raise LookupError("recycle() replaces the worker's resource, and the pool opens no resources")
+        worker.recycle("recycle")
+
 
 def current_job() -> CurrentJob:
     """Return the job that the calling code runs for, also in tasks that a handler spawned while the job runs.
@@ -101,4 +118,8 @@ def current_job() -> CurrentJob:
     job = CURRENT_JOB.get(None)
     if job is None or job.worker is None or job.outcome is not None:
         raise LookupError("current_job() must be called by a handler: no job is running here")
-    return CurrentJob(pool=job.worker.pool.name, id=job.number, attempt=job.attempt, worker=job.worker.number)
+    return _described(job, job.worker)
+
+
+def _described(job: Job, worker: Worker) -> CurrentJob:
+    return CurrentJob(pool=worker.pool.name, id=job.number, attempt=job.attempt, worker=worker.number)

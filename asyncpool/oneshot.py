@@ -148,7 +148,7 @@ def map(
     deadline: float | None = None,
     progress: bool = False,
     resource: Callable[[], AbstractAsyncContextManager[ResourceT]] | Resource[ResourceT],
-    recycle_on: ErrorFilter = OSError,
+    recycle_on: ErrorFilter | None = None,
     **options: Unpack[PoolOptions[JobT]],
 ) -> Stream[ValueT]: ...
 
@@ -215,7 +215,7 @@ def outcomes(
     deadline: float | None = None,
     progress: bool = False,
     resource: Callable[[], AbstractAsyncContextManager[ResourceT]] | Resource[ResourceT],
-    recycle_on: ErrorFilter = OSError,
+    recycle_on: ErrorFilter | None = None,
     **options: Unpack[PoolOptions[JobT]],
 ) -> Stream[Outcome[JobT, ValueT]]: ...
 

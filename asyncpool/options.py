@@ -75,7 +75,7 @@ def build_parts(
     limiter: Limiter[Any] | None = None,
     breaker: Breaker | None = None,
     resource: Callable[[], AbstractAsyncContextManager[Any]] | Resource[Any] | None = None,
-    recycle_on: ErrorFilter = OSError,
+    recycle_on: ErrorFilter | None = None,
     priority: Callable[[Any], Any] | None = None,
     dead_letters: DeadLetterSink[Any] | None = None,
     observers: Sequence[Observer] = (),
@@ -92,7 +92,9 @@ def build_parts(
         ValueError: A number is out of range.
     """
     _check_handler(handler)
-    opened = None if resource is None else as_resource(resource)
+    if recycle_on is not None:
+        check_filter("recycle_on", recycle_on)
+    opened = None if resource is None else as_resource(resource, recycle_on)
     if opened is not None and handler is None:
         raise TypeError(
             "resource= needs a handler(job, resource); a pool without a handler cannot pass one to its jobs"
@@ -111,7 +113,6 @@ def build_parts(
         if isinstance(dead_letters, PoolAwareSink):
             check_function("pool_opened(name) of dead_letters", dead_letters.pool_opened)
             check_function("pool_closed(name) of dead_letters", dead_letters.pool_closed)
-    check_filter("recycle_on", recycle_on)
     if not isinstance(name, str):
         raise TypeError(f"name must be a str, got {describe(name)}")
     if callable(timeout) and not isinstance(timeout, type):
@@ -139,7 +140,7 @@ def build_parts(
     if responds_within is not None:
         responds_within = check_seconds("responds_within", responds_within, positive=True)
     if engine is None:
-        return parts(timeout=timeout, resource=opened, recycle_on=recycle_on)
+        return parts(timeout=timeout, resource=opened)
     # What belongs to one attempt goes along with it.
     spec = Spec(
         pool=name,
@@ -147,15 +148,19 @@ def build_parts(
         timeout=None if callable(timeout) else timeout,
         max_elapsed=None if retry is None else retry.max_elapsed,
         resource=opened,
-        recycle_on=recycle_on,
         shares_main=_check_engine(engine),
         tick=TICK if responds_within is None else min(TICK, responds_within / 4),
         timeout_varies=callable(timeout),
     )
     remote = Remote(
-        engine=engine, spec=pack_spec(spec), patience=patience, reruns=reruns, responds_within=responds_within
+        engine=engine,
+        spec=pack_spec(spec),
+        is_required=opened is None or opened.required,
+        patience=patience,
+        reruns=reruns,
+        responds_within=responds_within,
     )
-    return parts(timeout=timeout if callable(timeout) else None, resource=None, recycle_on=OSError, remote=remote)
+    return parts(timeout=timeout if callable(timeout) else None, resource=None, remote=remote)
 
 
 def _check_engine(engine: Engine) -> bool:

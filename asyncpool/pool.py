@@ -90,9 +90,10 @@ class WorkerPool(Intake[JobT, ValueT]):
         breaker: Pauses the pool while its backend is down, instead of failing the jobs: see `Breaker`.
         resource: Creates an async context manager for each worker (a connection, a session). It is entered and left in
             one task, and replaced after a cancelled or timed-out job, and after an error that matches `recycle_on`. Or
-            a `Resource`, which also has the bounds for entering (30 seconds) and leaving (10).
-        recycle_on: Which errors of a job replace its worker's resource: a type, a tuple of types, or a predicate. A
-            `TimeoutError` is an `OSError`.
+            a `Resource`, which also checks it before it is used, replaces it at a certain age, and bounds how long
+            entering and leaving can take.
+        recycle_on: Which errors of a job replace its worker's resource, if `resource` is a function: `resource=connect,
+            recycle_on=KeyError` is short for `resource=Resource(connect, recycle_on=KeyError)`. None: `OSError`.
         priority: Returns a job's sort key. Jobs with smaller keys run first; equal keys run in the order of acceptance.
             It orders the queue, and not the callers that wait for room. Strict: a steady flow of jobs with smaller keys
             starves the others. A key that does not compare with the others, or has NaN in it at any depth (of tuples,
@@ -113,8 +114,8 @@ class WorkerPool(Intake[JobT, ValueT]):
             a handler blocks it. None: never.
 
     Raises:
-        TypeError: An argument is not of its type; `handler` is not callable, or a generator function; handler or
-            resource cannot be sent to other processes.
+        TypeError: An argument is not of its type; `handler` is not callable, or a generator function; `recycle_on` is
+            given beside a `Resource`; handler or resource cannot be sent to other processes.
         ValueError: A number is out of range.
     """
 
@@ -143,7 +144,7 @@ class WorkerPool(Intake[JobT, ValueT]):
         *,
         workers: Workers,
         resource: Callable[[], AbstractAsyncContextManager[ResourceT]] | Resource[ResourceT],
-        recycle_on: ErrorFilter = OSError,
+        recycle_on: ErrorFilter | None = None,
         **options: Unpack[PoolOptions[JobT]],
     ) -> None: ...
 
@@ -160,7 +161,7 @@ class WorkerPool(Intake[JobT, ValueT]):
         limiter: Limiter[Any] | None = None,
         breaker: Breaker | None = None,
         resource: Callable[[], AbstractAsyncContextManager[Any]] | Resource[Any] | None = None,
-        recycle_on: ErrorFilter = OSError,
+        recycle_on: ErrorFilter | None = None,
         priority: Callable[[Any], Any] | None = None,
         dead_letters: DeadLetterSink[Any] | None = None,
         observers: Sequence[Observer] = (),
@@ -199,7 +200,7 @@ class WorkerPool(Intake[JobT, ValueT]):
     async def start(self) -> None:
         """Open the pool; `async with pool:` does this, and closes the pool at the end.
 
-        Waits until the first worker has entered its resource, if the pool has one (see `Resource` for the others).
+        Waits until the first worker has entered its resource, if the pool has one that is `required` (see `Resource`).
         With an engine, waits for the first process that can run the handler, and has done that. If the wait is
         cancelled, the pool is closed.
 

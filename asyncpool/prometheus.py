@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, get_args
 from weakref import WeakKeyDictionary
 
 from asyncpool._checks import check_seconds
 from asyncpool._guard import describe
 from asyncpool.dead_letters.memory import DeadLetters
 from asyncpool.pool import WorkerPool
-from asyncpool.stats import Distribution, PoolStats, ProcessStats
+from asyncpool.stats import Distribution, PoolStats, ProcessStats, ReplacementReason
 
 try:
     from prometheus_client.core import (
@@ -38,6 +38,7 @@ except ModuleNotFoundError as error:
 
 __all__ = ["PoolCollector"]
 
+_REASONS = get_args(ReplacementReason)
 _STATES = ("new", "starting", "open", "draining", "stopping", "closed")
 _BREAKER_STATES = ("closed", "open", "half-open")
 # Every fourth of the pool's own bounds, doubling from 16 us to 12.7 days. So the counts are exact, and a quantile is
@@ -280,6 +281,12 @@ class _Families:
             "Resources that are opening, closing, or abandoned because they ignore that they were cancelled.",
             "state",
         )
+        self._replaced = counter(
+            "resources_replaced",
+            "Resources closed by plan: they reached max_age, max_idle (idle) or max_jobs, failed their check, or were "
+            "spoiled by a job (recycle).",
+            "reason",
+        )
         self._stalled = gauge(
             "stalled_seconds",
             "Seconds for which jobs have waited and no worker could take them; 0 if the pool is not stalled.",
@@ -344,6 +351,8 @@ class _Families:
         self._resources.add_metric([pool, "opening"], stats.resources_opening)
         self._resources.add_metric([pool, "closing"], stats.resources_closing)
         self._resources.add_metric([pool, "abandoned"], stats.resources_abandoned)
+        for reason, count in zip(_REASONS, stats.resources_replaced, strict=True):
+            self._replaced.add_metric([pool, reason], count)
         self._stalled.add_metric([pool], stats.stalled_seconds)
         self._retries.add_metric([pool], stats.retries)
         self._rejected.add_metric([pool], stats.rejected)

@@ -17,7 +17,7 @@ from asyncpool._core.invoke import call_handler, within_deadline
 from asyncpool._core.job import CURRENT_JOB, Job, Waiters
 from asyncpool._core.life import Life
 from asyncpool._core.parts import Parts
-from asyncpool._core.resources import Outage
+from asyncpool._core.resource_log import ResourceLog
 from asyncpool._core.scaler import as_policy
 from asyncpool.engines.contract import ContextCarrier
 from asyncpool.engines.remote_errors import dump_error
@@ -32,6 +32,7 @@ from asyncpool.engines.wire import (
     LOG,
     OPENED,
     READY,
+    REPLACED,
     START,
     STUCK,
     TICK,
@@ -46,6 +47,7 @@ from asyncpool.engines.wire import (
 from asyncpool.errors import JobCrashed, JobExpired, RetryAdvice
 from asyncpool.options import build_parts
 from asyncpool.outcomes import Cancelled, CancelReason, Outcome, Succeeded
+from asyncpool.stats import ReplacementReason
 
 __all__ = ["Runner"]
 
@@ -169,12 +171,12 @@ class Runner:
         assert self._life is not None
         assert self._parts is not None
         self._is_open, self._is_usable, self._was_usable = True, False, False
-        if self._parts.workers.has_resource:
+        if self._parts.workers.resource is not None:
             self._tell((WAITING, 0, None, 0.0))
         # Without a share it goes on until its jobs have ended, so that a new share needs not wait for them.
         while (self._share > 0 or self._jobs) and not self._is_closing:
             # One resource first: if it cannot be opened, neither can the others, and it is tried again alone.
-            is_first = self._parts.workers.has_resource and not self._was_usable
+            is_first = self._parts.workers.resource is not None and not self._was_usable
             self._parts.scaler.replace(as_policy(1 if is_first else max(1, self._share)))
             self._check_usable()
             await self._share_changed.wait()
@@ -195,11 +197,11 @@ class Runner:
             workers=1,
             timeout=attrgetter("timeout") if spec.timeout_varies else spec.timeout,
             resource=spec.resource,
-            recycle_on=spec.recycle_on,
             name=spec.pool,
         )
-        parts.workers.outage = _Faults(parts, self)
-        parts.workers.on_usable = parts.cancellation.on_stuck = self._usable_may_change
+        parts.workers.log = _RemoteLog(parts, self)
+        parts.health.keeps_one = True  # so that the process is never without a resource by its own doing
+        parts.health.on_usable = parts.cancellation.on_stuck = self._usable_may_change
         parts.cancellation.logs_stuck = False
         parts.workers.retarget(0, "the runner makes them")  # so that it starts without a resource
         self._life = Life(parts)
@@ -218,7 +220,8 @@ class Runner:
         parts = self._parts
         if not self._is_open or parts is None:
             return
-        is_usable = parts.workers.usable + parts.ledger.running > parts.cancellation.stuck
+        usable = parts.workers.usable + len(parts.health.checking) + parts.ledger.running
+        is_usable = usable > parts.cancellation.stuck
         if is_usable == self._is_usable:
             return
         self._is_usable = is_usable
@@ -360,8 +363,8 @@ class Runner:
             await asyncio.wait([self._keeper])
 
 
-class _Faults(Outage):
-    """Reports the failures of resources to the program, which counts those of all its processes.
+class _RemoteLog(ResourceLog):
+    """Reports what happens to resources to the program, which counts those of all its processes.
 
     While the runner closes, they are logged here: the engine may no longer take news.
     """
@@ -398,3 +401,7 @@ class _Faults(Outage):
         if worker in self._reported:
             self._reported.discard(worker)
             self._runner.report(kind, worker)
+
+    def replaced(self, worker: int, reason: ReplacementReason, process: str | None = None) -> None:
+        """Report a resource that is about to be closed by plan."""
+        self._runner.report(REPLACED, (worker, reason))

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Literal, NamedTuple, TypeAlias
 
-__all__ = ["BUCKET_BOUNDS", "Distribution", "PoolStats", "ProcessStats"]
+__all__ = ["BUCKET_BOUNDS", "Distribution", "PoolStats", "ProcessStats", "ReplacementReason", "Replacements"]
 
 # From 1 us to 203 days, four buckets per doubling: a percentile read from them is at most 19% above the true one.
 BUCKET_BOUNDS = tuple(1e-6 * 2 ** (step / 4) for step in range(177))
@@ -70,6 +71,26 @@ class Distribution:
         return self.max
 
 
+ReplacementReason: TypeAlias = Literal["age", "idle", "jobs", "check", "recycle"]
+"""Why a resource is closed by plan; `Replacements` explains each."""
+
+
+class Replacements(NamedTuple):
+    """How many open resources were closed by plan, by the reason. `sum(replacements)` is how many in all."""
+
+    age: int = 0
+    """They reached their `max_age`."""
+    idle: int = 0
+    """They were idle for `max_idle`. The worker opens the next one when a job needs it."""
+    jobs: int = 0
+    """They did `max_jobs`."""
+    check: int = 0
+    """They failed their `check`."""
+    recycle: int = 0
+    """A job on them failed with an error that matches `recycle_on`, was cancelled, timed out, or called
+    `current_job().recycle()`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStats:
     """A snapshot of a pool's counters, all read at the same instant. In each snapshot
@@ -104,7 +125,7 @@ class PoolStats:
     resources_closing: int
     """Resources that are being closed."""
     resources_abandoned: int
-    """Resources that ignored their cancellation while they were opened or closed, and still do."""
+    """Resources that ignored their cancellation while they were opened, checked or closed, and still do."""
     stalled_seconds: float
     """For how many seconds jobs have waited while no worker could take them, because none has its resource or all run
     jobs that ignore their cancellation; 0.0 until that has lasted five seconds, and when it is over."""
@@ -138,6 +159,8 @@ class PoolStats:
     """The state of the breaker: "closed", "open" or "half-open"; None without one."""
     breaker_openings: int = 0
     """How often the breaker has opened while the pool ran, also after a probe that failed."""
+    resources_replaced: Replacements = field(default_factory=Replacements)
+    """How many open resources were closed by plan, by the reason. Those that died are not counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

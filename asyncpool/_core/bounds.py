@@ -20,7 +20,7 @@ class Bound:
     cancelled, once. If `end()` is not called within five seconds of that, `ignored` is.
     """
 
-    __slots__ = ("_cancel", "_context", "_ignored", "_is_cancelled", "_loop", "_timer", "is_over")
+    __slots__ = ("_cancel", "_context", "_ignored", "_loop", "_timer", "is_cancelled", "is_over")
 
     def __init__(
         self,
@@ -35,20 +35,21 @@ class Bound:
         self._cancel = cancel
         self._ignored = ignored
         self._timer: asyncio.TimerHandle | None = None
-        self._is_cancelled = False
+        self.is_cancelled = False
+        """Whether the task was cancelled by us, since the last `begin()`."""
         self.is_over = False
         """Whether the seconds were over before the end came."""
 
     def begin(self, seconds: float) -> None:
         """Give the task some seconds from now on."""
         self.end()
-        self.is_over = self._is_cancelled = False
+        self.is_over = self.is_cancelled = False
         self._timer = self._loop.call_later(seconds, self._expire, context=self._context.copy())
 
     def cancel_now(self) -> None:
         """Do not wait for the end of the seconds. Does nothing if the task was cancelled already, or has ended."""
-        if self._timer is not None and not self._is_cancelled:
-            self._is_cancelled = True
+        if self._timer is not None and not self.is_cancelled:
+            self.is_cancelled = True
             self._timer.cancel()
             self._timer = self._loop.call_later(_IGNORED_AFTER, self._is_ignored, context=self._context.copy())
             self._cancel()

@@ -193,7 +193,7 @@ class Dispatcher:
         elif self._idle and not self._is_pump_scheduled and self._order:  # its length: tombstones alone wake nobody
             self._is_pump_scheduled = True
             self._state.loop.call_soon(self._pump, context=self._context.copy())
-        if not self._idle and self._queue.unmade and self._workers.make_more():
+        if not self._idle and self._queue.reserve and self._workers.make_more():
             self.wake()
 
     def _pump(self) -> None:

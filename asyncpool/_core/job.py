@@ -15,6 +15,7 @@ from asyncpool._core.state import State
 from asyncpool._guard import describe
 from asyncpool.errors import PoolError
 from asyncpool.outcomes import CancelReason, Failed, Outcome
+from asyncpool.stats import ReplacementReason
 
 __all__ = [
     "CURRENT_JOB",
@@ -102,6 +103,10 @@ class ResourceHolder(Protocol):
         """Note that the worker's flags, or its job, have changed."""
         ...
 
+    def check(self) -> None:
+        """Ask the user's check whether the resource is still good. The worker has no job, and is not idle meanwhile."""
+        ...
+
     def leave(self) -> None:
         """Note that the worker retires: give up what is still being opened, and close what is held."""
         ...
@@ -114,7 +119,18 @@ class ResourceHolder(Protocol):
 class Worker:
     """A slot for one job at a time. It is in `Workers.idle`, or has a job, or its resource is not there."""
 
-    __slots__ = ("job", "needs_recycle", "number", "pool", "resource", "resource_task", "retiring")
+    __slots__ = (
+        "idle_since",
+        "job",
+        "jobs_left",
+        "needs_recycle",
+        "number",
+        "pool",
+        "recycle_reason",
+        "resource",
+        "resource_task",
+        "retiring",
+    )
 
     def __init__(self, number: int, pool: State) -> None:
         self.number = number
@@ -124,6 +140,16 @@ class Worker:
         self.resource_task: ResourceHolder | None = None
         self.retiring = False  # takes no more jobs, and goes when its job has ended
         self.needs_recycle = False  # takes no more jobs until its resource is replaced
+        self.recycle_reason: ReplacementReason = "recycle"  # why, if it does
+        # Of the resource that it holds; kept only if the rules of the resource need it.
+        self.idle_since = 0.0
+        self.jobs_left = 0
+
+    def recycle(self, reason: ReplacementReason) -> None:
+        """Let its resource be replaced once it has no job. The first reason counts."""
+        if not self.needs_recycle:
+            self.recycle_reason = reason  # first, because a thread of the job can look at the other
+            self.needs_recycle = True
 
     def __repr__(self) -> str:
         flags = f"{' retiring' if self.retiring else ''}{' needs recycle' if self.needs_recycle else ''}"

@@ -81,7 +81,7 @@ class Life:
         supervisor.add_done_callback(self._supervisor_is_done)
         if parts.dead_letters is not None:  # the sink can do anything, even close the pool
             parts.dead_letters.opened()
-        if parts.workers.has_resource or parts.fleet is not None:
+        if parts.workers.resource is not None or parts.fleet is not None:
             await self._open_first()
         elif not state.is_starting:
             await self.wait_closed()
@@ -101,14 +101,14 @@ class Life:
 
     async def _open_first(self) -> None:
         """Wait for the first worker's resource, or for the first process."""
-        parts = self._parts
+        parts, resource = self._parts, self._parts.workers.resource
         try:
             await parts.tasks.wait_open()  # for the group that their tasks run in; which can be over by then
             if self._state.is_starting:
                 if parts.fleet is not None:
                     parts.fleet.on_lost = self._engine_is_lost
                     await parts.fleet.open(copy_context())
-                elif parts.workers.target:
+                elif parts.workers.target and resource is not None and resource.required:
                     opened = parts.workers.add_first().opened
                     assert opened is not None
                     await opened

@@ -17,6 +17,7 @@ from asyncpool._core.cancellation import Cancellation
 from asyncpool._core.claims import Resolver
 from asyncpool._core.dispatch import Dispatcher
 from asyncpool._core.gated import Deadlines, GatedDispatcher
+from asyncpool._core.health import Health
 from asyncpool._core.inspection import Inspection
 from asyncpool._core.invoke import Invoke, call_job
 from asyncpool._core.job import Job, Worker
@@ -44,7 +45,6 @@ from asyncpool._guard import describe
 from asyncpool.breaker import Breaker
 from asyncpool.dead_letters.letter import DeadLetterSink
 from asyncpool.dead_letters.writer import DeadLetterWriter
-from asyncpool.errors import ErrorFilter
 from asyncpool.events import Observers
 from asyncpool.limits.limiter import is_manager
 from asyncpool.limits.line import Limit
@@ -75,7 +75,6 @@ class Parts:
         limiters: tuple[Any, ...],
         dead_letters: DeadLetterSink[Any] | None,
         resource: Resource[Any] | None,
-        recycle_on: ErrorFilter,
         observers: Observers,
         breaker: Breaker | None = None,
         remote: Remote | None = None,
@@ -103,7 +102,9 @@ class Parts:
             _report_appended(order, self._watch_deadline)
         if queue_timeout is not None:
             _report_appended(order, self._watch_queue_timeout)
-        # Shared by those who only read them; `Workers` writes both.
+        if resource is not None and resource.check is not None:
+            _report_appended(order, lambda job: self.health.job_arrived())
+        # Shared by those who only read them; `Workers` and `Health` write them.
         by_number: dict[int, Worker] = {}
         idle: list[Worker] = []
         backing_off = (TimerHeap[Job] if breaker is None else HoldingHeap)(
@@ -159,6 +160,7 @@ class Parts:
         self.inspection = Inspection(
             self.state, queue=self.queue, backing_off=backing_off, lanes=self.lanes, workers=by_number
         )
+        self.health = Health(self.state, resource, queue=self.queue, pauses=self.pauses, idle=idle)
         self.workers = Workers(
             self.state,
             self.ledger,
@@ -168,6 +170,7 @@ class Parts:
             idle=idle,
             queue=self.queue,
             cancellation=self.cancellation,
+            health=self.health,
             tasks=self.tasks,
             resource=resource,
             target=index(policy.initial_workers),
@@ -181,7 +184,7 @@ class Parts:
             pauses=self.pauses,
             cancellation=self.cancellation,
         )
-        self.workers.on_usable = self.cancellation.on_stuck = self.stall.watch
+        self.health.on_usable = self.cancellation.on_stuck = self.stall.watch
         self.load = Load(
             self.state,
             self.ledger,
@@ -210,7 +213,8 @@ class Parts:
         self.retries = Retries(
             retry,
             budget,
-            recycle_on=recycle_on,
+            recycle_on=() if resource is None else resource.recycle_on,
+            on_spoiled=self.health.suspect_all,
             state=self.state,
             ledger=self.ledger,
             observers=observers,
@@ -302,13 +306,23 @@ class Parts:
             must_leave_fast_path=(
                 *(() if self.breaking is None else (lambda: True,)),  # which hears of the end of each attempt
                 lambda: observers.any,
-                lambda: self.workers.has_resource,
+                lambda: self.workers.resource is not None,
                 lambda: self.workers.surplus,
                 lambda: self.cancellation.is_active,
                 lambda: self.pauses.is_paused,
                 *(() if self.lanes is None else (lambda lanes=self.lanes: lanes.holds_slots,)),
             ),
+            start_returned=self._start_returned if self.health.has_check else None,
+            start_lifted=self._start_lifted if self.health.has_check else None,
         )
+
+    def _start_returned(self) -> None:
+        self.health.job_arrived()
+        self.dispatcher.wake()
+
+    def _start_lifted(self) -> None:
+        self.health.pause_lifted()
+        self.dispatcher.wake()
 
     def _come_back(self, job: Job) -> None:
         self.retries.come_back(job)  # which does not exist yet when the heap is made
@@ -395,7 +409,7 @@ class Parts:
 
     def stats(self) -> PoolStats:
         """Return a snapshot."""
-        ledger, state = self.ledger, self.state
+        ledger, state, resource_tasks = self.ledger, self.state, self.workers.resource_tasks()
         return PoolStats(
             name=state.name,
             submitted=ledger.submitted,
@@ -408,8 +422,8 @@ class Parts:
             workers=self.workers.usable + ledger.running,
             target_workers=self.workers.target,
             max_workers=self.workers.max_workers,
-            resources_opening=self.workers.opening,
-            resources_closing=self.workers.closing,
+            resources_opening=sum(task.is_opening for task in resource_tasks),
+            resources_closing=sum(task.is_closing for task in resource_tasks),
             resources_abandoned=self.tasks.abandoned,
             stalled_seconds=self.stall.seconds,
             peak_running=max(ledger.past_peak, ledger.peak_running),
@@ -426,6 +440,7 @@ class Parts:
             reruns=0 if self.fleet is None else self.fleet.reruns,
             breaker=None if self.breaking is None else self.breaking.state,
             breaker_openings=0 if self.breaking is None else self.breaking.openings,
+            resources_replaced=self.workers.log.replacements,
         )
 
 

@@ -420,9 +420,12 @@ class Stall:
             if not self.processes.is_usable:
                 reasons.append(self.processes.reason)
         elif len(workers.by_number) > self._ledger.running:
-            last = workers.last_failure
+            last, checking = workers.log.last_failure, len(workers.health.checking)
+            tasks = workers.resource_tasks()
+            opening, closing = sum(task.is_opening for task in tasks), sum(task.is_closing for task in tasks)
             reasons.append(
-                f"no worker has its resource ({workers.opening} opening, {workers.closing} closing"
+                f"no worker has its resource ({opening} opening, {closing} closing"
+                f"{f', {checking} checking' if checking else ''}"
                 f"{f', {workers.abandoned} abandoned' if workers.abandoned else ''}"
                 f"{'' if last is None else f'; the last failure was {last}'})"
             )

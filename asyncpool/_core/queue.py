@@ -69,8 +69,9 @@ class JobQueue(asyncio.Queue[Job]):
         self._drained = drained
         self._target = 0
         self._notices: dict[object, tuple[Callable[[], None], int, int]] = {}
-        self.unmade = 0
-        """How many workers there are only by number, because no job has needed them yet. `Workers` writes it."""
+        self.reserve = 0
+        """How many workers are not idle but can be without a job's end: those that are not made yet, and those whose
+        resource must be checked first. `Workers` and `Health` write it."""
 
     # -- The storage -------------------------------------------------------------------------------------------------
 
@@ -127,10 +128,10 @@ class JobQueue(asyncio.Queue[Job]):
         self.window = max(1, self._maxsize + max_workers)
 
     def room(self) -> int:
-        """How many jobs can be accepted now: what the queue can hold, and what idle workers will take from it."""
+        """How many jobs can be accepted now: what the queue can hold, and what free workers will take from it."""
         if self._ledger.delayed >= self._max_delayed:
             return 0
-        idle = 0 if self._pauses.is_paused else len(self._idle) + self.unmade
+        idle = 0 if self._pauses.is_paused else len(self._idle) + self.reserve
         # In a pool that sleeps without workers, the first job brings one.
         if not idle and not self._ledger.running and not self._target and not self._pauses.is_paused:
             idle = 1

@@ -1,11 +1,13 @@
-"""The task that opens, holds and closes one worker's resource; and the log of those that fail.
+"""The task that opens, holds, checks and closes one worker's resource.
 
-What becomes of the worker meanwhile is `workers.py`; the bounds for opening and closing are those of `bounds.py`.
+What becomes of the worker meanwhile is `workers.py`; when its resource is checked is `health.py`; the bounds of each
+step are those of `bounds.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context
@@ -15,16 +17,14 @@ from typing import Any, NamedTuple, Protocol
 from asyncpool._chance import chance
 from asyncpool._core.bounds import Bound, Places
 from asyncpool._core.job import Worker
-from asyncpool._core.state import State
+from asyncpool._core.resource_log import ResourceLog
 from asyncpool._core.tasks import Tasks
 from asyncpool._core.wakeups import wake
 from asyncpool._guard import describe, is_error, set_cause
-from asyncpool._logs import is_logged, log
 from asyncpool.errors import PoolClosed, ResourceDied, ResourceTimeout, is_safe_to_raise
-from asyncpool.events import Observers, ResourceFailed
 from asyncpool.resources import Resource
 
-__all__ = ["Outage", "ResourceHost", "ResourceTask", "safe_error"]
+__all__ = ["SPREAD", "ResourceHost", "ResourceTask", "safe_error"]
 
 # The pause before a resource that could not be opened is tried again: doubled each time, with half of it random, so
 # that the workers of a pool do not all connect to a database in the moment in which it is back.
@@ -34,8 +34,10 @@ _LONGEST_PAUSE = 5.0
 _LONG_LIFE = 30.0
 # A worker that has waited this long for a resource is no longer one that is about to start, in seconds.
 _SLOW_AFTER = 5.0
-# After this many seconds without a failure, the next one begins another outage, whose first failure is logged.
-_QUIET = 60.0
+
+
+# Between which shares of `max_age` and `max_jobs` a resource is replaced, at random: so not all in the same moment.
+SPREAD = 0.9, 1.0
 
 
 def safe_error(error: BaseException | None) -> BaseException:
@@ -52,6 +54,9 @@ class ResourceHost(Protocol):
 
     def worker_ready(self, worker: Worker, /) -> None: ...
     def worker_slow(self, worker: Worker, /) -> None: ...
+    def resource_passed_check(self, worker: Worker, /) -> None: ...
+    def resource_failed_check(self, worker: Worker, error: BaseException | None, /) -> None: ...
+    def resource_too_old(self, worker: Worker, /) -> None: ...
     def resource_lost(self, worker: Worker, /) -> BaseException | None: ...
     def resource_failed(self, worker: Worker, error: BaseException, retry_in: float | None, /) -> None: ...
     def resource_abandoned(self, worker: Worker, error: ResourceTimeout, failures: int, /) -> None: ...
@@ -61,8 +66,9 @@ class ResourceHost(Protocol):
 class _Step(Enum):
     """The user code that a resource task waits for, if it does."""
 
-    OPENING = 1
-    CLOSING = 2
+    OPENING = "opened"
+    CHECKING = "checked"
+    CLOSING = "closed"
 
 
 class _Held(NamedTuple):
@@ -90,6 +96,7 @@ class ResourceTask:
         host: ResourceHost,
         resource: Resource[Any],
         places: Places,
+        log: ResourceLog,
         *,
         must_open: bool = False,
         failures: int = 0,
@@ -99,6 +106,7 @@ class ResourceTask:
         self._host = host
         self._resource = resource
         self._places = places
+        self._log = log
         self._failures = failures  # since a resource was last closed without one, or held for long
         self._loop = self._state.loop
         self._changed: asyncio.Future[None] | None = None
@@ -107,6 +115,8 @@ class ResourceTask:
         self._step: _Step | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_abandoned = False
+        self._must_check = False
+        self._age_timer: asyncio.TimerHandle | None = None
         self._slow_timer: asyncio.TimerHandle | None = None
         self.is_slow = failures > 0
         """Whether the worker has waited some seconds for a resource that was not refused: nobody knows how long yet."""
@@ -135,11 +145,23 @@ class ResourceTask:
         if self._changed is not None:
             wake(self._changed)
 
+    def check(self) -> None:
+        """Ask the user's check whether the resource is still good, and report the answer."""
+        self._must_check = True
+        self.notify()
+
     def leave(self) -> None:
-        """Note that the worker retires: give up what is still being opened, and close what is held."""
+        """Note that the worker retires: give up what is being opened or checked, and close what is held."""
         if self._step is _Step.OPENING:
             self._bound.cancel_now()
+        elif self._step is _Step.CHECKING:
+            # Not now: it can be the check that calls us, and if it never suspends again, closing would be cancelled.
+            self._loop.call_soon(self._give_up_check, context=self._context.copy())
         self.notify()
+
+    def _give_up_check(self) -> None:
+        if self._step is _Step.CHECKING:
+            self._bound.cancel_now()
 
     def _fail_start(self) -> None:
         """Wake whoever waits for the first resource, which will not be opened."""
@@ -151,6 +173,7 @@ class ResourceTask:
         self._is_abandoned = True
         self._bound.end()
         self._set_waiting(False)
+        self._set_age_timer(None)
         self._fail_start()
 
     def _cancel(self) -> None:
@@ -164,6 +187,7 @@ class ResourceTask:
         self._is_abandoned = True
         error = self._timeout()
         self._set_waiting(False)
+        self._set_age_timer(None)
         self._places.leave(self)
         self._tasks.abandon(self._task)
         if self.opened is not None and not self.opened.done():
@@ -175,6 +199,7 @@ class ResourceTask:
         """The end, also of a task that was cancelled before its first step."""
         self._bound.end()
         self._set_waiting(False)
+        self._set_age_timer(None)
         self._places.leave(self)
         if self._is_abandoned:
             return
@@ -245,13 +270,15 @@ class ResourceTask:
                     was_opened = True
                     opened_at = self._state.time()
                     worker.resource = resource
-                    worker.needs_recycle = False
+                    worker.needs_recycle = self._must_check = False
+                    worker.recycle_reason = "recycle"
                     self._set_waiting(False)
+                    self._set_age_timer(self._resource.max_age)
                     if self.opened is not None and not self.opened.done():
                         self.opened.set_result(None)
                     self._host.worker_ready(worker)
                     try:
-                        await self._until(self._is_to_be_left)
+                        await self._hold_until_left(resource)
                     except BaseException:
                         if self._loop.is_closed():
                             raise  # we are being collected
@@ -259,6 +286,7 @@ class ResourceTask:
                         lost = self._host.resource_lost(worker)
                         raise
                     finally:
+                        self._set_age_timer(None)
                         seconds = self._state.time() - opened_at
                 except KeyboardInterrupt as raised:
                     interrupt = raised
@@ -288,6 +316,59 @@ class ResourceTask:
         finally:
             del error, late  # their tracebacks refer to this frame
 
+    async def _hold_until_left(self, resource: Any) -> None:
+        """Wait until the open resource is to be closed, and check it when that is asked for."""
+        worker = self._worker
+        while True:
+            await self._until(lambda: self._must_check or self._is_to_be_left())
+            if self._is_to_be_left():
+                break
+            self._must_check = False
+            await self._check(resource)
+            if self._is_abandoned:
+                return
+        if not worker.retiring:
+            self._log.replaced(worker.number, worker.recycle_reason)
+
+    async def _check(self, resource: Any) -> None:
+        """Ask the user's check about the resource, within its bound, and report the answer.
+
+        Raises:
+            CancelledError: Somebody else has cancelled us: the resource's own scope, or whoever cancels every task.
+        """
+        task, check, worker = self._task, self._resource.check, self._worker
+        assert task is not None
+        assert check is not None
+        answer: Any = False
+        error: BaseException | None = None
+        self._begin(_Step.CHECKING)
+        try:
+            answer = check(resource)
+            while inspect.isawaitable(answer):
+                answer = await answer
+        except BaseException as raised:
+            if self._loop.is_closed() or is_error(raised, GeneratorExit):
+                raise  # we are being collected
+            error = raised
+        is_cancelled = self._bound.is_cancelled
+        error = self._end() or error
+        try:
+            if is_cancelled:
+                task.uncancel()  # only ours: there can be others, of the scopes of the resource
+            elif error is not None and is_error(error, asyncio.CancelledError):
+                raise error
+            if error is not None and is_error(error, KeyboardInterrupt):
+                self._state.raise_later(error)
+            if self._is_abandoned or worker.retiring:
+                return
+            if error is None and answer is not False:
+                self._set_waiting(False)
+                self._host.resource_passed_check(worker)
+            else:
+                self._host.resource_failed_check(worker, error)
+        finally:
+            del error, answer  # its traceback refers to this frame
+
     # -- The bounds --------------------------------------------------------------------------------------------------
 
     def _begin(self, step: _Step) -> None:
@@ -296,8 +377,7 @@ class ResourceTask:
             return
         self._step = step
         self._set_waiting(not self._worker.retiring)
-        is_opening = step is _Step.OPENING
-        self._bound.begin(self._resource.open_timeout if is_opening else self._resource.close_timeout)
+        self._bound.begin(self._seconds(step))
 
     def _end(self) -> ResourceTimeout | None:
         """End the step; return the error if it has taken too long, whatever the resource has made of that."""
@@ -306,10 +386,31 @@ class ResourceTask:
         self._step = None
         return late
 
+    def _seconds(self, step: _Step) -> float:
+        match step:
+            case _Step.OPENING:
+                return self._resource.open_timeout
+            case _Step.CHECKING:
+                return self._resource.check_timeout
+            case _Step.CLOSING:
+                return self._resource.close_timeout
+
     def _timeout(self) -> ResourceTimeout:
-        is_opening = self._step is _Step.OPENING
-        seconds = self._resource.open_timeout if is_opening else self._resource.close_timeout
-        return ResourceTimeout("opened" if is_opening else "closed", seconds, self._is_abandoned)
+        assert self._step is not None
+        return ResourceTimeout(self._step.value, self._seconds(self._step), self._is_abandoned)
+
+    def _set_age_timer(self, max_age: float | None) -> None:
+        """Have the resource that was just opened replaced when it is too old; None: do not, any more."""
+        if self._age_timer is not None:
+            self._age_timer.cancel()
+            self._age_timer = None
+        if max_age is not None:
+            seconds = max_age * chance.uniform(*SPREAD)
+            self._age_timer = self._loop.call_later(seconds, self._becomes_old, context=self._context.copy())
+
+    def _becomes_old(self) -> None:
+        self._age_timer = None
+        self._host.resource_too_old(self._worker)
 
     def _set_waiting(self, is_waiting: bool) -> None:
         """Note whether the worker waits for its resource, and has not just been refused one."""
@@ -381,86 +482,3 @@ class ResourceTask:
         task = self._task
         while task is not None and task.cancelling():
             task.uncancel()
-
-
-class Outage:
-    """Counts the failures of all workers together: when a backend is down, they all fail, again and again.
-
-    The 1st, 2nd, 4th, 8th ... failure is logged, and the recovery if a failure was logged before it. So a resource that
-    fails as soon as it is open does not fill the log either (test_a_backend_that_flaps_does_not_fill_the_log).
-
-    The workers of a pool with an engine are in its processes, which report their failures to the one `Outage` of the
-    program (test_an_outage_that_all_processes_see_is_logged_sparsely).
-    """
-
-    __slots__ = ("_began_at", "_count", "_failed_at", "_failing", "_is_recovery_logged", "_observers", "_state", "last")
-
-    def __init__(self, state: State, observers: Observers) -> None:
-        self._state = state
-        self._observers = observers
-        self._failing: dict[str | None, set[int]] = {}  # by process, the numbers of workers that try again
-        self._count = 0
-        self._began_at = 0.0
-        self._failed_at = 0.0
-        self._is_recovery_logged = False
-        self.last: str | None = None
-        """The last failure: a text, because the error would keep frames alive."""
-
-    def failed(self, worker: int, error: BaseException, retry_in: float | None, process: str | None = None) -> None:
-        """Count a failure; None: the worker retires."""
-        now = self._state.time()
-        if not self._count or now - self._failed_at >= _QUIET:
-            self._count = 0
-            self._began_at = now
-        self._count += 1
-        self.last = describe(error)
-        self._failed_at = now
-        if retry_in is not None:
-            self._failing.setdefault(process, set()).add(worker)
-        if is_logged(self._count):
-            self._is_recovery_logged |= retry_in is not None
-            log.error(
-                "pool %r: the resource of worker %d%s failed (occurrence %d)%s",
-                self._state.name,
-                worker,
-                "" if process is None else f" of {process}",
-                self._count,
-                "" if not retry_in else f", next try in {retry_in:.2g} s",
-                exc_info=error,
-            )
-        self._report(worker, error, retry_in, process)
-
-    def abandoned(self, worker: int, error: BaseException, process: str | None = None) -> None:
-        """Report a resource that ignores its cancellation. The caller logs it."""
-        self._report(worker, error, None, process)
-
-    def _report(self, worker: int, error: BaseException, retry_in: float | None, process: str | None) -> None:
-        if self._observers.any:
-            self._observers.emit(
-                ResourceFailed(pool=self._state.name, worker=worker, error=error, retry_in=retry_in, process=process)
-            )
-
-    def opened(self, worker: int, process: str | None = None) -> None:
-        """Note that a worker's resource is open."""
-        self.left(worker, process)
-        if self._is_recovery_logged and not self._failing:
-            self._is_recovery_logged = False
-            log.warning(
-                "pool %r: the resources are open again, after %d failure%s in %.2g s",
-                self._state.name,
-                self._count,
-                "" if self._count == 1 else "s",
-                self._state.time() - self._began_at,
-            )
-
-    def left(self, worker: int, process: str | None = None) -> None:
-        """Note that a worker has left, and does not try again."""
-        failing = self._failing.get(process)
-        if failing is not None:
-            failing.discard(worker)
-            if not failing:
-                del self._failing[process]
-
-    def process_gone(self, process: str) -> None:
-        """Note that the workers of a process have left."""
-        self._failing.pop(process, None)

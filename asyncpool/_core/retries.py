@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from contextvars import Context
 from typing import Any, NamedTuple
 
@@ -53,6 +54,7 @@ class Retries:
         "_ledger",
         "_load",
         "_observers",
+        "_on_spoiled",
         "_pauses",
         "_policy",
         "_queue",
@@ -69,6 +71,7 @@ class Retries:
         budget: RetryTally | None,
         *,
         recycle_on: ErrorFilter,
+        on_spoiled: Callable[[], None],
         state: State,
         ledger: Ledger,
         observers: Observers,
@@ -83,6 +86,7 @@ class Retries:
         self._policy = policy
         self._budget = budget
         self._recycle_on = recycle_on
+        self._on_spoiled = on_spoiled  # called when a failure has spoiled a resource
         self._state = state
         self._ledger = ledger
         self._observers = observers
@@ -121,8 +125,10 @@ class Retries:
         # An outage says nothing about the number of workers.
         if not is_outage and self._load.take_error(raised, failed.error):
             self._scaler.wake_now()
-        if worker.resource_task is not None and not worker.needs_recycle and job.started_at is not None:
-            worker.needs_recycle = self._spoils_resource(failed)
+        is_in_use = worker.resource_task is not None and not worker.needs_recycle and job.started_at is not None
+        if is_in_use and self._spoils_resource(failed):
+            worker.recycle("recycle")
+            self._on_spoiled()
         try:
             floor = 0.0
             for advice in pauses_in(raised):

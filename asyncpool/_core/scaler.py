@@ -195,8 +195,8 @@ class Scaler:
 
     @property
     def _excess(self) -> int:
-        """The backlog, without the jobs that idle workers are about to take."""
-        return self._queue.backlog - len(self._workers.idle)
+        """The backlog, without the jobs that free workers are about to take."""
+        return self._queue.backlog - len(self._workers.idle) - len(self._workers.health.checking)
 
     def _watch_backlog(self) -> None:
         """Have `append` call us when the backlog rises above the number that the policy has named.

@@ -183,6 +183,8 @@ class Wakeups:
         "_must_leave_fast_path",
         "_producers",
         "_start_jobs",
+        "_start_lifted",
+        "_start_returned",
         "_state",
         "_wake_scaler",
         "_watchers",
@@ -209,10 +211,16 @@ class Wakeups:
         wake_scaler: Callable[[], None],
         check_deadlock: Callable[[], None],
         must_leave_fast_path: tuple[Callable[[], object], ...],
+        start_returned: Callable[[], None] | None = None,
+        start_lifted: Callable[[], None] | None = None,
     ) -> None:
-        """Connect the parts that are woken."""
+        """Connect the parts that are woken. How to start a job that came back, and after a pause, can have more to do:
+        workers may have been idle for long then.
+        """
         self._line = line
         self._start_jobs = start_jobs
+        self._start_returned = start_jobs if start_returned is None else start_returned
+        self._start_lifted = start_jobs if start_lifted is None else start_lifted
         self._wake_scaler = wake_scaler
         self._check_deadlock = check_deadlock
         self._must_leave_fast_path = must_leave_fast_path
@@ -228,7 +236,7 @@ class Wakeups:
         for it can be a deadlock.
         """
         self._wake_scaler()
-        self._start_jobs()
+        self._start_returned()
         self._line.wake_next()
         self._check_deadlock()
 
@@ -269,7 +277,7 @@ class Wakeups:
         self.leave_fast_path()
         self._wake_scaler()
         if is_lifted:
-            self._start_jobs()
+            self._start_lifted()
             self._line.wake_next()
 
     def size_changed(self) -> None:

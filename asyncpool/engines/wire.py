@@ -15,7 +15,6 @@ from typing import Any
 
 from asyncpool._guard import name_of, safe_text
 from asyncpool._version import __version__
-from asyncpool.errors import ErrorFilter
 from asyncpool.resources import Resource
 
 __all__ = [
@@ -29,6 +28,7 @@ __all__ = [
     "LOG",
     "OPENED",
     "READY",
+    "REPLACED",
     "SHARE",
     "START",
     "STUCK",
@@ -47,7 +47,7 @@ __all__ = [
 START, CANCEL, SHARE = range(3)
 """(START, id, number of the job, attempt, seconds left, timeout, carried, input), (CANCEL, id), (SHARE, workers)."""
 # News, from a process to the program.
-VALUE, ERROR, CANCELLED, READY, WAITING, BROKEN, LOG, FAULT, OPENED, LEFT, STUCK = range(11)
+VALUE, ERROR, CANCELLED, READY, WAITING, BROKEN, LOG, FAULT, OPENED, LEFT, STUCK, REPLACED = range(12)
 """The end of an attempt: (VALUE, id, value, seconds), (ERROR, id, error, seconds), (CANCELLED, id, whether it had
 started, seconds). All others are (kind, 0, content, 0.0), with the content:
 
@@ -57,6 +57,7 @@ started, seconds). All others are (kind, 0, content, 0.0), with the content:
 * FAULT: (worker, error, seconds until the next try or None, whether the resource was abandoned).
 * OPENED, LEFT: a worker that had a FAULT. Its resource is open; it does not try again.
 * STUCK: the id of an attempt that ignores its cancellation.
+* REPLACED: (worker, reason). Its resource is closed by plan.
 """
 
 BATCH_BYTES = 8 << 20
@@ -77,7 +78,6 @@ class Spec:
     timeout: float | None
     max_elapsed: float | None
     resource: Resource[Any] | None
-    recycle_on: ErrorFilter
     shares_main: bool
     tick: float
     """Seconds after which a process that has nothing to tell gives a sign of life."""
@@ -134,7 +134,7 @@ def pack_spec(spec: Spec) -> bytes:
     """Return the bytes of a spec.
 
     Raises:
-        TypeError: Its handler, resource or `recycle_on` cannot be sent to another process.
+        TypeError: Its handler or resource, with `check` and `recycle_on`, cannot be sent to another process.
     """
     try:
         data = dumps(spec, shares_main=spec.shares_main)
@@ -145,7 +145,7 @@ def pack_spec(spec: Spec) -> bytes:
             else ", or install cloudpickle, which can send lambdas, closures and notebook cells"
         )
         raise TypeError(
-            "handler, resource and recycle_on must be picklable, because they are sent to other processes: "
+            "handler, resource, check and recycle_on must be picklable, because they are sent to other processes: "
             f"pickling them raised {name_of(type(error))}: {safe_text(str, error, 500)}. "
             f"Use functions and classes that are defined at the top level of a module{hint}"
         ) from error

@@ -42,7 +42,12 @@ def portable(options: dict[str, Any]) -> dict[str, Any]:
     sent: dict[str, Any] = {}
     resource, recycle_on = options.get("resource"), options.get("recycle_on")
     if isinstance(resource, Resource):
-        sent["resource"] = replace(resource, open=Portable(resource.open))
+        hooks = {"open": Portable(resource.open)}
+        if resource.check is not None:
+            hooks["check"] = Portable(resource.check)
+        if not isinstance(resource.recycle_on, (type, tuple)):
+            hooks["recycle_on"] = Portable(resource.recycle_on)
+        sent["resource"] = replace(resource, **hooks)
     elif resource is not None:
         sent["resource"] = Portable(resource)
     if recycle_on is not None and not isinstance(recycle_on, (type, tuple)):

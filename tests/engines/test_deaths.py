@@ -406,7 +406,7 @@ def test_a_handler_that_cannot_be_sent_is_refused() -> None:
         with lock:
             return n
 
-    with pytest.raises(TypeError, match="handler, resource and recycle_on must be picklable"):
+    with pytest.raises(TypeError, match="handler, resource, check and recycle_on must be picklable"):
         WorkerPool(handler, workers=1, engine=InMemory())
 
 

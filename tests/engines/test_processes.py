@@ -139,7 +139,9 @@ def test_a_handler_that_cannot_be_sent_is_refused() -> None:
         with lock:
             await asyncio.sleep(n)
 
-    with pytest.raises(TypeError, match=r"handler, resource and recycle_on must be .* pickling them raised TypeError"):
+    with pytest.raises(
+        TypeError, match=r"handler, resource, check and recycle_on must be .* pickling them raised TypeError"
+    ):
         WorkerPool(handler, workers=2, engine=Processes(1))
 
 

@@ -97,7 +97,8 @@ class Fleet:
         self.presence = Presence(
             state,
             self._members,
-            workers.outage,
+            workers.log,
+            is_required=options.is_required,
             patience=options.patience,
             is_needed=lambda: self._workers.target > 0 or bool(self._errands),
             expected=lambda: self._expected,
@@ -355,14 +356,17 @@ class Fleet:
                 self._is_ready(member)
             case wire.WAITING if member.share:
                 member.is_ready, member.is_waiting = False, True
-                self.presence.changed()
+                self.presence.waits()
             case wire.FAULT:
                 worker, error, retry_in, is_abandoned = content
                 self.presence.resource_failed(member, worker, load_error(error), retry_in, is_abandoned=is_abandoned)
             case wire.OPENED:
-                self._workers.outage.opened(content, process=member.name)
+                self._workers.log.opened(content, process=member.name)
             case wire.LEFT:
-                self._workers.outage.left(content, process=member.name)
+                self._workers.log.left(content, process=member.name)
+            case wire.REPLACED:
+                worker, reason = content
+                self._workers.log.replaced(worker, reason, process=member.name)
             case wire.STUCK if content in member.errands:
                 self._on_stuck(member.errands[content].job)
             case _:

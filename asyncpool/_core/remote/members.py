@@ -21,6 +21,8 @@ class Remote:
 
     engine: Engine
     spec: bytes
+    is_required: bool
+    """Whether `start()` waits for the first resource."""
     patience: float
     """Seconds without a process after which the engine is given up."""
     reruns: bool

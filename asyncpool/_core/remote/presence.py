@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from contextvars import Context
 
 from asyncpool._core.remote.members import Member
-from asyncpool._core.resources import Outage, safe_error
+from asyncpool._core.resource_log import ResourceLog
+from asyncpool._core.resources import safe_error
 from asyncpool._core.state import State
 from asyncpool._guard import describe, is_error
 from asyncpool._logs import log
@@ -31,8 +32,9 @@ class Presence:
         self,
         state: State,
         members: Mapping[Process, Member],
-        outage: Outage,
+        resource_log: ResourceLog,
         *,
+        is_required: bool,
         patience: float,
         is_needed: Callable[[], bool],
         expected: Callable[[], int],
@@ -40,7 +42,8 @@ class Presence:
     ) -> None:
         self._state = state
         self._members = members
-        self._outage = outage
+        self._resource_log = resource_log
+        self._is_required = is_required
         self._patience = patience
         self._is_needed = is_needed
         self._expected = expected
@@ -77,7 +80,13 @@ class Presence:
             self._opened.set_result(None)
         refused, self._failures = self._failures, {}
         for member, failure in refused.items():
-            self._outage.failed(*failure, process=member.name)
+            self._resource_log.failed(*failure, process=member.name)
+
+    def waits(self) -> None:
+        """Note that a process waits for its first resource, which the pool need not wait for if it is not required."""
+        if not self._is_required:
+            self.open()
+        self.changed()
 
     def leave(self) -> None:
         """Let nobody wait for the start any longer: the pool is closing."""
@@ -105,9 +114,9 @@ class Presence:
     ) -> None:
         """A resource of a process has failed: log it, or raise it to the caller of `start()`."""
         if is_abandoned:
-            self._outage.abandoned(worker, error, process=member.name)
+            self._resource_log.abandoned(worker, error, process=member.name)
         elif not self._is_opening:
-            self._outage.failed(worker, error, retry_in, process=member.name)
+            self._resource_log.failed(worker, error, retry_in, process=member.name)
         if not self._is_opening:
             return
         self._failures[member] = worker, error, retry_in
@@ -116,7 +125,7 @@ class Presence:
 
     def lost(self, member: Member, error: BaseException, attempts: int) -> None:
         """Log that a process is lost; let the start fail if that was the last that could run the handler."""
-        self._outage.process_gone(member.name)
+        self._resource_log.process_gone(member.name)
         self._failures.pop(member, None)
         name = self._state.name
         is_lost = is_error(error, ProcessLost)  # and what replaces it may do, within the patience
@@ -143,7 +152,7 @@ class Presence:
         waiting = sum(member.is_waiting for member in self._members.values())
         if not waiting:
             return "there is no process that can run the handler"
-        last = self._outage.last
+        last = self._resource_log.last_failure
         return (
             f"no worker of any process can take a job ({waiting} process{'es wait' if waiting > 1 else ' waits'} for "
             f"a resource{'' if last is None else f'; the last failure was {last}'})"
