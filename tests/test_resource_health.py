@@ -579,6 +579,24 @@ async def test_an_idle_resource_is_closed_and_opened_when_a_job_needs_it() -> No
 
 
 @fuzzed
+async def test_a_burst_opens_what_was_closed_for_idleness_beside_what_is_checked() -> None:
+    server = Server()
+    async with server.pool(workers=3, max_idle=20) as pool:
+        await asyncio.sleep(15)
+        await pool.run(0)
+        await asyncio.sleep(10)
+        assert len(server.closed) == 2
+        server.seconds = 1.0
+        handles = [await pool.submit(5) for _ in range(3)]
+        await settle()
+        assert pool.stats.running == 2  # they do not wait for the check
+        await asyncio.sleep(1.1)
+        assert pool.stats.running == 3
+        for handle in handles:
+            await handle
+
+
+@fuzzed
 async def test_resizing_does_not_open_the_resources_that_were_closed_for_idleness() -> None:
     server = Server()
     async with server.pool(workers=3, max_idle=10, check=None) as pool:

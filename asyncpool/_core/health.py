@@ -51,6 +51,7 @@ class Health:
         "has_check",
         "has_rules",
         "keeps_one",
+        "on_idle_empty",
         "on_idle_too_long",
         "on_usable",
         "stale",
@@ -76,6 +77,8 @@ class Health:
         """Free workers whose resource must be checked before a job takes it. Like `idle`: the last was idle last."""
         self.checking: set[Worker] = set()
         """Free workers whose resource is being checked."""
+        self.on_idle_empty: Callable[[], object] = lambda: None
+        """Called when a job was queued, and no worker is idle."""
         self.on_usable: Callable[[], None] = lambda: None
         """Called when a worker has become usable, or has stopped to be."""
         self.on_idle_too_long: Callable[[list[Worker]], None] = lambda workers: None
@@ -154,7 +157,10 @@ class Health:
         # Aged again with each job that arrives, they might never take any (test_a_check_after_of_zero_starves_no_job).
         if len(self._queue.order) <= 1:
             self._age()
-        self.check_next()
+        if self._idle:
+            self.check_next()
+        else:
+            self.on_idle_empty()
 
     def pause_lifted(self) -> None:
         """See to the same for jobs that were queued in a pause."""

@@ -97,6 +97,7 @@ class Workers:
         self._queue = queue
         self._cancellation = cancellation
         self.health = health
+        health.on_idle_empty = self.make_more
         health.on_idle_too_long = self._idle_too_long
         self._tasks = tasks
         self.resource = resource

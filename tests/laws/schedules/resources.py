@@ -373,10 +373,10 @@ async def a_pool_starts_before_its_server(witness: Witness, random: Random) -> N
     pool = witness.make_pool(handler=server.handle, resource=resource, **sizes(random))
     now = server.now
     async with pool:
-        assert server.now == now
+        assert server.now == now or witness.engine is not None
         tasks = [spawn(witness.submit(witness.item("ok", "turn"))) for _ in range(random.randint(1, 5))]
         await asyncio.sleep(random.choice((0.0, 1.0, 20.0)))
-        assert pool.stats.succeeded == pool.stats.running == 0
+        assert pool.stats.succeeded == witness.active == 0
         witness.check()
         check_places(pool)
         if random.random() < 0.3:
