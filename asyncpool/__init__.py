@@ -61,7 +61,7 @@ from asyncpool.scaling.policy import Decision, FixedSize, PoolLoad, ScalingPolic
 from asyncpool.scaling.sizing import recommended_workers
 from asyncpool.signals import drain_on_signal
 from asyncpool.snapshots import QueuedJob, RunningJob
-from asyncpool.stats import Distribution, PoolStats, ProcessStats
+from asyncpool.stats import Distribution, PoolStats, ProcessStats, Resize
 from asyncpool.streams import Stream
 
 __all__ = [
@@ -118,6 +118,7 @@ __all__ = [
     "QueuedJob",
     "RateLimit",
     "RemoteError",
+    "Resize",
     "Resource",
     "ResourceDied",
     "ResourceTimeout",

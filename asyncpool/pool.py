@@ -41,7 +41,7 @@ from asyncpool.resources import Resource
 from asyncpool.retry import Retry
 from asyncpool.scaling.policy import Workers
 from asyncpool.snapshots import QueuedJob, RunningJob
-from asyncpool.stats import PoolStats, ProcessStats
+from asyncpool.stats import PoolStats, ProcessStats, Resize
 
 __all__ = ["WorkerPool"]
 
@@ -172,6 +172,7 @@ class WorkerPool(Intake[JobT, ValueT]):
         responds_within: float | None = None,
     ) -> None:
         self._dead_letters: DeadLetterSink[JobT] | None = dead_letters
+        self._limiter: Limiter[JobT] | None = limiter
         self._parts = build_parts(
             handler,
             workers=workers,
@@ -412,6 +413,15 @@ class WorkerPool(Intake[JobT, ValueT]):
         self._parts.state.check_here()
         return self._parts.inspection.running()
 
+    def resizes(self) -> tuple[Resize, ...]:
+        """Return the last 50 changes of the target number of workers since the pool is open, the oldest first.
+
+        An observer receives each one as a `PoolResized`.
+        """
+        changes = self._parts.workers.resizes
+        now = self._parts.state.time() if changes else 0.0
+        return tuple(Resize(old=old, new=new, reason=reason, seconds=now - when) for when, old, new, reason in changes)
+
     @property
     def report(self) -> ShutdownReport[JobT] | None:
         """What `close()` returned; None until the pool is closed."""
@@ -443,6 +453,11 @@ class WorkerPool(Intake[JobT, ValueT]):
     def dead_letters(self) -> DeadLetterSink[JobT] | None:
         """The sink that records jobs that failed permanently, as it was passed to the constructor."""
         return self._dead_letters
+
+    @property
+    def limiter(self) -> Limiter[JobT] | None:
+        """The limiter, as it was passed to the constructor."""
+        return self._limiter
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:

@@ -1,4 +1,4 @@
-"""What a pool counts and measures, as frozen snapshots: `PoolStats`, `ProcessStats` and `Distribution`.
+"""What a pool counts and measures, as frozen snapshots.
 
 `_core/ledger.py` counts and measures.
 """
@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal, NamedTuple, TypeAlias
 
-__all__ = ["BUCKET_BOUNDS", "Distribution", "PoolStats", "ProcessStats", "ReplacementReason", "Replacements"]
+__all__ = [
+    "BUCKET_BOUNDS",
+    "Distribution",
+    "PoolStats",
+    "ProcessStats",
+    "ReplacementReason",
+    "Replacements",
+    "Resize",
+]
 
 # From 1 us to 203 days, four buckets per doubling: a percentile read from them is at most 19% above the true one.
 BUCKET_BOUNDS = tuple(1e-6 * 2 ** (step / 4) for step in range(177))
@@ -181,3 +189,17 @@ class ProcessStats:
     """Attempts that were there when a process of this number was lost."""
     seconds: float
     """Seconds that handlers have run there, in the attempts that have ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resize:
+    """A change of the target number of workers, which a policy or `resize()` decided on."""
+
+    old: int
+    """The target before."""
+    new: int
+    """The target after it."""
+    reason: str
+    """The policy's reason, in a sentence."""
+    seconds: float
+    """Seconds since the decision."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from asyncpool import Event, FixedSize, QueueFull, WorkerPool
+from asyncpool import Event, FixedSize, QueueFull, RateLimit, WorkerPool
 from asyncpool.events import JobEnded
 from asyncpool.testing import ManualHandler, settle
 from tests.helpers import assert_conserved, echo, fuzzed, now, sleeper, virtual
@@ -265,3 +265,28 @@ async def test_an_observer_may_resize_twice_while_a_job_ends() -> None:
         assert await pool.map([1, 2, 1, 3, 1] * 4) == [1, 2, 1, 3, 1] * 4
         assert pool.stats.running == 0
     assert pool.stats.workers == 0
+
+
+@virtual
+async def test_the_last_fifty_resizes_are_kept_with_their_reasons() -> None:
+    pool: WorkerPool[Any, Any] = WorkerPool(echo, workers=1)
+    pool.resize(3)  # before the pool is open: not a change of its workers
+    assert pool.resizes() == ()
+    async with pool:
+        assert pool.resizes() == ()
+        pool.resize(3)  # no change
+        for workers in range(4, 60):
+            pool.resize(workers)
+        await asyncio.sleep(2)
+        pool.resize(1)
+        changes = pool.resizes()
+        assert len(changes) == 50
+        assert (changes[-1].old, changes[-1].new, changes[-1].seconds) == (59, 1, 0.0)
+        assert (changes[-2].old, changes[-2].new, changes[-2].seconds) == (58, 59, 2.0)
+        assert all(change.reason for change in changes)
+
+
+def test_the_limiter_can_be_read() -> None:
+    limit = RateLimit(5)
+    assert WorkerPool(echo, workers=1, limiter=limit).limiter is limit
+    assert WorkerPool(echo, workers=1).limiter is None

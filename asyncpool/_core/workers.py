@@ -8,6 +8,7 @@ workers there should be is `scaler.py`.
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable
 from contextvars import Context
 from typing import Any
@@ -36,6 +37,8 @@ __all__ = ["Workers"]
 # This many workers are made when the pool opens, the others when they are first needed: a million cost nothing until
 # then, and a backend gets no connections that nobody uses.
 _FIRST_WORKERS = 64
+# How many changes of the target are kept for `pool.resizes()`.
+_KEPT_RESIZES = 50
 
 
 class Workers:
@@ -68,6 +71,7 @@ class Workers:
         "idle",
         "log",
         "on_resized",
+        "resizes",
         "resource",
         "surplus",
         "target",
@@ -118,6 +122,8 @@ class Workers:
         self._leaving: set[Worker] = set()  # those without a job that close their resource
         self.on_resized: Callable[[], None] = _nothing
         """Called when `target` has changed."""
+        self.resizes: deque[tuple[float, int, int, str]] = deque(maxlen=_KEPT_RESIZES)
+        """The last changes of `target` since the pool is open: loop time, old and new target, reason."""
 
     def open(self, context: Context) -> None:
         """Make workers whose resources run in a copy of this context from now on."""
@@ -176,6 +182,8 @@ class Workers:
         """Change how many workers there should be, and report it."""
         old = self.target
         self._resize(decision.workers)
+        if old != decision.workers:
+            self.resizes.append((self._state.time(), old, decision.workers, decision.reason))
         self._report_resized(old, decision, load)
         # After the event, so that an observer hears of this step before what it leads to.
         self._wakeups.size_changed()
