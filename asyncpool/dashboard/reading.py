@@ -1,0 +1,198 @@
+"""Reads a pool for the page: one dictionary of plain values, all of the same instant.
+
+The past is `history.py`, dead letters are `letters.py`. Call it on the loop of the pool, between two of its steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable
+from typing import Any
+
+from asyncpool._core.parts import Parts, parts_of
+from asyncpool.dashboard.letters import shelf_of
+from asyncpool.dashboard.texts import Texts, cell, text
+from asyncpool.limits.limiter import is_several
+from asyncpool.pool import WorkerPool
+from asyncpool.stats import PoolStats
+
+__all__ = ["PoolReader", "is_here"]
+
+_MAX_RUNNING = 10
+_MAX_QUEUED = 50
+_MAX_RESIZES = 8
+_MAX_PROCESSES = 64
+_MAX_LIMITS = 8
+
+_COUNTS = (
+    "submitted",
+    "queued",
+    "delayed",
+    "running",
+    "succeeded",
+    "failed",
+    "cancelled",
+    "workers",
+    "target_workers",
+    "max_workers",
+    "peak_running",
+    "stuck",
+    "unread_failures",
+    "retries",
+    "rejected",
+    "retries_rejected",
+    "stalled_seconds",
+    "throughput",
+)
+
+
+def is_here(pool: WorkerPool[Any, Any]) -> bool:
+    """Return whether a pool can be read and used here: it runs on this loop, or runs no more, or not yet."""
+    return pool.loop is None or pool.loop is asyncio.get_running_loop() or pool.state == "closed"
+
+
+class PoolReader:
+    """Reads one pool, again and again."""
+
+    def __init__(self, pool: WorkerPool[Any, Any]) -> None:
+        self.pool = pool
+        self._parts: Parts = parts_of(pool)
+        self._texts = Texts()
+        self.shelf = shelf_of(pool.dead_letters, pool.name)
+
+    def stats(self) -> PoolStats | None:
+        """Return the statistics of the pool; None: it runs on another event loop."""
+        return self.pool.stats if is_here(self.pool) else None
+
+    def read(self, stats: PoolStats | None, has_time: Callable[[], bool]) -> dict[str, Any]:
+        """Return what the page shows of the pool.
+
+        Args:
+            stats: What `stats()` has returned just now.
+            has_time: Whether there is still time to describe jobs.
+        """
+        pool = self.pool
+        if stats is None:
+            return {
+                "name": text(pool.name),
+                "state": "elsewhere",
+                "refused": "This pool runs on another event loop. Serve its dashboard there.",
+            }
+        found: dict[str, Any] = {"name": text(pool.name), "state": pool.state}
+        found |= {name: getattr(stats, name) for name in _COUNTS}
+        found |= {
+            "queue_size": pool.queue_size,
+            "waiting_submitters": pool.waiting_submitters,
+            "is_fixed": self._parts.scaler.is_fixed,
+            "pause": self._pause(stats),
+            "limits": _limits(pool.limiter),
+            "breaker": None if stats.breaker is None else {"state": stats.breaker, "openings": stats.breaker_openings},
+            "resources": self._resources(stats),
+            "processes": self._processes(stats),
+            "resizes": self._resizes(),
+            "jobs": self._running(has_time),
+            "letters": None if self.shelf is None else self.shelf.summary(stats.failed),
+        }
+        return found
+
+    def _pause(self, stats: PoolStats) -> str:
+        pauses = self._parts.pauses
+        if pauses.is_by_user:
+            return "pause()"
+        if stats.breaker not in (None, "closed"):
+            return "breaker"
+        if self.pool.is_paused:
+            return "requested by a job"
+        return "rate limit" if pauses.is_paused else ""
+
+    def _resources(self, stats: PoolStats) -> dict[str, Any] | None:
+        workers = self._parts.workers
+        if not workers.has_resource:
+            return None
+        failure = workers.last_failure
+        return {
+            "open": stats.workers,
+            "opening": stats.resources_opening,
+            "closing": stats.resources_closing,
+            "abandoned": stats.resources_abandoned,
+            "last_failure": None if failure is None else text(failure),
+        }
+
+    def _processes(self, stats: PoolStats) -> dict[str, Any] | None:
+        processes = self.pool.processes()
+        if self._parts.fleet is None:
+            return None
+        rows = [
+            {
+                "number": process.number,
+                "name": text(process.name, 80),
+                "workers": process.workers,
+                "running": process.running,
+                "done": process.done,
+                "lost": process.lost,
+                "seconds": process.seconds,
+            }
+            for process in processes[:_MAX_PROCESSES]
+        ]
+        return {"rows": rows, "total": len(processes), "lost": stats.processes_lost, "reruns": stats.reruns}
+
+    def _resizes(self) -> list[dict[str, Any]]:
+        changes = self.pool.resizes()[-_MAX_RESIZES:]
+        return [
+            {"old": change.old, "new": change.new, "reason": text(change.reason, 300), "seconds": change.seconds}
+            for change in reversed(changes)
+        ]
+
+    def _running(self, has_time: Callable[[], bool]) -> list[dict[str, Any]]:
+        """Return the jobs that have run longest. `pool.running()` would describe all, of thousands of workers too."""
+        if not self._parts.state.is_bound:
+            return []
+        now = self._parts.state.time()
+        running = [
+            (now if job.started_at is None else job.started_at, job.number, job, worker.number)
+            for worker in self._parts.workers.by_number.values()
+            if (job := worker.job) is not None and job.outcome is None
+        ]
+        longest = heapq.nsmallest(_MAX_RUNNING, running)
+        rows = [
+            {
+                "id": number,
+                "job": self._texts.of(number, job.input, may_describe=has_time()),
+                "attempt": job.attempt,
+                "worker": worker,
+                "seconds": now - started,
+                "is_stuck": self._parts.cancellation.is_stuck(job),
+            }
+            for started, number, job, worker in longest
+        ]
+        self._texts.keep({number for _, number, _, _ in longest})
+        return rows
+
+    def queued(self) -> list[dict[str, Any]]:
+        """Return the jobs that are next."""
+        return [
+            {
+                "id": job.id,
+                "job": cell(job.job),
+                "attempt": job.attempt,
+                "seconds": job.seconds,
+                "is_delayed": job.is_delayed,
+            }
+            for job in self.pool.queued(limit=_MAX_QUEUED)
+        ]
+
+
+def _limits(limiter: object) -> list[str]:
+    if limiter is None:
+        return []
+    several = limiter if is_several(limiter) else (limiter,)
+    return [_limit(limit) for limit in several[:_MAX_LIMITS]]
+
+
+def _limit(limit: object) -> str:
+    try:
+        in_use = getattr(limit, "in_use", None)
+    except Exception:
+        in_use = None
+    return cell(limit) + (f", {in_use} in use" if type(in_use) is int else "")
