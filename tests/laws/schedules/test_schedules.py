@@ -33,6 +33,7 @@ from tests.laws.schedules import (
     scaling,
     streams,
     submitting,
+    watching,
 )
 from tests.laws.schedules.tools import SCENARIOS, program
 from tests.laws.witness import FACTORIES, ended, spawn
@@ -53,6 +54,7 @@ SUBJECTS = (
     policies,
     dead_letters,
     queueing,
+    watching,
 )
 
 

@@ -1,0 +1,57 @@
+"""Makes the picture of the page in the documentation: python -m tests.dashboard.picture docs/dashboard.png."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from asyncpool.dashboard import serve_dashboard
+from tests.dashboard.browser import browser, use_scheme
+from tests.dashboard.scene import scene
+
+_SECONDS = 100
+_SIZE = (1200, 1420)
+
+
+def _take(url: str, path: Path, scheme: str) -> None:
+    with browser(*_SIZE) as driver:
+        use_scheme(driver, scheme)
+        driver.get(url)
+        time.sleep(_SECONDS)
+        driver.execute_script("document.querySelector('#letters details').open = true")
+        time.sleep(0.3)
+        driver.save_screenshot(path)
+    _reduce(path)
+
+
+def _reduce(path: Path) -> None:
+    """Keep the 256 most frequent colors as they are, and draw each other one with the nearest of them."""
+    image = Image.open(path).convert("RGB")
+    found = image.getcolors(image.width * image.height)
+    assert found is not None
+    colors: Any = [color for _, color in sorted(found, reverse=True)]
+    kept = colors[:256]
+    numbers = {color: min(range(len(kept)), key=lambda n: _distance(color, kept[n])) for color in colors}
+    reduced = Image.new("P", image.size)
+    reduced.putpalette([level for color in kept for level in color])
+    data = image.tobytes()
+    reduced.putdata([numbers[tuple(data[start : start + 3])] for start in range(0, len(data), 3)])
+    reduced.save(path, optimize=True)
+
+
+def _distance(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    return sum((a - b) ** 2 for a, b in zip(one, other, strict=True))
+
+
+async def _main(path: Path, scheme: str) -> None:
+    async with scene() as pools, serve_dashboard(*pools, actions=True, announce=None) as server:
+        await asyncio.to_thread(_take, server.url, path, scheme)
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "light"))
