@@ -14,12 +14,14 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 import asyncpool
+from asyncpool.dashboard import serve_dashboard
 from asyncpool.events import PoolStopping
 from examples.command_line import FAILED, INTERRUPTED, OK, USAGE, Parser, printable
 from examples.image_service.console import Console, make_console
@@ -48,6 +50,7 @@ class Options:
     timeout: float
     demo_photos: Path
     demo_count: int
+    dashboard: bool
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,7 +134,7 @@ async def _process(sources: Sequence[Source], options: Options, console: Console
         timeout=options.timeout,
         observers=[announce_stop],
     )
-    async with service:
+    async with service, _dashboard(service, console, options.dashboard):
         width, height = options.size
         console.say(
             f"Resizing {len(sources):,} image{'s' * (len(sources) != 1)} to fit {width}x{height} pixels, "
@@ -147,6 +150,12 @@ async def _process(sources: Sequence[Source], options: Options, console: Console
                     raise
         report.sum_up(time.perf_counter() - began)
     return signals.received > 0
+
+
+def _dashboard(service: ImageService, console: Console, is_wanted: bool) -> AbstractAsyncContextManager[object]:
+    if not is_wanted:
+        return nullcontext()
+    return serve_dashboard(service.pool, actions=True, title="Image service", announce=console.say)
 
 
 # -- The arguments --
@@ -181,6 +190,7 @@ def _parse(arguments: Sequence[str] | None) -> Options:
         help="the folder for the photos of the demo (.demo-photos in --out)",
     )
     add("--demo-count", default=24, type=_whole(1, 999), metavar="N", help="the number of photos in the demo (24)")
+    add("--dashboard", action="store_true", help="serve a page that shows what the pool does, and print its address")
     found = parser.parse_args(arguments)
     if found.timeout is None:
         found.timeout = 30.0 if found.sources else 4.0

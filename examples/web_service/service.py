@@ -23,6 +23,7 @@ from aiohttp.web_protocol import RequestHandler
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from asyncpool import JobCancelled, PoolClosed, PoolStats, QueueFull, WorkerPool, offload
+from asyncpool.dashboard import dashboard
 from asyncpool.prometheus import PoolCollector
 from examples.image_service.errors import ImageServiceError, NotAnImage
 from examples.image_service.images import Encoded, Recipe, make_thumbnail
@@ -42,6 +43,7 @@ POST a photo to /thumbnail and get a JPEG:
     curl -F image=@photo.jpg http://HOST/thumbnail > thumbnail.jpg
 
 GET /healthz: 200 while photos are accepted, 503 while the service stops. GET /metrics: for Prometheus.
+GET /pools/: what the pool does, for people.
 """
 _HOW_CONNECTIONS_ARE_HANDLED = {
     "handler_cancellation": True,  # otherwise a handler would not notice that its client has disconnected
@@ -121,6 +123,8 @@ class ThumbnailService:
         self.app.router.add_get("/healthz", self._healthz)
         self.app.router.add_get("/metrics", make_aiohttp_handler(registry))
         self.app.router.add_get("/", self._usage)
+        # It can only be read. To let people act, or to reach it by a name, pass actions, token and allowed_hosts.
+        self.app.add_subapp("/pools", dashboard(self.pool, title="Thumbnails"))
 
     def is_idle(self, connection: RequestHandler) -> bool:
         """Return whether the connection has no request in progress and no pending `Connection: close`."""

@@ -140,6 +140,7 @@ class Server:
         self.service.uploads.cut()
         report = await self.service.pool.close(drain_timeout=self._drain_timeout)
         self.unfinished = len(report.unfinished)
+        await self._runner.shutdown()  # open pages of the dashboard are requests without an end
         # Poll, as Go's http.Server.Shutdown does: there is no notification when a connection is closed.
         assert self._runner.server is not None
         for _ in range(round(_CLOSE_TIMEOUT / _TICK)):

@@ -96,6 +96,12 @@ def test_a_folder_of_photos_becomes_thumbnails_and_a_contact_sheet(folder: Path,
     assert_only_whole_images(out)
 
 
+def test_the_address_of_the_dashboard_is_printed_on_request(folder: Path, out: Path) -> None:
+    done = run(folder, "--out", out, "--dashboard")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"Dashboard: http://127\.0\.0\.1:\d+/#token=[\w-]{32}", done.stdout.splitlines()[0])
+
+
 def test_a_rerun_skips_what_is_there_and_has_the_same_contact_sheet(folder: Path, out: Path) -> None:
     run(folder, "--out", out)
     sheet = (out / "contact-sheet.png").read_bytes()

@@ -21,7 +21,7 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
-from aiohttp import web
+from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestClient, TestServer
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
@@ -371,6 +371,41 @@ async def test_the_metrics_add_up_after_load() -> None:
         assert samples["asyncpool_jobs_submitted_total", "thumbnails"] == done
         assert {value for (name, *_), value in samples.items() if name == "asyncpool_jobs_ended_total"} == {done, 0}
         assert adds_up(service)
+
+
+@pytest.mark.asyncio
+async def test_the_dashboard_can_be_read_and_not_acted_on() -> None:
+    async with served() as (service, client):
+        async with client.get("/pools") as response:
+            assert (response.status, response.url.path) == (200, "/pools/")
+        async with client.get("/pools/api/state") as response:
+            assert (await response.json())["now"][0][0]["name"] == "thumbnails"
+        async with client.post("/pools/api/pools/0/pause", json={}) as response:
+            assert response.status == 405
+        assert not service.pool.is_paused
+
+
+@pytest.mark.asyncio
+async def test_an_open_dashboard_does_not_delay_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving_module, "_CLOSE_TIMEOUT", 10 * GIVE_UP)
+    stopped: list[str] = []
+    service = ThumbnailService(workers=1)
+    server = Server(
+        service, host="127.0.0.1", port=0, reuse_port=False, lame_duck=0.0, drain_timeout=1.0, say=stopped.append
+    )
+
+    async def watch(address: str) -> None:
+        async with ClientSession() as session, session.get(f"{address}/pools/api/events") as response:
+            await response.content.readuntil(b"\n\n")
+            server.stop("test")
+            while await response.content.read(2**16):
+                pass
+
+    watching: list[asyncio.Task[None]] = []
+    async with asyncio.timeout(GIVE_UP):
+        await server.run(lambda address: watching.append(asyncio.create_task(watch(address))))
+        await watching[0]
+    assert (server.was_cut_short, service.answers[200]) == (False, 1)
 
 
 @pytest.mark.asyncio
