@@ -108,9 +108,9 @@ class PoolReader:
 
     def _resources(self, stats: PoolStats) -> dict[str, Any] | None:
         workers = self._parts.workers
-        if not workers.has_resource:
+        if workers.resource is None:
             return None
-        failure = workers.last_failure
+        failure = workers.log.last_failure
         return {
             "open": stats.workers,
             "opening": stats.resources_opening,
