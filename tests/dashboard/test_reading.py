@@ -148,6 +148,7 @@ async def test_the_jobs_that_are_next_are_listed() -> None:
     async with WorkerPool(sleeper, workers=1) as pool:
         for seconds in (9.0, 1.0, 2.0):
             pool.submit_nowait(seconds)
+        await settle()
         jobs = value_of(await ask(views_of(pool), "/api/pools/0/queued"))["jobs"]
         assert [(job["id"], job["job"], job["is_delayed"]) for job in jobs] == [(2, "1.0", False), (3, "2.0", False)]
         pool.cancel()
