@@ -367,21 +367,35 @@ async def test_a_rate_limit_and_checks_go_together() -> None:
         assert len(server.checked) >= 3
 
 
-@fuzzed
+@virtual
 async def test_a_check_after_of_zero_starves_no_job() -> None:
+    """Though another job is submitted each time between a check and the start of a job."""
     server = Server()
-    async with server.pool(workers=2, check_after=0) as pool:
-        handles = []
-        for _ in range(50):
-            handles.append(await pool.submit(0))
-            await asyncio.sleep(0)
-        for handle in handles:
-            await handle
+    begun: list[int] = []
+    left = 50
+
+    def check(connection: int) -> None:
+        server.checked.append(connection)
+        asyncio.get_running_loop().call_soon(submit)
+
+    def submit() -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            pool.submit_nowait(0)
+
+    async def use(job: int, connection: int) -> None:
+        begun.append(len(server.checked))
+
+    pool = WorkerPool(use, workers=1, queue_size=100, resource=Resource(server.connect, check=check, check_after=0))
+    async with pool:
+        await asyncio.sleep(1)
         await pool.run(0)
+        await pool.join()
         checked = len(server.checked)
         await pool.run(0)
         assert len(server.checked) == checked + 1
-    assert now() == 0
+    assert begun[0] == 1
 
 
 @virtual
@@ -463,26 +477,50 @@ async def test_a_check_is_given_up_when_its_worker_is_not_needed(how: str) -> No
 
 
 @fuzzed
-async def test_a_check_can_close_its_pool_without_spoiling_the_closing() -> None:
+async def test_a_check_can_retire_its_own_worker_without_spoiling_the_closing() -> None:
     closed: list[bool] = []
+
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[None]:
+        yield
+        await asyncio.sleep(1)
+        closed.append(True)
+
+    def check(connection: None) -> None:
+        pool.resize(1)
+
+    async def use(job: int, connection: None) -> None: ...
+
+    for _ in range(5):  # it retires itself, or the other one
+        closed.clear()
+        pool = WorkerPool(use, workers=2, resource=Resource(connect, check=check))
+        async with pool:
+            await asyncio.sleep(5)
+            for _ in range(2):
+                await pool.submit(0)
+            await pool.join()
+        assert pool.report is not None
+        assert not pool.report.errors
+        assert closed == [True, True]
+
+
+@fuzzed
+async def test_a_check_that_was_cancelled_leaves_no_request_to_cancel_behind() -> None:
+    requests: list[int] = []
 
     @asynccontextmanager
     async def connect() -> AsyncIterator[int]:
         yield 1
-        await asyncio.sleep(1)
-        closed.append(True)
+        task = asyncio.current_task()
+        assert task is not None
+        requests.append(task.cancelling())
 
-    def check(connection: int) -> None:
-        pool.cancel()
+    async def use(job: int, connection: int) -> None: ...
 
-    async def use(job: int, connection: int) -> int:
-        return job
-
-    pool = WorkerPool(use, workers=1, resource=Resource(connect, check=check))
-    async with pool:
+    async with WorkerPool(use, workers=1, resource=Resource(connect, check=hangs)) as pool:
         await asyncio.sleep(5)
-        await pool.submit(0)
-    assert closed == [True]
+        await pool.run(0)
+    assert requests == [0, 0]
 
 
 def test_a_keyboard_interrupt_of_a_check_reaches_the_program_and_closes_the_pool() -> None:

@@ -56,6 +56,10 @@ async def connect() -> AsyncGenerator[Connection, None]:
     yield Connection()
 
 
+async def answers(connection: Connection) -> bool:
+    return bool(connection)
+
+
 async def length(job: str) -> int:
     return len(job)
 
@@ -102,6 +106,8 @@ async def a_pool_with_a_resource() -> None:
     bounded = Resource(connect, open_timeout=5)
     assert_type(WorkerPool(stored, workers=2, resource=bounded), WorkerPool[str, bool])
     assert_type(await asyncpool.map(stored, ["a"], workers=2, resource=bounded), list[bool])
+    checked = Resource(connect, check=answers, max_age=1800, max_jobs=1000, required=False, recycle_on=OSError)
+    assert_type(WorkerPool(stored, workers=2, resource=checked), WorkerPool[str, bool])
     async with WorkerPool(stored, workers=2, resource=connect, recycle_on=(OSError, EOFError)) as pool:
         assert_type(pool, WorkerPool[str, bool])
 
