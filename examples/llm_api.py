@@ -133,7 +133,7 @@ class LlmApi:
             self._in_window -= self._usage.popleft()[1]
 
     def _wait(self, now: float, tokens: int) -> float:
-        """Return the seconds until a request of so many prompt tokens is allowed; 0 if it is allowed now."""
+        """Return the seconds until a request with this number of prompt tokens is allowed; 0 if it is allowed now."""
         begin = now - self.window
         self._forget(begin)
         wait = self._requests[0] - begin if len(self._requests) >= REQUESTS else 0.0

@@ -1,6 +1,6 @@
 """2,000 prompts for an LLM API with limits of requests and of tokens per minute. The batch can be resumed.
 
-    python -m examples.llm_batch                         12 seconds; at the speed of a real API, it would be 4 minutes
+    python -m examples.llm_batch                         15 seconds; at the speed of a real API, almost 5 minutes
     python -m examples.llm_batch --journal answers.db    press Ctrl+C and run it again: it continues
     python -m examples.llm_batch --share 1.3             a client that asks for more than it may: 429s
 
@@ -86,13 +86,16 @@ class Refused(Exception):
     """A 4xx other than 429: the prompt is the problem, so a retry would not help."""
 
 
+_RETRIED = (Overloaded, ServerError, BadAnswer, aiohttp.ClientError, TimeoutError)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """The command-line arguments."""
 
     prompts: int = 2_000
     speed: float = 20.0
-    share: float = 0.99
+    share: float = 1.0
     workers: int = 60
     deadline: float | None = None
     max_tokens: int = 999_999_999
@@ -128,7 +131,7 @@ class Batch:
         self.is_interrupted = False
         self.seconds = self.seconds_open = 0.0
         """The seconds of the run, and those of them in which the breaker was not closed."""
-        # A burst makes up for late timers. It comes on top of the rate, so the rate is less.
+        # A burst makes up for late timers. It comes on top of the rate, so it is subtracted from that.
         share, minute = options.share, 60.0 / speed
         self.requests = RateLimit(REQUESTS * share - 5, per=minute, burst=5)
         self.tokens = RateLimit(TOKENS * share - 600, per=minute, burst=600, weight=tokens_of)
@@ -140,7 +143,7 @@ class Batch:
             limiter=[self.requests, self.tokens],
             timeout=6.0 / speed,
             # Attempts that fail before the breaker opens count, so there are more than these can be.
-            retry=Retry(attempts=8, backoff=0.5 / speed, max_backoff=10.0 / speed, max_elapsed=600.0),
+            retry=Retry(attempts=8, backoff=0.5 / speed, max_backoff=10.0 / speed, max_elapsed=600.0, on=_RETRIED),
             breaker=Breaker(on=Overloaded, window=10, pause=1.0 / speed, factor=1.5, max_pause=10.0 / speed),
             dead_letters=self.letters,
             observers=[self.observe],
