@@ -21,7 +21,7 @@ from asyncpool import RetryAfter
 from asyncpool.testing import run
 from examples import llm_batch
 from examples.llm_api import REQUESTS, TOKENS, LlmApi, count_tokens
-from examples.llm_batch import Batch, Options, Overloaded, TooManyRequests, check, tokens_of
+from examples.llm_batch import Batch, Options, Overloaded, Prompt, TooManyRequests, check, tokens_of
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "examples.llm_batch"]
@@ -90,6 +90,15 @@ def test_it_comes_close_to_the_limits_and_gets_no_429() -> None:
     assert batch.used == batch.api.tokens
     assert [letter.job.number for letter in batch.letters] == [500, 1_000]
     assert {letter.error_type.rpartition(".")[2] for letter in batch.letters} == {"Refused"}
+
+
+def test_with_short_prompts_the_limit_of_requests_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Options, "jobs", lambda self: (Prompt(number, "short") for number in range(self.prompts)))
+    batch = asked(prompts=1_200)
+
+    assert len(batch.answers) == 1_200
+    assert batch.api.rejected[429] == 0
+    assert 0.95 <= batch.api.allowed / (REQUESTS * batch.seconds / batch.api.window) <= 1.0
 
 
 @pytest.mark.parametrize("asks", [1, 2])
