@@ -20,6 +20,7 @@ EXACT = {
     "a_policy_is_asked_when_something_has_changed",
     "a_pool_without_workers_is_woken",
     "parked_jobs_start_in_the_moment_in_which_their_limit_opens",
+    "a_pool_closes_while_its_breaker_is_open",  # as the next
     "retries_meet_the_end_of_their_pool",  # an attempt may have failed already when its cancellation arrives
     "slots_are_given_back_however_attempts_end",  # an abandoned attempt ends here before its handler does there
 }
