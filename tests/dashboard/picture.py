@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from asyncpool.dashboard import serve_dashboard
-from tests.dashboard.browser import browser, use_scheme
+from tests.dashboard.browser import browser
 from tests.dashboard.scene import scene
 
 _SECONDS = 100
@@ -20,12 +20,12 @@ _SIZE = (1200, 1420)
 
 def _take(url: str, path: Path, scheme: str) -> None:
     with browser(*_SIZE) as driver:
-        use_scheme(driver, scheme)
+        driver.use_scheme(scheme)
         driver.get(url)
         time.sleep(_SECONDS)
-        driver.execute_script("document.querySelector('#letters details').open = true")
+        driver.run("document.querySelector('#letters details').open = true")
         time.sleep(0.3)
-        driver.save_screenshot(path)
+        driver.screenshot(path)
     _reduce(path)
 
 

@@ -11,43 +11,39 @@ import pytest
 
 from asyncpool import DeadLetters, WorkerPool
 from asyncpool.dashboard import serve_dashboard
-from tests.dashboard.browser import BROWSER, DRIVER, MISSING, browser, use_scheme
+from tests.dashboard.browser import BROWSER, DRIVER, MISSING, browser
 from tests.dashboard.scene import scene
 from tests.dashboard.tools import TOKEN
+from tests.dashboard.webdriver import ENTER, ESCAPE, TAB, Driver, Element
 from tests.helpers import echo
-
-By = pytest.importorskip("selenium.webdriver.common.by").By
-Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
-Wait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(BROWSER is None or DRIVER is None, reason=MISSING),
-    pytest.mark.filterwarnings("ignore::ResourceWarning:selenium"),
 ]
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
+def chromium() -> Iterator[Driver]:
     with browser() as driver:
         yield driver
 
 
 @pytest.fixture
-def page(chromium: Any) -> Iterator[Page]:
+def page(chromium: Driver) -> Iterator[Page]:
     chromium.get("about:blank")
-    chromium.get_log("browser")
+    chromium.console()
     page = Page(chromium)
     yield page
     # Nothing was blocked by the policy of the page, and its script raised nothing.
-    messages = [entry["message"] for entry in chromium.get_log("browser")]
+    messages = chromium.console()
     assert [message for message in messages if not any(known in message for known in page.expected)] == []
 
 
 class Page:
     """The page, as its user sees it."""
 
-    def __init__(self, driver: Any) -> None:
+    def __init__(self, driver: Driver) -> None:
         self.driver = driver
         # What the console may show: the server can be gone before the page is.
         self.expected = ["net::ERR_CONNECTION_REFUSED"]
@@ -56,32 +52,31 @@ class Page:
         self.driver.get("about:blank")  # a change of the fragment alone loads nothing
         self.driver.get(url)
 
-    def one(self, selector: str) -> Any:
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
+    def one(self, selector: str) -> Element:
+        return self.driver.find(selector)[0]
 
-    def all(self, selector: str) -> list[Any]:
-        found: list[Any] = self.driver.find_elements(By.CSS_SELECTOR, selector)
-        return found
+    def all(self, selector: str) -> list[Element]:
+        return self.driver.find(selector)
 
     def text(self, selector: str) -> str:
-        text: str = self.driver.execute_script(
+        text: str = self.driver.run(
             "const node = document.querySelector(arguments[0]); return node ? node.innerText : ''", selector
         )
         return text
 
     def figure(self, label: str) -> str:
-        text: str = self.driver.execute_script(
+        text: str = self.driver.run(
             "const found = [...document.querySelectorAll('#figures > div')].find(one => one.firstChild.innerText === "
             "arguments[0]); return found ? found.querySelector('.big').innerText : ''",
             label,
         )
         return text
 
-    def button(self, text: str, within: str = "body") -> Any:
+    def button(self, text: str, within: str = "body") -> Element:
         return next(button for button in self.all(f"{within} button") if button.text == text)
 
     def until(self, condition: Callable[[], object]) -> None:
-        Wait(self.driver, 60, 0.1).until(lambda _: condition())
+        self.driver.wait_until(condition)
 
     def until_live(self) -> None:
         self.until(lambda: self.text("#link") == "Live")
@@ -109,7 +104,7 @@ def test_the_figures_move(page: Page) -> None:
                 page.until(lambda: len(page.all("#running tr")) > 0)
                 assert [name.text for name in page.all("#pools th button")] == ["campaign", "thumbnails", "reports"]
                 assert "Paused" in page.text("#pools tr:nth-child(3)")
-                page.until(lambda: page.one("figure path.c0").get_attribute("d"))
+                page.until(lambda: page.one("figure path.c0").attribute("d"))
                 page.button("reports").click()
                 page.until(lambda: page.text("#name") == "reports")
                 assert page.text("#state") == "Paused"
@@ -169,8 +164,8 @@ def test_pools_are_paused_resized_and_drained_by_keyboard(page: Page) -> None:
         async with WorkerPool(echo, workers=2) as pool, served(pool, actions=True) as server:
 
             def press(text: str) -> None:
-                page.driver.execute_script("arguments[0].focus()", page.button(text, "#actions"))
-                page.driver.switch_to.active_element.send_keys(Keys.ENTER)
+                page.driver.run("arguments[0].focus()", page.button(text, "#actions"))
+                page.driver.active().type(ENTER)
 
             def steps() -> None:
                 page.open(server.url)
@@ -182,12 +177,12 @@ def test_pools_are_paused_resized_and_drained_by_keyboard(page: Page) -> None:
                 press("Resize…")
                 page.until(lambda: page.one("#ask-input").is_displayed())
                 page.one("#ask-input").clear()
-                page.one("#ask-input").send_keys("7", Keys.TAB, Keys.TAB)
-                page.driver.switch_to.active_element.send_keys(Keys.ENTER)
+                page.one("#ask-input").type("7", TAB, TAB)
+                page.driver.active().type(ENTER)
                 page.until(lambda: "at most 7" in page.text("#figures"))
                 press("Drain…")
                 page.until(lambda: page.one("#ask").is_displayed())
-                page.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
+                page.driver.active().type(ESCAPE)
                 page.until(lambda: not page.one("#ask").is_displayed())
                 assert page.text("#state") == "Open"
                 press("Drain…")
@@ -250,7 +245,7 @@ def test_attacks_stay_text(page: Page) -> None:
                     for place in ("#title", "#name", "#pools", "#letters"):
                         assert ATTACK in page.text(place).replace("\n", ""), place
                     found = "return [window.hacked, document.images.length, document.scripts.length]"
-                    assert page.driver.execute_script(found) == [None, 0, 1]
+                    assert page.driver.run(found) == [None, 0, 1]
 
                 await browse(steps)
                 pool.cancel()
@@ -277,9 +272,9 @@ def test_the_policy_of_the_page_blocks_what_gets_into_it(page: Page) -> None:
                     button.click();
                     return [window.hacked ?? null, document.getElementById("hacked")];
                 """
-                assert page.driver.execute_script(inject) == [None, None]
+                assert page.driver.run(inject) == [None, None]
                 load = "fetch('http://example.com/').then(() => arguments[0]('loaded'), () => arguments[0]('blocked'))"
-                assert page.driver.execute_async_script(load) == "blocked"
+                assert page.driver.run_async(load) == "blocked"
 
             await browse(steps)
 
@@ -297,18 +292,18 @@ def test_a_token_is_needed_and_leaves_the_address(page: Page) -> None:
                 page.open(address)
                 page.until(lambda: page.one("#login").is_displayed())
                 assert "secret" not in page.driver.page_source
-                page.one("#token").send_keys("wrong-wrong-wrong-wrong", Keys.ENTER)
+                page.one("#token").type("wrong-wrong-wrong-wrong", ENTER)
                 page.until(lambda: "The token is wrong" in page.text("#login"))
-                page.one("#token").send_keys(TOKEN, Keys.ENTER)
+                page.one("#token").type(TOKEN, ENTER)
                 page.until_live()
                 assert page.text("#name") == "secret"
                 page.driver.refresh()  # kept for this tab
                 page.until_live()
-                page.driver.execute_script("sessionStorage.clear()")
+                page.driver.run("sessionStorage.clear()")
                 page.open(server.url)
                 page.until_live()
                 assert page.driver.current_url == address
-                assert TOKEN not in page.driver.execute_script("return JSON.stringify(history.state) + document.cookie")
+                assert TOKEN not in page.driver.run("return JSON.stringify(history.state) + document.cookie")
 
             await browse(steps)
 
@@ -384,11 +379,9 @@ def test_everything_has_a_name_for_screen_readers(page: Page) -> None:
                     return all("button, input, [role=img], th, section, dialog").filter(
                         (node) => node.checkVisibility() && !named(node)).map((node) => node.outerHTML);
                 """
-                assert page.driver.execute_script(unnamed) == []
-                assert (
-                    page.driver.execute_script("return [...document.querySelectorAll('th:not([scope])')].length") == 0
-                )
-                headings = page.driver.execute_script("return [...document.querySelectorAll('h1')].length")
+                assert page.driver.run(unnamed) == []
+                assert page.driver.run("return [...document.querySelectorAll('th:not([scope])')].length") == 0
+                headings = page.driver.run("return [...document.querySelectorAll('h1')].length")
                 assert headings == 1
 
             await browse(steps)
@@ -405,20 +398,20 @@ def test_the_page_is_shown_in_light_and_dark(page: Page, tmp_path: Path) -> None
                 page.until(lambda: page.figure("Succeeded") not in ("", "0"))
                 colors = []
                 for scheme in ("light", "dark"):
-                    use_scheme(page.driver, scheme)
-                    style = page.driver.execute_script(
+                    page.driver.use_scheme(scheme)
+                    style = page.driver.run(
                         "const style = getComputedStyle(document.body); return [style.backgroundColor, style.color]"
                     )
                     colors.append(style)
-                    assert page.driver.save_screenshot(tmp_path / f"{scheme}.png")
+                    page.driver.screenshot(tmp_path / f"{scheme}.png")
                     # Nothing is wider than the window.
                     for width in (1280, 700):
-                        page.driver.set_window_size(width, 1400)
+                        page.driver.resize(width, 1400)
                         wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-                        assert page.driver.execute_script(wide) <= 0, (scheme, width)
-                page.driver.set_window_size(1280, 1400)
+                        assert page.driver.run(wide) <= 0, (scheme, width)
+                page.driver.resize(1280, 1400)
                 assert colors[0][0] != colors[1][0]
-                use_scheme(page.driver, "")
+                page.driver.use_scheme("")
 
             await browse(steps)
 
