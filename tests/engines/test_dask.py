@@ -297,7 +297,6 @@ _SPEC = wire.Spec(
     timeout=None,
     max_elapsed=None,
     resource=None,
-    recycle_on=OSError,
     shares_main=False,
     tick=3.0,
 )

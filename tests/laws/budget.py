@@ -13,7 +13,7 @@ IS_LONG = _BUDGET == "long"
 IS_SHORT = _BUDGET == "short"
 
 # How many random schedules each scenario runs under, by the way in which the loop makes tasks (test_schedules.py).
-SCHEDULES = {"default": 76, "factory": 18, "wrapping": 18, "eager": 10}
+SCHEDULES = {"default": 84, "factory": 18, "wrapping": 18, "eager": 10}
 # And how many in which the log, the reprs of jobs and the errors are hostile: these cost more, because all is logged.
 HOSTILE_SCHEDULES = {"default": 8, "factory": 2, "wrapping": 2, "eager": 2}
 # How many random programs the state machine runs, and how many steps each has (test_machine.py).
