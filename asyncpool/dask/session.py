@@ -25,6 +25,7 @@ _PROVEN_AFTER = 60.0  # seconds: a worker that is lost later than that is tried 
 _OPENED_AT_ONCE = 32
 _FIRST_JOIN_WITHIN = 2.0  # seconds
 _LOST_GRACE = 5.0  # seconds, for the handlers of a process that the pool has lost
+_LAST_CALL = 1.0  # seconds, for a process that the pool has lost, once the pool closes
 _MANY_THREADS = 3
 
 
@@ -85,8 +86,17 @@ class Session:
         self._placeholders.clear()
         grace = self._host.grace
         async with anyio.create_task_group() as tasks:
-            for process in {*self._processes(), *self._ending}:
+            for process in self._processes():
                 tasks.start_soon(process.close, grace)
+            for process in self._ending:
+                tasks.start_soon(self._close_lost, process)
+
+    async def _close_lost(self, process: DaskProcess) -> None:
+        """Ask a process that was lost once more to close. Its worker may be gone: the end of its pool cannot wait for
+        that (test_a_worker_is_killed_and_nothing_is_lost). If it lives, it notices the end of its lease.
+        """
+        with anyio.move_on_after(_LAST_CALL):
+            await process.close(0.0)
 
     def _processes(self) -> list[DaskProcess]:
         return [place.process for place in self._places.values() if place.process is not None]
