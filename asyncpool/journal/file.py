@@ -23,9 +23,9 @@ T = TypeVar("T")
 
 _LOCK_SECONDS = 1.0  # another stream of this process may be about to close the file
 _CACHE_KIB = 65536
-# How many rows one statement writes or looks up, at most. `executemany` would give up the GIL for each row, and wait
-# for a busy program to give it back each time.
-_MAX_ROWS = 512
+# How many rows one statement writes, at most. `executemany` would give up the GIL for each row, and wait for a busy
+# program to give it back each time. Two columns of them are below 999 variables, the limit of SQLite before 3.32.
+_MAX_ROWS = 256
 
 # Values have a table of their own: beside the keys, they would make each look-up read more pages.
 _SCHEMA = f"""
