@@ -57,7 +57,7 @@ class GatedDispatcher(Dispatcher):
                 if self._settle_first_if_expired(now):  # it must use up no start, no worker and no resource
                     continue
                 if lanes is not None:
-                    self._ask_for_first(lanes, now)
+                    self._ask_for_first(lanes)
                 elif rate_limit is not None and not self._pauses.take_start(rate_limit, now):
                     break  # all wait in the queue, in its order: nobody could go past
                 else:
@@ -87,7 +87,7 @@ class GatedDispatcher(Dispatcher):
         self._fail_first(job, self._retries.expired(job), now)
         return True
 
-    def _ask_for_first(self, lanes: Lanes, now: float) -> None:
+    def _ask_for_first(self, lanes: Lanes) -> None:
         """Start the first job of the queue, if its limits let it, or park it."""
         order = self._queue.order
         job = order.peek()
@@ -105,7 +105,8 @@ class GatedDispatcher(Dispatcher):
         if order.peek() is not job or not self._idle or self._pauses.is_paused:
             return  # they have changed it
         order.popleft()
-        if lanes.admit_or_park(job, claims, now):
+        # By the clock after the user's functions: if a start counted as earlier than it is, the next came too early.
+        if lanes.admit_or_park(job, claims, self._time()):
             try:
                 self._start(job, self._idle.pop())
             finally:  # also when it raised KeyboardInterrupt in its first step

@@ -25,7 +25,7 @@ from asyncpool import (
 )
 from asyncpool._core.lanes import Lanes
 from asyncpool.testing import settle
-from tests.helpers import assert_conserved, echo, fuzzed, now, sleeper, virtual
+from tests.helpers import assert_conserved, compute, echo, fuzzed, now, sleeper, virtual
 
 
 class Starts:
@@ -252,6 +252,22 @@ async def test_nonsense_from_a_function_fails_its_job(returned: Any, kind: type[
     assert isinstance(good, Succeeded)
     assert [letter.job for letter in letters] == ["bad"]
     assert list(starts.times) == ["good"]
+
+
+@pytest.mark.parametrize("how", ["weight", "function"])
+@virtual
+async def test_a_start_counts_from_after_the_function_that_was_asked_for_it(how: str) -> None:
+    def compute_for_first(job: int) -> Any:
+        if job == 0:
+            compute(0.05)
+        return 1.0 if how == "weight" else limit
+
+    starts = Starts()
+    limit = RateLimit(20, weight=compute_for_first if how == "weight" else None)
+    limiter: Any = limit if how == "weight" else compute_for_first
+    async with WorkerPool(starts, workers=5, limiter=limiter) as pool:
+        await pool.map(range(4))
+    assert list(starts.times.values()) == pytest.approx([0.05, 0.1, 0.15, 0.2])
 
 
 @virtual
