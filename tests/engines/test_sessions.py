@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from importlib.util import find_spec
 from random import Random
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+from anyio import CancelScope
 
 import asyncpool._children
 from asyncpool import EngineLost, PoolClosed, Processes, WorkerPool
@@ -163,17 +163,29 @@ class Cluster:
         self.status = "running"
         self.workers = {
             f"tcp://worker:{n}": SimpleNamespace(
-                handlers={}, status=SimpleNamespace(name="running"), state=SimpleNamespace(tasks={})
+                handlers={},
+                status=SimpleNamespace(name="running"),
+                state=SimpleNamespace(tasks={}),
+                died=asyncio.Event(),
             )
             for n in range(count)
         }
+        self.gone: set[str] = set()
+        """What the scheduler knows to be gone."""
         self.leases: dict[str, Any] = {}
         self.lease_arrives_after = 0.0
         self.scheduler = SimpleNamespace(proxy=self._proxy)
 
     async def nthreads(self) -> dict[str, int]:
         await asyncio.sleep(0)
-        return dict.fromkeys(self.workers, 1)
+        return dict.fromkeys(self.workers.keys() - self.gone, 1)
+
+    def kill(self, address: str, *, is_noticed: bool) -> None:
+        """Let a worker die. Its connections end, and each call to it tries to connect again."""
+        self.workers[address].died.set()
+        self.workers[address].status.name = "closed"
+        if is_noticed:
+            self.gone.add(address)
 
     async def run(self, function: Callable[..., Awaitable[Any]], *args: Any, workers: list[str], **message: Any) -> Any:
         await asyncio.sleep(0)
@@ -207,9 +219,21 @@ class Cluster:
 
     async def _call(self, address: str, **message: Any) -> Any:
         await asyncio.sleep(0)
-        answer = await self.workers[address].handlers["asyncpool"](**message)
-        await asyncio.sleep(0)
-        return answer
+        worker = self.workers[address]
+        if worker.died.is_set():
+            await asyncio.sleep(30.0)
+            raise OSError("cannot connect")
+        died = asyncio.ensure_future(worker.died.wait())
+        answer = asyncio.ensure_future(worker.handlers["asyncpool"](**message))
+        try:
+            await asyncio.wait([answer, died], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(0)
+            if worker.died.is_set():
+                raise OSError("the connection was closed")
+            return answer.result()
+        finally:
+            died.cancel()
+            answer.cancel()
 
 
 class SimulatedDask:
@@ -219,14 +243,26 @@ class SimulatedDask:
 
     def __init__(self) -> None:
         self.cluster = Cluster(2)
+        self.client_closes_within = 0.0
+        self.at_the_end: Callable[[], None] = lambda: None
+        """Called in the moment in which the session begins to close its processes."""
 
     async def run(self, host: EngineHost, /) -> None:
         from asyncpool.dask.session import Session
 
+        ending = asyncio.ensure_future(self._wait_for_end(host))
         try:
             assert await Session(self.cluster, host, is_adaptive=lambda: False).run()
         finally:
+            ending.cancel()
             self.cluster.close()
+            if self.client_closes_within:
+                with CancelScope(shield=True):
+                    await asyncio.sleep(self.client_closes_within)
+
+    async def _wait_for_end(self, host: EngineHost) -> None:
+        await host.closing()
+        self.at_the_end()
 
 
 @asynccontextmanager
@@ -354,7 +390,16 @@ async def test_real_processes_end_with_a_start_that_is_cancelled() -> None:
         assert pool.state == "closed"
 
 
-@pytest.mark.skipif(find_spec("distributed") is None, reason="needs Dask")
+@pytest.fixture
+def imported_dask() -> None:
+    """Skip without Dask; otherwise import it here, where no event loop runs that it would block."""
+    pytest.importorskip("asyncpool.dask.session", exc_type=ModuleNotFoundError)
+
+
+needs_dask = pytest.mark.usefixtures("imported_dask")
+
+
+@needs_dask
 @virtual
 async def test_a_dask_worker_is_used_once_it_has_its_lease() -> None:
     engine = SimulatedDask()
@@ -363,4 +408,20 @@ async def test_a_dask_worker_is_used_once_it_has_its_lease() -> None:
     async with WorkerPool(Portable(sleeper), workers=2, engine=engine) as pool:
         assert 1.0 <= now() - began < 1.5
         assert await pool.run(0.1) == 0.1
+    await asyncio.sleep(5.0)
+
+
+@needs_dask
+@virtual
+async def test_the_end_does_not_wait_for_a_dask_worker_that_was_lost_before() -> None:
+    engine = SimulatedDask()
+    async with WorkerPool(Portable(sleeper), workers=2, engine=engine) as pool:
+        await asyncio.sleep(0.1)
+        engine.cluster.kill("tcp://worker:0", is_noticed=False)
+        await asyncio.sleep(0.1)
+        assert pool.stats.processes_lost == 1
+        began = now()
+        report = await pool.close(grace=5.0)
+        assert now() - began < 2.0
+    assert report.errors == ()
     await asyncio.sleep(5.0)
