@@ -26,6 +26,7 @@ _OPENED_AT_ONCE = 32
 _FIRST_JOIN_WITHIN = 2.0  # seconds
 _LOST_GRACE = 5.0  # seconds, for the handlers of a process that the pool has lost
 _LAST_CALL = 1.0  # seconds, for a process that the pool has lost, once the pool closes
+_LAST_LOOKS_EVERY = 0.25  # seconds, while processes are closed
 _MANY_THREADS = 3
 
 
@@ -85,11 +86,22 @@ class Session:
     async def _close_processes(self) -> None:
         self._placeholders.clear()
         grace = self._host.grace
-        async with anyio.create_task_group() as tasks:
-            for process in self._processes():
-                tasks.start_soon(process.close, grace)
-            for process in self._ending:
-                tasks.start_soon(self._close_lost, process)
+        async with anyio.create_task_group() as looking:
+            looking.start_soon(self._vanish_gone)
+            async with anyio.create_task_group() as tasks:
+                for process in self._processes():
+                    tasks.start_soon(process.close, grace)
+                for process in self._ending:
+                    tasks.start_soon(self._close_lost, process)
+            looking.cancel_scope.cancel()
+
+    async def _vanish_gone(self) -> None:
+        """Wait for no worker that leaves the cluster while its process is closed."""
+        while True:
+            await anyio.sleep(_LAST_LOOKS_EVERY)
+            threads = await self._threads()
+            if threads is not None:
+                self._drop_gone(threads)
 
     async def _close_lost(self, process: DaskProcess) -> None:
         """Ask a process that was lost once more to close. Its worker may be gone: the end of its pool cannot wait for

@@ -425,3 +425,18 @@ async def test_the_end_does_not_wait_for_a_dask_worker_that_was_lost_before() ->
         assert now() - began < 2.0
     assert report.errors == ()
     await asyncio.sleep(5.0)
+
+
+@needs_dask
+@virtual
+async def test_the_end_does_not_wait_for_a_dask_worker_that_dies_in_the_same_moment() -> None:
+    engine = SimulatedDask()
+    engine.at_the_end = partial(engine.cluster.kill, "tcp://worker:0", is_noticed=True)
+    async with WorkerPool(Portable(sleeper), workers=2, engine=engine) as pool:
+        await asyncio.sleep(0.1)
+        began = now()
+        report = await pool.close(grace=5.0)
+        assert now() - began < 2.0
+    assert pool.stats.processes_lost == 0
+    assert report.errors == ()
+    await asyncio.sleep(5.0)
