@@ -27,6 +27,7 @@ _FIRST_JOIN_WITHIN = 2.0  # seconds
 _LOST_GRACE = 5.0  # seconds, for the handlers of a process that the pool has lost
 _LAST_CALL = 1.0  # seconds, for a process that the pool has lost, once the pool closes
 _LAST_LOOKS_EVERY = 0.25  # seconds, while processes are closed
+_CLIENT_NEEDS = 0.25  # seconds of the grace, for the client to close: of a short grace, a tenth
 _MANY_THREADS = 3
 
 
@@ -86,14 +87,16 @@ class Session:
     async def _close_processes(self) -> None:
         self._placeholders.clear()
         grace = self._host.grace
-        async with anyio.create_task_group() as looking:
-            looking.start_soon(self._vanish_gone)
-            async with anyio.create_task_group() as tasks:
-                for process in self._processes():
-                    tasks.start_soon(process.close, grace)
-                for process in self._ending:
-                    tasks.start_soon(self._close_lost, process)
-            looking.cancel_scope.cancel()
+        # Not for all of it: the pool would abandon an engine that still closes its client.
+        with anyio.move_on_after(grace - min(_CLIENT_NEEDS, grace / 10)):
+            async with anyio.create_task_group() as looking:
+                looking.start_soon(self._vanish_gone)
+                async with anyio.create_task_group() as tasks:
+                    for process in self._processes():
+                        tasks.start_soon(process.close, grace)
+                    for process in self._ending:
+                        tasks.start_soon(self._close_lost, process)
+                looking.cancel_scope.cancel()
 
     async def _vanish_gone(self) -> None:
         """Wait for no worker that leaves the cluster while its process is closed."""

@@ -440,3 +440,19 @@ async def test_the_end_does_not_wait_for_a_dask_worker_that_dies_in_the_same_mom
     assert pool.stats.processes_lost == 0
     assert report.errors == ()
     await asyncio.sleep(5.0)
+
+
+@needs_dask
+@virtual
+@pytest.mark.parametrize("grace", [0.2, 5.0])
+async def test_a_dask_worker_that_does_not_answer_at_the_end_leaves_time_for_the_client(grace: float) -> None:
+    engine = SimulatedDask()
+    engine.client_closes_within = 0.01
+    engine.at_the_end = partial(engine.cluster.kill, "tcp://worker:0", is_noticed=False)
+    async with WorkerPool(Portable(sleeper), workers=2, engine=engine) as pool:
+        await asyncio.sleep(0.1)
+        began = now()
+        report = await pool.close(grace=grace)
+        assert now() - began <= grace
+    assert report.errors == ()  # nor is the engine abandoned
+    await asyncio.sleep(5.0)
