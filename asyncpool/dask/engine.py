@@ -89,17 +89,19 @@ class Dask:
 
     async def run(self, host: EngineHost, /) -> None:
         """Provide the workers of the cluster to one pool: see `Engine.run`."""
-        client = await self._connect()
+        client = await self._connect_until_closing(host)
         while client is not None:
             async with _closing(client):
                 if await Session(client, host, is_adaptive=self._is_adaptive).run():
                     return
             log.warning("pool %r: lost the connection to the scheduler of %r, reconnecting", host.pool, self)
-            client = await self._connect_again(host)
+            client = await self._connect_until_closing(host, again=True)
 
-    async def _connect_again(self, host: EngineHost) -> Any:
-        """Return a new client as soon as the scheduler is back. None: the pool is closing."""
-        client = None
+    async def _connect_until_closing(self, host: EngineHost, *, again: bool = False) -> Any:
+        """Return a client. None: the pool is closing. `again`: wait for a scheduler that is gone, instead of raising
+        what the connection to it raises.
+        """
+        client = failure = None
         async with anyio.create_task_group() as tasks:
 
             async def stop() -> None:
@@ -107,13 +109,21 @@ class Dask:
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(stop)
-            while client is None:
+            while client is None and failure is None:
                 try:
                     client = await self._connect()
-                except OSError as error:
-                    log.debug("%r: %s", self, describe(error))
-                    await anyio.sleep(_CONNECT_AGAIN_AFTER)
+                except Exception as error:
+                    if again and isinstance(error, OSError):
+                        log.debug("%r: %s", self, describe(error))
+                        await anyio.sleep(_CONNECT_AGAIN_AFTER)
+                    else:
+                        failure = error  # raised below: the task group would put it into a group
             tasks.cancel_scope.cancel()
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # its traceback refers to this frame
         return client
 
     async def _connect(self) -> Any:

@@ -456,3 +456,23 @@ async def test_a_dask_worker_that_does_not_answer_at_the_end_leaves_time_for_the
         assert now() - began <= grace
     assert report.errors == ()  # nor is the engine abandoned
     await asyncio.sleep(5.0)
+
+
+@needs_dask
+@virtual
+async def test_the_end_does_not_wait_for_a_dask_scheduler_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    from asyncpool.dask import Dask
+
+    async def connect(engine: Dask) -> None:
+        await asyncio.sleep(30.0)
+
+    monkeypatch.setattr(Dask, "_connect", connect)
+    pool = WorkerPool(Portable(sleeper), workers=2, engine=Dask("tcp://nowhere:8786"))
+    starting = asyncio.ensure_future(pool.start())
+    await asyncio.sleep(1.0)
+    starting.cancel()
+    began = now()
+    await asyncio.wait([starting])
+    assert starting.cancelled()
+    assert now() - began < 1.0
+    assert pool.state == "closed"
