@@ -97,7 +97,7 @@ class _LimitedOwnPoolChannel(_OwnPoolChannel[ItemT_co], LimitedChannel[ItemT_co]
         try:
             await super().begin()
         except PoolClosed:
-            error = self.stopped_by
+            error, self.stopped_by = self.stopped_by, None
             if error is None:
                 raise
             try:

@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 
 import asyncpool
-from asyncpool import Failed, PoolClosed, PoolDeadlock, Retry, StreamClosed, WorkerPool
+from asyncpool import (
+    DeadlineExceeded,
+    Failed,
+    PoolClosed,
+    PoolDeadlock,
+    Retry,
+    StreamClosed,
+    TooManyFailures,
+    WorkerPool,
+)
 from asyncpool.testing import settle
 from tests.helpers import virtual
 
@@ -133,6 +142,25 @@ async def test_a_failure_that_is_raised_makes_no_reference_cycle(
             assert "in call" in text  # the line numbers are kept
         await settle()
         assert [ref() for ref in seen] == [None] * 3
+
+
+@pytest.mark.parametrize("limits", [{"max_failures": 1}, {"deadline": 0.5}, {"max_failures": 0.5, "ordered": True}])
+@pytest.mark.parametrize("method", ["map", "outcomes"])
+@virtual
+async def test_a_limit_that_stops_a_stream_makes_no_reference_cycle(method: str, limits: dict[str, Any]) -> None:
+    seen: list[weakref.ref[Thing]] = []
+
+    async def call() -> None:
+        of_the_caller = Thing()
+        seen.append(weakref.ref(of_the_caller))
+        async for _ in getattr(pool, method)(range(4), **limits):
+            pass
+
+    async with WorkerPool(too_slow, workers=2, timeout=1) as pool:
+        with pytest.raises((TooManyFailures, DeadlineExceeded)):
+            await call()
+        await settle()
+        assert [ref() for ref in seen] == [None]
 
 
 @pytest.mark.parametrize("handler", [raises, raises_later, too_slow])

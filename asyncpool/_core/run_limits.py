@@ -9,7 +9,7 @@ import asyncio
 import operator
 from collections.abc import AsyncIterable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from asyncpool._checks import check_number, check_seconds
 from asyncpool._core.cancellation import STUCK_AFTER
@@ -101,7 +101,7 @@ class LimitedChannel(FedChannel[ItemT_co]):
         self._settled = 0  # how many have succeeded or failed
         self._last_failure: BaseException | None = None
         self.stopped_by: PoolError | None = None
-        """Why the run was stopped."""
+        """Why the run was stopped; None again when the reader has got it."""
         self._deadline_timer: asyncio.TimerHandle | None = None
         self._source_timer: asyncio.TimerHandle | None = None
         self._has_given_up = False  # whether the end comes before the last outcome: only stuck jobs are left
@@ -268,6 +268,11 @@ class LimitedChannel(FedChannel[ItemT_co]):
         if self._has_given_up:
             return not self.ready
         return super().is_exhausted() and not (self.stopped_by is not None and self._is_source_open)
+
+    def raise_end(self) -> NoReturn:
+        """Raise the end to the reader, once, and drop it."""
+        self.stopped_by = self._last_failure = None
+        super().raise_end()
 
     def end_with(self, outcome: Outcome[Any, Any]) -> None:
         """Make this outcome the last: the reader gets its error, and nothing after it."""
