@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from asyncpool._checks import check_count, check_seconds
 from asyncpool._guard import describe, is_error, set_context
 from asyncpool._logs import log
-from asyncpool.errors import SourceCrashed, StreamClosed, is_safe_to_raise
+from asyncpool.errors import PoolClosed, SourceCrashed, StreamClosed, is_safe_to_raise
 
 __all__ = ["Batches", "batches"]
 
@@ -90,7 +90,8 @@ class Batches(AsyncIterator[list[ItemT]]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Stop, close the source, and wait for that. Items that were pulled and not read are dropped.
+        """Stop, close the source, and wait for that. Items that were pulled and not read are dropped, and an
+        error of the source that was not read is logged.
 
         If the source ignores its cancellation, this waits five seconds, logs a warning and returns. Cancel-safe: the
         source is closed anyway.
@@ -271,12 +272,22 @@ class _Filling(Generic[ItemT]):
 
     # -- Early ends --------------------------------------------------------------------------------------------------
 
+    @property
+    def _has_more(self) -> bool:
+        """Whether there is something that the reader has not got: items, or an error."""
+        return not self._is_over or bool(self._batch) or self._end is not None
+
     def close(self) -> None:
-        """Want no more: have the source closed, if it is open."""
-        if self._is_over or self._is_closed:
+        """Want no more: have the source closed, if it is open. Does nothing if all was read."""
+        if not self._has_more or self._is_closed:
             return
         self._is_closed = True
         self._batch = []
+        end, self._end = self._end, None
+        if end is not None and not _is_shutdown(end):
+            log.error(
+                "%s was closed before its reader got this error of its source", "a stream of batches", exc_info=end
+            )
         self._drop_timer()
         self._wake_if_ready()
         _wake(self._room)
@@ -286,7 +297,7 @@ class _Filling(Generic[ItemT]):
 
     def close_soon(self) -> None:
         """Request `close`, from any thread and while the collector runs."""
-        if self._loop is not None and not self._is_over and not self._is_closed:
+        if self._loop is not None and self._has_more and not self._is_closed:
             try:
                 self._loop.call_soon_threadsafe(self.close)
             except RuntimeError:
@@ -302,6 +313,13 @@ class _Filling(Generic[ItemT]):
         if self._source is not None:  # it was never pulled from
             source, self._source = self._source, None
             await _close(source)
+
+
+def _is_shutdown(end: BaseException) -> bool:
+    """Whether a source ended because its pool or the program did, which is no news."""
+    if is_error(end, SourceCrashed):
+        end = end.error
+    return is_error(end, (PoolClosed, asyncio.CancelledError, KeyboardInterrupt))
 
 
 def _wake(future: asyncio.Future[None] | None) -> None:

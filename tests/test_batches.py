@@ -394,6 +394,52 @@ async def test_an_error_while_the_source_is_closed_is_logged(caplog: pytest.LogC
     assert "in the cleanup" in caplog.text
 
 
+@pytest.mark.parametrize("is_dropped", [False, True])
+@virtual
+async def test_an_error_that_its_reader_does_not_get_is_logged(
+    is_dropped: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    grouped = batches(breaks(Broken("the disk is full"), 1, 2, 3), size=2, seconds=None)
+    assert await anext(grouped) == [1, 2]
+    await settle()  # the source raises
+    if is_dropped:
+        del grouped
+        await settle()
+    else:
+        await grouped.aclose()
+    assert "a stream of batches was closed before its reader got this error of its source" in caplog.text
+    assert "the disk is full" in caplog.text
+
+
+@virtual
+async def test_the_end_of_its_pool_is_no_error_that_a_reader_has_missed(caplog: pytest.LogCaptureFixture) -> None:
+    async with WorkerPool(echo, workers=1) as pool:
+        grouped = batches(pool.map(Source([1, 2, 3]).later()), size=2, seconds=None)
+        assert await anext(grouped) == [1, 2]
+    await settle()
+    await grouped.aclose()
+    assert caplog.text == ""
+
+
+@virtual
+async def test_after_closing_there_are_no_items_even_if_the_source_is_exhausted() -> None:
+    grouped = batches(Source([1, 2, 3]).later(), size=2, seconds=None)
+    assert await anext(grouped) == [1, 2]
+    await asyncio.sleep(10)
+    await grouped.aclose()
+    with pytest.raises(StreamClosed):
+        await anext(grouped)
+
+
+@virtual
+async def test_closing_after_the_end_does_nothing() -> None:
+    grouped = batches(Source([1]).later(), size=2, seconds=None)
+    assert await read(grouped) == [[1]]
+    await grouped.aclose()
+    with pytest.raises(StopAsyncIteration):
+        await anext(grouped)
+
+
 @virtual
 async def test_a_reader_that_is_cancelled_in_aclose_leaves_a_source_that_is_closed() -> None:
     source = Scoped()
