@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -111,8 +112,10 @@ def summary(pool: _HasStats | Readable[Any, Any], *, errors: Mapping[str, int] |
     elif not isinstance(errors, Mapping):
         raise TypeError(f"errors must map texts to how often they occurred, got {describe(errors)}")
     if errors is not None:
-        errors = {_text(text): check_count("a count of errors", count, least=0) for text, count in errors.items()}
-        errors = dict(sorted(errors.items(), key=lambda item: -item[1]))
+        counts: Counter[str] = Counter()
+        for text, count in errors.items():  # texts with the same first line are one
+            counts[_text(text)] += check_count("a count of errors", count, least=0)
+        errors = dict(counts.most_common())
     return PoolSummary(stats=parts.stats(), seconds=parts.state.seconds, errors=errors)
 
 

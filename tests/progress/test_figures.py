@@ -150,6 +150,15 @@ async def test_errors_of_the_program_replace_those_that_were_counted() -> None:
 
 
 @virtual
+async def test_errors_with_the_same_first_line_are_counted_together() -> None:
+    async with WorkerPool(fails_often, workers=6) as pool:
+        await pool.outcomes(range(6))
+        found = summary(pool, errors={"E: a\nb": 1, "E: c": 1, "E: a\nd": 1})
+        assert found.errors == {"E: a": 2, "E: c": 1}
+        assert found.uncounted_errors == 0
+
+
+@virtual
 async def test_arguments_of_a_summary_are_checked() -> None:
     async with WorkerPool(echo, workers=1) as pool:
         wrong: list[tuple[Any, Any, str]] = [
