@@ -223,6 +223,8 @@ class WorkerPool(Intake[JobT, ValueT]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         phase = self._parts.state.phase
+        if kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit)):
+            self._parts.state.is_interrupted = True
         if phase is Phase.STOPPING or (phase is Phase.DRAINING and (kind is None or issubclass(kind, PoolClosed))):
             await self._life.wait_closed()  # the end was already requested, with its own drain_timeout and grace
         else:

@@ -179,6 +179,70 @@ def test_a_caller_that_was_lost_does_not_hold_the_end_of_asyncio_run(caplog: pyt
     assert "pool 'shop': ended caller, which was never resumed after an interrupt" in caplog.messages
 
 
+def test_a_caller_that_was_lost_does_not_hold_the_end_of_asyncio_run_if_the_interrupt_came_in_the_block() -> None:
+    seen: list[str] = []
+
+    async def call(pool: WorkerPool[Any, Any]) -> None:
+        try:
+            await pool.run(1)
+        finally:
+            seen.append("cleaned up")
+
+    async def main() -> None:
+        async with WorkerPool(asyncio.sleep, workers=1, name="shop") as pool:
+            caller = asyncio.create_task(call(pool), name="caller")
+            await asyncio.sleep(0.001)
+            caller.cancel()
+            lose(caller)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())
+    assert seen == ["cleaned up"]
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_a_caller_that_was_lost_when_the_pool_had_closed_does_not_hold_the_end(
+    is_cancelled: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(life, "_WATCH_SECONDS", 0.01)
+
+    async def wait_for(pool: WorkerPool[Any, Any]) -> None:
+        await pool.close()
+
+    async def main() -> None:
+        pool = WorkerPool(asyncio.sleep, workers=1, name="shop")
+        await pool.start()
+        closing = asyncio.create_task(wait_for(pool), name="caller")
+        while pool.state != "closed":
+            await asyncio.sleep(0)
+        lose(closing)
+        if is_cancelled:
+            closing.cancel()
+        await asyncio.wait([closing])
+        assert closing.cancelled()
+
+    asyncio.run(main())
+    assert "pool 'shop': ended caller, which was never resumed after an interrupt" in caplog.messages
+
+
+def test_the_callback_of_a_supervisor_that_was_lost_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(life, "_WATCH_SECONDS", 0.01)
+
+    async def main() -> None:
+        pool = WorkerPool(asyncio.sleep, workers=1, name="shop")
+        await pool.start()
+        supervisor = task_named("shop supervisor")
+        supervisor.remove_done_callback(pool._life._supervisor_is_done)
+        closing = asyncio.create_task(pool.close())
+        await asyncio.sleep(0)
+        supervisor.get_coro().close()  # type: ignore[union-attr]
+        await closing
+        assert pool.state == "closed"
+
+    asyncio.run(main())
+
+
 def test_a_task_that_will_be_resumed_is_not_ended() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()

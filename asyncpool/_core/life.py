@@ -31,7 +31,8 @@ __all__ = ["Life"]
 _LAST_TURNS = 16
 # After this many interrupts of itself the supervisor no longer begins again.
 _MAX_INTERRUPTS = 8
-# While the pool ends, the supervisor is checked after each of these intervals: an interrupt can have lost it.
+# While the pool ends, the supervisor is checked after each of these intervals, and then who waits for the end: an
+# interrupt can have lost any of them.
 _WATCH_SECONDS = 1.0
 
 
@@ -256,13 +257,13 @@ class Life:
     def _end_lost_tasks(self) -> None:
         """End the tasks of the pool and of its jobs that are lost after an interrupt: they cannot end by themselves.
 
-        When somebody cancels every task, as asyncio.run does at its end, also the others that were cancelled: a caller
-        that was lost while it waited for the pool would hang the program as well.
+        After an interrupt, and when somebody cancels every task, as asyncio.run does at its end, also the others that
+        were cancelled: a caller that was lost while it waited for the pool would hang the program as well.
         """
         parts, state = self._parts, self._state
         tasks: list[asyncio.Task[Any]] = [job.task for job in parts.cancellation.running_jobs() if job.task is not None]
         tasks += parts.tasks.all
-        if state.is_loop_shutting_down():
+        if state.is_interrupted or state.is_loop_shutting_down():
             tasks += [task for task in asyncio.all_tasks(state.loop) if task.cancelling()]
         for task in tasks:
             if end_if_lost(task, state.loop):
@@ -271,12 +272,23 @@ class Life:
     def _watch_supervisor(self) -> None:
         """End the supervisor if it is lost: its callback closes the pool then."""
         supervisor, loop = self._state.supervisor, self._state.loop
-        if supervisor is None or supervisor.done():
+        if supervisor is None:
             return
-        if end_if_lost(supervisor, loop):
+        if supervisor.done():  # its callback was lost: that would have cancelled this watch
+            self._supervisor_is_done(supervisor)
+        elif end_if_lost(supervisor, loop):
             log.error("pool %r: ended its supervisor, which was never resumed after an interrupt", self._state.name)
         elif shows_lost_tasks(loop):
             self._watch = loop.call_later(_WATCH_SECONDS, self._watch_supervisor, context=Context())
+
+    def _watch_waiters(self) -> None:
+        """End the tasks that wait for the end of the pool and are lost: the supervisor is gone, so nobody else can."""
+        state, wakeups = self._state, self._parts.wakeups
+        for task in asyncio.all_tasks(state.loop):
+            if wakeups.is_awaited_by(task) and end_if_lost(task, state.loop):
+                log.error("pool %r: ended %s, which was never resumed after an interrupt", state.name, task.get_name())
+        if wakeups.is_awaited:
+            self._watch = state.loop.call_later(_WATCH_SECONDS, self._watch_waiters, context=Context())
 
     def _finish_stopping_intake(self) -> None:
         """Repeat what a KeyboardInterrupt in the middle of a request may have left out; otherwise nothing is left to do
@@ -359,6 +371,9 @@ class Life:
             parts.workers.abandon()
             self._close([task for task in parts.tasks.cancel_all() if not task.done()])
         parts.wakeups.notify()
+        # Who waits for the end was resumed before this, or will be in the next turn.
+        if parts.wakeups.is_awaited and shows_lost_tasks(state.loop):
+            state.loop.call_soon(self._watch_waiters, context=Context())
         if supervisor.cancelled():
             return
         error = supervisor.exception()

@@ -62,6 +62,7 @@ class State:
         "__weakref__",
         "cause",
         "closed_at",
+        "is_interrupted",
         "loop",
         "name",
         "opened_at",
@@ -89,6 +90,8 @@ class State:
         self.supervisor: asyncio.Task[None] | None = None
         self.cause: PoolError | None = None
         """Why the pool ended by itself, if it did."""
+        self.is_interrupted = False
+        """Whether an interrupt (KeyboardInterrupt) has left the block of the pool. It may have lost tasks."""
         self.opened_at: float | None = None
         self.closed_at: float | None = None
         # Notified once, when the pool is closed. Weak: a handler may make one for each job.

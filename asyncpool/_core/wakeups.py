@@ -33,7 +33,7 @@ import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from asyncpool._core.ledger import Ledger
@@ -324,6 +324,16 @@ class Wakeups:
             if timer is not None:
                 timer.cancel()
             del self._watchers[future]
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody is in `wait_until`."""
+        return bool(self._watchers)
+
+    def is_awaited_by(self, task: asyncio.Task[Any]) -> bool:
+        """Whether a task is in `wait_until`, as far as its loop shows that."""
+        waits_for = getattr(task, "_fut_waiter", None)
+        return any(future is waits_for for future in self._watchers)
 
     # -- The fast path -----------------------------------------------------------------------------------------------
 
