@@ -316,7 +316,7 @@ class _Filling(Generic[ItemT]):
 
 
 def _is_shutdown(end: BaseException) -> bool:
-    """Whether a source ended because its pool or the program did, which is no news."""
+    """Whether a source ended because its pool or the program did."""
     if is_error(end, SourceCrashed):
         end = end.error
     return is_error(end, (PoolClosed, asyncio.CancelledError, KeyboardInterrupt))
