@@ -14,7 +14,7 @@ import pytest
 
 from asyncpool import Cancelled, WorkerPool
 from asyncpool._core import life
-from asyncpool._core.tasks import end_if_lost
+from asyncpool._core.lost_tasks import end_if_lost
 
 
 def lose(task: asyncio.Task[Any]) -> None:
@@ -122,6 +122,71 @@ def test_the_end_of_a_child_that_nobody_was_told_of_does_not_hold_the_supervisor
     asyncio.run(main())
 
 
+def test_a_feeder_that_was_lost_when_the_supervisor_failed_does_not_hold_its_group(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(life, "_WATCH_SECONDS", 0.01)
+
+    async def source() -> AsyncIterator[int]:
+        yield 1
+        await swallows(1)
+
+    async def main() -> None:
+        pool = WorkerPool(asyncio.sleep, workers=1, name="shop")
+        await pool.start()
+        stream = aiter(pool.outcomes(source()))
+        await anext(stream)
+
+        def fail() -> None:
+            monkeypatch.undo()
+            monkeypatch.setattr(life, "_WATCH_SECONDS", 0.01)
+            raise RuntimeError("a step of the end is broken")
+
+        monkeypatch.setattr(pool._life, "_cancel_jobs", fail)
+        closing = asyncio.create_task(pool.close())
+        await asyncio.sleep(0.001)
+        assert "an internal task failed" not in caplog.text  # the feeder holds the supervisor
+        lose(task_named("shop feeder"))
+        await closing
+
+    asyncio.run(main())
+    assert "pool 'shop': ended shop feeder, which was never resumed after an interrupt" in caplog.messages
+    assert "pool 'shop': an internal task failed, so the pool was closed" in caplog.messages
+
+
+def test_the_end_of_a_task_that_the_supervisor_waits_for_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(life, "_WATCH_SECONDS", 0.01)
+    is_over = False
+
+    @asynccontextmanager
+    async def connection() -> AsyncIterator[None]:
+        yield
+        while not is_over:
+            try:
+                await asyncio.sleep(0.001)
+            except asyncio.CancelledError:
+                pass
+
+    async def handler(job: int, resource: None) -> int:
+        return job
+
+    async def main() -> None:
+        nonlocal is_over
+        pool = WorkerPool(handler, workers=1, resource=connection, name="shop")
+        await pool.start()
+        supervisor, resource = task_named("shop supervisor"), task_named("shop worker 1 resource")
+        await pool.close(grace=0.0)
+        while len(callbacks := resource._callbacks or []) < 3:
+            await asyncio.sleep(0)
+        for callback, _ in callbacks:
+            if getattr(callback, "__qualname__", "").startswith("_wait."):
+                resource.remove_done_callback(callback)
+        is_over = True
+        await supervisor
+
+    asyncio.run(main())
+
+
 def test_a_supervisor_that_was_lost_is_replaced_by_its_callback(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -152,7 +217,7 @@ def test_a_supervisor_that_was_lost_is_replaced_by_its_callback(
         is_over = True
 
     asyncio.run(main())
-    assert "pool 'shop': ended its supervisor, which was never resumed after an interrupt" in caplog.messages
+    assert "pool 'shop': ended shop supervisor, which was never resumed after an interrupt" in caplog.messages
 
 
 def test_a_caller_that_was_lost_does_not_hold_the_end_of_asyncio_run(caplog: pytest.LogCaptureFixture) -> None:
@@ -236,7 +301,7 @@ def test_the_callback_of_a_supervisor_that_was_lost_is_made_up_for(monkeypatch: 
         supervisor.remove_done_callback(pool._life._supervisor_is_done)
         closing = asyncio.create_task(pool.close())
         await asyncio.sleep(0)
-        supervisor.get_coro().close()  # type: ignore[union-attr]
+        supervisor.get_coro().close()
         await closing
         assert pool.state == "closed"
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import anyio
 
+from asyncpool._core.lost_tasks import end_lost, shows_lost_tasks
 from asyncpool._core.parts import Parts
 from asyncpool._core.state import Phase
-from asyncpool._core.tasks import PoolTaskGroup, end_if_lost, shows_lost_tasks
+from asyncpool._core.tasks import PoolTaskGroup
 from asyncpool._guard import cause_of, is_error
 from asyncpool._logs import log
 from asyncpool.errors import EngineLost, PoolClosed, PoolReused
@@ -265,28 +266,25 @@ class Life:
         tasks += parts.tasks.all
         if state.is_interrupted or state.is_loop_shutting_down():
             tasks += [task for task in asyncio.all_tasks(state.loop) if task.cancelling()]
-        for task in tasks:
-            if end_if_lost(task, state.loop):
-                log.error("pool %r: ended %s, which was never resumed after an interrupt", state.name, task.get_name())
+        end_lost(tasks, state)
 
     def _watch_supervisor(self) -> None:
-        """End the supervisor if it is lost: its callback closes the pool then."""
-        supervisor, loop = self._state.supervisor, self._state.loop
-        if supervisor is None:
+        """End the supervisor if it is lost: its callback closes the pool then. End what it waits for, if that is."""
+        parts, state, supervisor = self._parts, self._state, self._state.supervisor
+        if supervisor is None or not shows_lost_tasks(state.loop):
             return
         if supervisor.done():  # its callback was lost: that would have cancelled this watch
             self._supervisor_is_done(supervisor)
-        elif end_if_lost(supervisor, loop):
-            log.error("pool %r: ended its supervisor, which was never resumed after an interrupt", self._state.name)
-        elif shows_lost_tasks(loop):
-            self._watch = loop.call_later(_WATCH_SECONDS, self._watch_supervisor, context=Context())
+            return
+        end_lost([supervisor, *parts.tasks.all], state)
+        if self.report is not None and all(task.done() for task in parts.tasks.all):
+            supervisor.cancel()  # it was not told of their end: let it look again
+        self._watch = state.loop.call_later(_WATCH_SECONDS, self._watch_supervisor, context=Context())
 
     def _watch_waiters(self) -> None:
         """End the tasks that wait for the end of the pool and are lost: the supervisor is gone, so nobody else can."""
         state, wakeups = self._state, self._parts.wakeups
-        for task in asyncio.all_tasks(state.loop):
-            if wakeups.is_awaited_by(task) and end_if_lost(task, state.loop):
-                log.error("pool %r: ended %s, which was never resumed after an interrupt", state.name, task.get_name())
+        end_lost(filter(wakeups.is_awaited_by, asyncio.all_tasks(state.loop)), state)
         if wakeups.is_awaited:
             self._watch = state.loop.call_later(_WATCH_SECONDS, self._watch_waiters, context=Context())
 

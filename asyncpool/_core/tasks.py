@@ -1,4 +1,4 @@
-"""The pool's own tasks, which live longer than a job: of resources, feeders and engines; and the end of lost tasks.
+"""The pool's own tasks, which live longer than a job: of resources, feeders and engines.
 
 The tasks of jobs are not here: see docs/architecture.md for the reason.
 """
@@ -13,46 +13,7 @@ from typing import Any
 
 from asyncpool._core.state import State
 
-__all__ = ["PoolTaskGroup", "Tasks", "end_if_lost", "shows_lost_tasks"]
-
-
-def shows_lost_tasks(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether it can be seen of a loop that it has lost a task."""
-    return type(loop).call_soon is asyncio.BaseEventLoop.call_soon
-
-
-def _callbacks(loop: Any) -> list[Any]:
-    return list(loop._ready)
-
-
-def end_if_lost(task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) -> bool:
-    """End a task that asyncio will never resume, as if it had been cancelled; return whether it is one.
-
-    A KeyboardInterrupt that comes when the loop has taken a callback and not called it yet drops that callback. The
-    task whose next step it was is never resumed, and `asyncio.run` waits for it forever. Such a task waits for nothing,
-    or for what is done, and no callback of the loop is its next step; only the loops of asyncio itself show that.
-    """
-    coroutine: Any = task.get_coro()
-    waits_for: Any = getattr(task, "_fut_waiter", None)
-    if (
-        not shows_lost_tasks(loop)
-        or task.done()
-        or getattr(coroutine, "cr_running", True)  # a handler that runs the loop itself is not the current task
-        or (waits_for is not None and not waits_for.done())
-        or any(getattr(getattr(handle, "_callback", None), "__self__", None) is task for handle in _callbacks(loop))
-    ):
-        return False
-    try:
-        for _ in range(2):
-            coroutine.throw(asyncio.CancelledError())  # if this returns, it awaits in its cleanup: nobody can resume it
-        coroutine.close()
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException:
-        pass  # this is its end: the error of a job is in its outcome
-    future: type[asyncio.Future[Any]] = asyncio.Future
-    future.cancel(task)  # no step of its own will make it done, and others wait for that
-    return True
+__all__ = ["PoolTaskGroup", "Tasks"]
 
 
 class PoolTaskGroup(asyncio.TaskGroup):
