@@ -292,7 +292,7 @@ class Life:
         """Repeat what a KeyboardInterrupt in the middle of a request may have left out; otherwise nothing is left to do
         (test_an_interrupt_at_any_line_leaves_a_pool_that_closes).
         """
-        if self._state.phase is not Phase.DRAINING:
+        if self._state.phase in (Phase.STARTING, Phase.OPEN):
             self._stop_intake(drains=False)
         self._close_intake()
 
