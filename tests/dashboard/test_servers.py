@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import zipfile
-from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from starlette.routing import Mount
 from asyncpool import WorkerPool, WrongLoop
 from asyncpool.dashboard import dashboard, dashboard_asgi, serve_dashboard
 from asyncpool.dashboard.assets import ASSETS
+from tests import asgi
+from tests.asgi import Answer
 from tests.dashboard.tools import TOKEN
 from tests.helpers import echo
 
@@ -207,35 +208,16 @@ def test_it_is_mounted_in_starlette() -> None:
 
 async def call(
     app: Any, path: str, *, method: str = "GET", body: bytes = b"", token: str = TOKEN, root: str = ""
-) -> tuple[int, dict[str, str], bytes]:
-    """Send a request to an ASGI application, the body in pieces."""
-    pieces = [body[start : start + 50_000] for start in range(0, len(body), 50_000)] or [b""]
-    sent: list[MutableMapping[str, Any]] = []
-
-    async def receive() -> MutableMapping[str, Any]:
-        if not pieces:
-            await asyncio.Event().wait()
-        return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        sent.append(message)
-
-    await app(scope_of(path, method, token, root), receive, send)
-    headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-    return sent[0]["status"], headers, b"".join(message["body"] for message in sent[1:])
+) -> Answer:
+    return await asgi.call(app, path, method=method, body=body, headers=headers_of(token), root=root)
 
 
-def scope_of(path: str, method: str = "GET", token: str = TOKEN, root: str = "") -> dict[str, Any]:
-    headers = [(b"host", b"localhost"), (b"x-asyncpool-token", token.encode()), (b"content-type", b"application/json")]
-    return {
-        "type": "http",
-        "method": method,
-        "path": path,
-        "root_path": root,
-        "query_string": b"",
-        "headers": headers,
-        "client": ("127.0.0.1", 5),
-    }
+def scope_of(path: str, token: str = TOKEN) -> dict[str, Any]:
+    return asgi.scope_of(path, headers=headers_of(token))
+
+
+def headers_of(token: str) -> dict[str, str]:
+    return {"x-asyncpool-token": token, "content-type": "application/json"}
 
 
 @pytest.mark.parametrize(("path", "root"), [("/", ""), ("/pools/", "/pools"), ("/", "/pools")])
