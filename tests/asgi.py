@@ -118,7 +118,7 @@ class Server:
             assert self.process.poll() is None, self.output
             time.sleep(0.02)
 
-    def start(self) -> None:
+    def listen(self) -> None:
         """Wait until the server listens."""
         self.wait_until(self._listens)
 
@@ -145,6 +145,10 @@ class Server:
     def stop(self, number: int) -> int:
         """Send a signal, and return the exit status."""
         self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait until the server has stopped, and return the exit status."""
         try:
             return self.process.wait(GIVE_UP)
         except subprocess.TimeoutExpired:

@@ -86,7 +86,7 @@ def test_one_signal_stops_the_server_as_without_the_block_and_every_accepted_job
         folder.mkdir()
         server = Server(command, folder, APP, {"BLOCK": "yes" if has_block else "no"})
         servers.append(server)
-        server.start()
+        server.listen()
         for job in range(JOBS):
             assert server.request("POST", f"/{job}").status == 202, server.output
         statuses.append(server.stop(number))
