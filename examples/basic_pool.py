@@ -8,9 +8,11 @@ replaces the channel of jobs, the stream replaces the channel of results, and le
 
 import asyncio
 import random
-import time
+import sys
 
 from asyncpool import WorkerPool, current_job
+from asyncpool.progress import summary
+from examples.command_line import finish_plain
 
 
 async def square(number: int) -> str:
@@ -20,13 +22,12 @@ async def square(number: int) -> str:
 
 
 async def main() -> None:
-    """Run 20 jobs on 5 workers and print each result as it completes."""
-    started = time.perf_counter()
+    """Run 20 jobs on 5 workers, print each result as it completes, and print a summary."""
     async with WorkerPool(square, workers=5) as pool:
         async for outcome in pool.outcomes(range(1, 21)):
-            print(outcome.unwrap())
-    print(f"{pool.stats.succeeded} jobs in {time.perf_counter() - started:.1f} s on {pool.stats.peak_running} workers")
+            print(outcome.unwrap(), flush=True)
+    print(summary(pool))
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    sys.exit(finish_plain("basic_pool", lambda: asyncio.run(main())))

@@ -1,4 +1,4 @@
-"""Retries with backoff, and an alert for each job that failed permanently: 3 workers, 10 jobs, 3 attempts.
+"""Retries with backoff, an alert for each job that failed permanently, and a replay: 3 workers, 10 jobs, 3 attempts.
 
     python -m examples.retries_and_dead_letters
 
@@ -9,14 +9,20 @@ the monitor is a loop over `watch()`.
 
 import asyncio
 import random
+import sys
 
 from asyncpool import DeadLetters, Retry, WorkerPool, current_job
+from asyncpool.progress import summary
+from examples.command_line import finish_plain
+
+offline = {4, 8}
+"""The destinations that cannot be reached until somebody repairs them. The others are only unreliable."""
 
 
 async def deliver(number: int) -> str:
-    """Work for a while, and fail in 40% of the attempts."""
+    """Work for a while, and fail if the destination is offline, else in 30% of the attempts."""
     await asyncio.sleep(0.05)
-    if random.random() < 0.4:
+    if number in offline or random.random() < 0.3:
         raise ConnectionError(f"attempt {current_job().attempt}: no connection")
     return f"delivered in attempt {current_job().attempt}"
 
@@ -34,13 +40,15 @@ async def main() -> None:
     retry = Retry(attempts=3, backoff=0.1, on=ConnectionError)
     async with WorkerPool(deliver, workers=3, retry=retry, dead_letters=letters) as pool:
         async for outcome in pool.outcomes(range(1, 11)):
-            print(outcome)
-        if letters:
-            print(f"Replaying {await letters.replay(pool)} dead letters")
-            await pool.join()
+            print(outcome, flush=True)
+        print(f"Repaired the destinations {sorted(offline)}")
+        offline.clear()
+        print(f"Replaying {await letters.replay(pool)} dead letters")
+        await pool.join()
     await monitor
-    print(f"{pool.stats.succeeded} delivered, {pool.stats.retries} retries, {len(letters)} dead letters left")
+    print(f"{len(letters)} dead letters left")
+    print(summary(pool))
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    sys.exit(finish_plain("retries_and_dead_letters", lambda: asyncio.run(main())))

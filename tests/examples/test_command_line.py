@@ -81,3 +81,16 @@ def test_ctrl_c_ends_a_plain_program_in_a_word() -> None:
     _, errors = process.communicate(timeout=GIVE_UP)
 
     assert (process.returncode, errors) == (130, "Interrupted.\n")
+
+
+@pytest.mark.parametrize("example", ["basic_pool", "retries_and_dead_letters"])
+def test_ctrl_c_ends_a_minimal_example_in_a_word(example: str) -> None:
+    process = started(
+        f"import runpy; runpy.run_module('examples.{example}', run_name='__main__')", stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=GIVE_UP)
+
+    assert (process.returncode, errors) == (130, "Interrupted.\n")
