@@ -41,7 +41,7 @@ with starting(PROGRAM):
     from urllib.parse import urlencode, urlsplit
     from urllib.request import urlopen
 
-    from asyncpool import DeadLetters, Retry, WorkerPool, current_job
+    from asyncpool import Breaker, DeadLetters, Processes, Retry, WorkerPool, current_job
 
 __all__ = ["Prometheus", "dashboard_queries", "main"]
 
@@ -177,6 +177,11 @@ async def work(job: int) -> int:
     return job
 
 
+async def work_elsewhere(job: int) -> int:
+    """Return the job: the handler of the pool with an engine."""
+    return job
+
+
 async def go_on(released: asyncio.Event) -> None:
     """Run until released, and ignore cancellations."""
     while not released.is_set():
@@ -209,7 +214,12 @@ FIGURES: list[tuple[str, float, float]] = [
     ('asyncpool_jobs{pool="held",state="queued"}', 2, 2),
     ('asyncpool_jobs{pool="held",state="running"}', 1, 1),
     ('asyncpool_workers_target{pool="checked"}', 4, 4),
+    ('asyncpool_breaker_state{pool="checked",state="closed"}', 1, 1),
+    ('asyncpool_process_attempts_done_total{pool="engine"}', 3, 3),
 ]
+OPTIONAL = ("asyncpool_dead_letters_", "asyncpool_breaker_", "asyncpool_process_")
+"""The metrics of pools with in-memory dead letters, a breaker or an engine. The pools here have these, a service might
+not."""
 ALERTS = {
     "AsyncpoolQueueSaturated",
     "AsyncpoolNoThroughput",
@@ -243,23 +253,32 @@ async def check_own_pools(check: Check, interval: float) -> None:
     logging.getLogger("asyncpool").setLevel(logging.CRITICAL)  # the failures here are deliberate
     letters: DeadLetters[int] = DeadLetters(max_size=5)
     released = asyncio.Event()
-    checked = WorkerPool(work, workers=4, retry=Retry(attempts=2, backoff=0.01), dead_letters=letters, name="checked")
+    checked = WorkerPool(
+        work,
+        workers=4,
+        retry=Retry(attempts=2, backoff=0.01),
+        breaker=Breaker(on=ConnectionError),  # not what `work` raises
+        dead_letters=letters,
+        name="checked",
+    )
+    engine = WorkerPool(work_elsewhere, workers=1, engine=Processes(1), name="engine")
     unread = WorkerPool(fail, workers=1, name="unread")
     held = WorkerPool(go_on, workers=1, queue_size=2, name="held")
     registry = CollectorRegistry()
-    registry.register(PoolCollector(checked, unread, held))
+    registry.register(PoolCollector(checked, engine, unread, held))
     server, thread = start_http_server(0, addr="127.0.0.1", registry=registry)
     try:
         page = f"http://127.0.0.1:{server.server_port}/metrics"
-        async with running_prometheus(page, interval) as prometheus, checked, unread, held:
+        async with running_prometheus(page, interval) as prometheus, checked, engine, unread, held:
             try:
                 # Wait for a first scrape with counters at 0: `increase` does not see growth before the first scrape.
-                seen = 'count(asyncpool_pool_state{state="open"} == 1) == 3'
+                seen = 'count(asyncpool_pool_state{state="open"} == 1) == 4'
                 await _until(lambda: _is_answered(prometheus, seen), seconds=30)
                 stubborn, *_ = [await held.submit(released) for _ in range(3)]
                 await asyncio.sleep(0)
                 stubborn.cancel()
                 await checked.outcomes(range(200))
+                await engine.map(range(3))
                 for job in range(5):
                     await unread.submit(job)
                 await unread.join()
@@ -297,13 +316,14 @@ async def _check_figures(check: Check, prometheus: Prometheus) -> None:
         check.say(good, f"{query} is {await prometheus.number(query):.4g}; expected {wanted}")
 
 
-async def _check_law_and_queries(check: Check, prometheus: Prometheus, interval: float) -> None:
+async def _check_law_and_queries(
+    check: Check, prometheus: Prometheus, interval: float, optional: Sequence[str] = ()
+) -> None:
     worst = await prometheus.number(LAW.format(step=f"{round(interval * 1000)}ms"))
     check.say(worst == 0, f"in each scrape, jobs submitted = jobs in all states; the largest difference is {worst:g}")
     queries = list(dashboard_queries(interval))
     unanswered = [query for query in queries if not await _is_answered(prometheus, query)]
-    # A pool without in-memory dead letters does not have their metrics.
-    missing = [query for query in unanswered if "dead_letters" not in query]
+    missing = [query for query in unanswered if not any(name in query for name in optional)]
     check.say(not missing, f"{len(queries) - len(unanswered)} of {len(queries)} queries of the dashboard return data")
     for query in unanswered:
         print(f"        no data: {printable(query)}")
@@ -335,7 +355,7 @@ async def check_service(check: Check, page: str, seconds: float, interval: float
         for series in await prometheus.ask("asyncpool_jobs_submitted_total"):
             name = series["metric"]["pool"]
             check.say(True, f"pool {name!r} has accepted {series['value'][1]} jobs")
-        await _check_law_and_queries(check, prometheus, interval)
+        await _check_law_and_queries(check, prometheus, interval, OPTIONAL)
         firing = await prometheus.alerts()
         print(f"        firing alerts: {', '.join(sorted(firing)) or 'none'}")
 
