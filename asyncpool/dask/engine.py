@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import distributed
 
-from asyncpool._guard import describe, name_of
+from asyncpool._guard import describe, is_error, name_of
 from asyncpool._logs import log
 from asyncpool.dask.session import Session
 from asyncpool.engines.contract import EngineHost
@@ -113,7 +113,7 @@ class Dask:
                 try:
                     client = await self._connect()
                 except Exception as error:
-                    if again and isinstance(error, OSError):
+                    if again and is_error(error, OSError):
                         log.debug("%r: %s", self, describe(error))
                         await anyio.sleep(_CONNECT_AGAIN_AFTER)
                     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -58,20 +59,20 @@ class Session:
         self._opening = anyio.Semaphore(_OPENED_AT_ONCE)  # the scheduler holds the spec once for each
         self._unopened: set[DaskProcess] = set()
         self._ending: set[DaskProcess] = set()  # lost ones that are being closed
+        self._lost: asyncio.Queue[DaskProcess] = asyncio.Queue()  # those of them whose end has not begun
         self._can_join = anyio.Event()
         self._placeholders = Placeholders(client)
         self._has_warned = False
         self._is_over = False
-        self._tasks: TaskGroup | None = None
 
     async def run(self) -> bool:
         """Provide processes. Return whether the pool is closing and they have ended: if not, the scheduler is lost."""
         is_closing = False
         try:
             async with anyio.create_task_group() as tasks:
-                self._tasks = tasks
                 tasks.start_soon(self._watch, tasks)
                 tasks.start_soon(self._let_join)
+                tasks.start_soon(self._end_lost, tasks)
                 await self._host.closing()
                 is_closing = True
                 tasks.cancel_scope.cancel()
@@ -150,7 +151,7 @@ class Session:
 
     def _use(self, threads: Mapping[str, int], tasks: TaskGroup) -> None:
         """Open a process in each worker that can be used, up to as many as can run an attempt."""
-        now = anyio.current_time()
+        now = asyncio.get_running_loop().time()
         used = len(self._processes())
         chosen: list[str] = []
         for address in threads:
@@ -188,17 +189,24 @@ class Session:
         self._can_join.set()
 
     def _lose(self, process: DaskProcess) -> None:
-        """Let go of a process that is lost, and try its worker again later: it may only have lost the connection."""
-        if self._is_over or self._tasks is None:
+        """Let go of a process that is lost, and try its worker again later: it may only have lost the connection.
+
+        Can be called by a timer, where no task runs and so no function of anyio can be used.
+        """
+        if self._is_over:
             return
         place = self._places.get(process.address)
         if place is not None and place.process is process:
-            now = anyio.current_time()
+            now = asyncio.get_running_loop().time()
             place.failures = 0 if now - place.used_since > _PROVEN_AFTER else place.failures + 1
             place.try_at = now + min(_MAX_PAUSE, 2.0**place.failures / 2)
             place.process = None  # it is expected no longer from the next look on
         self._ending.add(process)
-        self._tasks.start_soon(self._end, process)
+        self._lost.put_nowait(process)
+
+    async def _end_lost(self, tasks: TaskGroup) -> None:
+        while True:
+            tasks.start_soon(self._end, await self._lost.get())
 
     async def _end(self, process: DaskProcess) -> None:
         """Close a process that is lost, and have its worker restarted if its event loop is blocked."""

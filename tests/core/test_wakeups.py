@@ -176,7 +176,7 @@ def test_the_table_in_the_docstring_says_what_the_methods_do() -> None:
 
 def test_each_method_that_reports_a_change_has_a_row() -> None:
     public = {name for name, _ in inspect.getmembers(Wakeups, inspect.isfunction) if not name.startswith("_")}
-    others = {"connect", "notify", "wait_until", "leave_fast_path", "housekeep", "housekeep_next"}
+    others = {"connect", "notify", "wait_until", "leave_fast_path", "housekeep", "housekeep_next", "is_awaited_by"}
     assert public - others == METHODS
 
 

@@ -167,9 +167,11 @@ class Cluster:
                 status=SimpleNamespace(name="running"),
                 state=SimpleNamespace(tasks={}),
                 died=asyncio.Event(),
+                hangs=False,
             )
             for n in range(count)
         }
+        self.restarted: list[str] = []
         self.gone: set[str] = set()
         """What the scheduler knows to be gone."""
         self.leases: dict[str, Any] = {}
@@ -211,6 +213,13 @@ class Cluster:
         for task in self.leases.values():
             task.state = "released"
 
+    async def restart_workers(self, addresses: list[str], *, raise_for_error: bool) -> None:
+        """Let the nannies of these workers restart them."""
+        for address in addresses:
+            self.restarted.append(address)
+            self.workers[address].hangs = False
+        await asyncio.sleep(0)
+
     def rpc(self, address: str) -> Any:
         return SimpleNamespace(asyncpool=partial(self._call, address))
 
@@ -223,6 +232,8 @@ class Cluster:
         if worker.died.is_set():
             await asyncio.sleep(30.0)
             raise OSError("cannot connect")
+        if worker.hangs:
+            await asyncio.sleep(1e9)
         died = asyncio.ensure_future(worker.died.wait())
         answer = asyncio.ensure_future(worker.handlers["asyncpool"](**message))
         try:
@@ -476,3 +487,19 @@ async def test_the_end_does_not_wait_for_a_dask_scheduler_that_is_not_there(monk
     assert starting.cancelled()
     assert now() - began < 1.0
     assert pool.state == "closed"
+
+
+@needs_dask
+@virtual
+async def test_a_dask_worker_that_hangs_is_restarted() -> None:
+    engine = SimulatedDask()
+    async with WorkerPool(Portable(sleeper), workers=2, engine=engine, responds_within=1.0) as pool:
+        await asyncio.sleep(0.1)
+        jobs = [asyncio.ensure_future(pool.run(10.0)) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        engine.cluster.workers["tcp://worker:0"].hangs = True
+        assert await asyncio.gather(*jobs) == [10.0] * 2  # one of them was begun again
+        assert pool.stats.processes_lost == 1
+        await asyncio.sleep(20.0)
+        assert engine.cluster.restarted == ["tcp://worker:0"]
+    await asyncio.sleep(5.0)
