@@ -35,7 +35,7 @@ myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]  # for the cards of the landing page
 
 # Files at the top of the repository that a page of the site includes.
-INCLUDED = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+INCLUDED = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 
 # Docstrings have Google's sections, and mark `code` as Markdown does. It becomes a link if it is a documented name.
 default_role = "py:obj"
