@@ -19,6 +19,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import importlib.util
+import inspect
 import re
 import tomllib
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from pathlib import Path
 
 import pytest
 
+import asyncpool
 from tests.markdown import DOCUMENTS, ROOT, Block, Command, blocks, commands, without_figures
 from tests.programs import Programs, Ran
 
@@ -36,6 +38,8 @@ NOT_OURS = {"curl", "dask", "docker", "git", "go", "prometheus", "promtool"}
 """Commands of other projects, which are not checked."""
 CODE_WIDTH = 92
 """The site shows this many characters of code in a window of 1280 px (docs/static/site.css)."""
+DOCSTRING_WIDTH = 95
+"""And this many in an example of a class or function."""
 
 
 def is_run(command: Command) -> bool:
@@ -172,6 +176,21 @@ def test_code_fits_into_the_site(document: Path) -> None:
         if len(line) > CODE_WIDTH
     ]
     assert too_long == []
+
+
+def examples_of(docstring: str) -> list[str]:
+    """Return the lines of the examples in a docstring, which are indented, as docs/conf.py marks them."""
+    text = re.split(r"^(?:Args|Attributes|Raises|Returns|Yields):$", docstring, maxsplit=1, flags=re.MULTILINE)[0]
+    return [line[4:] for line in text.splitlines() if line.startswith("    ")]
+
+
+@pytest.mark.parametrize("name", asyncpool.__all__)
+def test_the_examples_of_a_docstring_fit_into_the_site(name: str) -> None:
+    described = getattr(asyncpool, name)
+    methods = vars(described).values() if isinstance(described, type) else []
+    docstrings = [inspect.getdoc(one) or "" for one in (described, *methods) if callable(one)]
+    lines = [line for docstring in docstrings for line in examples_of(docstring)]
+    assert [line for line in lines if len(line) > DOCSTRING_WIDTH] == []
 
 
 def printed_by(example: str, programs: Programs, folder: Path) -> list[str]:

@@ -85,7 +85,9 @@ class ConcurrencyLimit(Slots):
     """At most `count` attempts at the same time, in all pools that share the limit.
 
         WorkerPool(fetch, workers=50, limiter=ConcurrencyLimit(10))
-        WorkerPool(apply, workers=50, limiter=ConcurrencyLimit.per_key(account_of, 1))  # in order per account
+
+        in_order = ConcurrencyLimit.per_key(account_of, 1)      # the jobs of an account
+        WorkerPool(apply, workers=50, limiter=in_order)
 
     An attempt holds a slot from its start until it has ended, however it ends, and not during the backoff before the
     next. A job that must wait is delayed, as for a rate limit: it holds neither worker nor resource, jobs with other

@@ -158,7 +158,9 @@ class RateLimit(StartSchedule):
 
         WorkerPool(fetch, workers=20, limiter=RateLimit(100))              # 100/s, evenly
         WorkerPool(fetch, workers=20, limiter=RateLimit(5000, per=3600, burst=100))
-        WorkerPool(ask, workers=20, limiter=[RateLimit(500, per=60), RateLimit(200_000, per=60, weight=tokens_of)])
+
+        tokens = RateLimit(200_000, per=60, weight=tokens_of)
+        WorkerPool(ask, workers=20, limiter=[RateLimit(500, per=60), tokens])
 
     The generic cell rate algorithm (GCRA; ITU-T I.371), a leaky bucket that needs one float: the time at which the
     bucket will be empty. It is exact; a bucket that is refilled periodically lets more through.
