@@ -148,7 +148,7 @@ class _Filling(Generic[ItemT]):
             if self._is_over:
                 self._raise_end()
             if self._reader is not None:
-                raise StreamClosed("the batches are read by one reader, and another waits already")
+                raise StreamClosed("the batches have one reader, and another task is already waiting for it")
             if self._loop is None:
                 self._loop = asyncio.get_running_loop()
                 self._task = self._loop.create_task(self._fill(), name="asyncpool batches")

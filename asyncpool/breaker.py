@@ -338,31 +338,31 @@ class Breaker(Circuit):
 
     **What counts.** An attempt counts when it ends. It has failed if its handler raised an error that matches `on`, or
     `RetryAfter` from one; in an exception group, if all errors in it match. Any other error is an answer of the
-    backend, and counts as a success: so does `Permanent`, whatever it was raised from. What says nothing about the
-    backend is ignored: attempts that were cancelled by their owner or by the shutdown, whose handler did not start, or
-    that ended with another `PoolError` (such as `ResourceDied` or `ProcessLost`, or a `JobTimeout` that does not match
-    `on`) or with what is not an `Exception`. Attempts that began before the breaker opened, or before it closed, do not
-    count any more.
+    backend, and counts as a success. So does `Permanent`, whatever it was raised from. Attempts that say nothing about
+    the backend are ignored: those that were cancelled by their owner or by the shutdown, whose handler did not start,
+    or that ended with another `PoolError` (such as `ResourceDied` or `ProcessLost`, or a `JobTimeout` that does not
+    match `on`) or with what is not an `Exception`. Attempts that began before the breaker opened, or before it closed,
+    do not count any more.
 
-    **The probe.** It closes the breaker if it succeeds, or if it fails with an error that counts as a success. If it
-    ends with what is ignored, the next job is the probe. If it does not end within the seconds for which the breaker
-    was open before (at least `pause`), it counts as failed; should it succeed later, it closes the breaker then. A
-    job whose probe failed is delayed until the breaker closes or no other job is queued, so that a job that always
-    fails cannot keep the breaker open for the others.
+    **The probe.** It closes the breaker if it succeeds, or if it fails with an error that counts as a success. If it is
+    ignored, the next job is the probe. If it does not end within the seconds for which the breaker was open before (at
+    least `pause`), it counts as failed; if it succeeds later, it closes the breaker then. A job whose probe failed is
+    delayed until the breaker closes or no other job is queued, so that a job that always fails cannot keep the breaker
+    open for the others.
 
-    **Attempts.** With `charge=False`, an attempt that fails because of the outage does not use up one of the job's
-    attempts. The job goes back to the queue, before all jobs that have had no attempt, even if the pool has no `retry`.
-    These are, exactly: the failure that opens the breaker; failures of attempts that were in progress when it opened,
-    whenever they end; and those of probes. Not `Permanent`, and not a job whose cancellation was requested or whose
-    `max_elapsed` is over. They count in `stats.retries`, and emit `JobRetrying`, but `attempts` of the outcome and
-    `current_job().attempt` leave them out. The failures before the one that opens the breaker are ordinary: they use up
-    attempts, and without `retry` their jobs fail. A job can be lost to them only if `retry.attempts` is not larger than
-    their number, `failure_rate * window` rounded up, minus 1: none is with `Retry(attempts=3)` and `window=5`.
+    **Attempts.** With `charge=False`, an attempt that fails because of the outage does not use up an attempt of its
+    job. The job goes back to the queue, before all jobs that have had no attempt, even if the pool has no `retry`. This
+    applies to the failure that opens the breaker, to attempts that were in progress when it opened, and to probes; not
+    to `Permanent`, or to a job whose cancellation was requested or whose `max_elapsed` is over. Such an attempt counts
+    in `stats.retries`, and emits `JobRetrying`, but `attempts` of the outcome and `current_job().attempt` leave it out.
+    The failures before the one that opens the breaker are ordinary: they use up attempts, and without `retry` their
+    jobs fail. A job can be lost to them only if `retry.attempts` is not larger than their number, `failure_rate *
+    window` rounded up, minus 1: none can be with `Retry(attempts=3)` and `window=5`.
 
-    **Deadlines** of the jobs' owners go on while the breaker is open: `max_elapsed`, `queue_timeout`, and timeouts
-    around `submit`. Only `max_elapsed` bounds how often a job that always fails is put back. A pool that drains goes on
-    with its probes, until the backend is back or its `drain_timeout` is over. `pool.resume(force=True)` lets a probe
-    start at once. A `pause()` is independent: the pool takes jobs when neither holds.
+    **Deadlines** continue while the breaker is open: `max_elapsed`, `queue_timeout`, and timeouts around `submit`. Only
+    `max_elapsed` bounds how often a job that always fails is put back. A pool that drains continues its probes, until
+    the backend is back or its `drain_timeout` is over. `pool.resume(force=True)` lets a probe start at once. A
+    `pause()` is independent of the breaker: the pool takes jobs when both allow it.
 
     **Sharing.** Pools of one loop can share a breaker, for one backend: all their attempts count, and there is one
     probe for all of them, in turns. A breaker belongs to a loop while pools of that loop use it; the next loop begins

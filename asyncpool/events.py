@@ -107,7 +107,7 @@ class PoolRecovered(_Event):
     """The pool is no longer stalled: a worker can take jobs, or none wait."""
 
     seconds: float
-    """Seconds for which it was."""
+    """For how many seconds it was stalled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

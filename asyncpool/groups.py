@@ -1,4 +1,4 @@
-"""`Group`: a results channel that anybody can submit to, while one reader iterates the outcomes.
+"""`Group`: a results channel that any task can submit to, while one reader iterates the outcomes.
 
 Groups are made by `pool.group()`. To run the jobs of one iterable, see `streams.py`.
 """

@@ -103,7 +103,7 @@ class CurrentJob:
         job = CURRENT_JOB.get(None)  # and not a reference, which would be a cycle if a handler returns us
         worker = None if job is None else job.worker
         if job is None or worker is None or job.outcome is not None or _described(job, worker) != self:
-            raise LookupError("recycle() is for the handler of the job, and this attempt at it does not run here")
+            raise LookupError("recycle() must be called by the handler of the job, and this attempt does not run here")
         if worker.resource_task is None and not worker.retiring:
             raise LookupError("recycle() replaces the worker's resource, and the pool opens no resources")
         worker.recycle("recycle")

@@ -41,9 +41,9 @@ class drain_on_signal:
     down as it does without this block. Not called are the defaults: `SIG_DFL`, `SIG_IGN`, and Python's and asyncio's
     own handlers of SIGINT. Callbacks of `loop.add_signal_handler` run as usual.
 
-    Blocks can be nested, and left in any order: a signal reaches each block that is open. Leaving a block takes out its
-    own handler only, so a handler that was installed inside the block stays. Enter it in the main thread, on the loop
-    of the pools; a pool that is not started yet is closed by a signal.
+    Blocks can be nested, and left in any order: a signal reaches each block that is open. Leaving a block removes only
+    its own handler, so a handler that was installed inside the block stays. Enter it in the main thread, on the loop of
+    the pools; a pool that is not started yet is closed by a signal.
 
     Args:
         pools: The pools, at least one.
@@ -270,5 +270,5 @@ def _check_signals(signals: object) -> tuple[int, ...]:
             raise ValueError(f"signals must be signals that a program can handle, got {describe(number)}")
         numbers[number] = None
     if not numbers:
-        raise ValueError(f"signals must hold at least one signal, got {describe(signals)}")
+        raise ValueError(f"signals must have at least one signal, got {describe(signals)}")
     return tuple(numbers)

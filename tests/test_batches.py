@@ -220,7 +220,7 @@ async def test_there_is_one_reader() -> None:
     grouped = batches(later(1, seconds=1.0), size=2, seconds=1.0)
     first = asyncio.ensure_future(anext(grouped))
     await settle()
-    with pytest.raises(StreamClosed, match="the batches are read by one reader, and another waits already"):
+    with pytest.raises(StreamClosed, match="the batches have one reader, and another task is already waiting"):
         await anext(grouped)
     assert await first == [1]
 

@@ -696,7 +696,7 @@ async def test_recycle_is_for_the_attempt_that_runs() -> None:
     async def use(job: int, connection: int) -> int:
         kept.append(current_job())
         if len(kept) == 2:
-            with pytest.raises(LookupError, match="this attempt at it does not run here"):
+            with pytest.raises(LookupError, match="this attempt does not run here"):
                 kept[0].recycle()
         if len(kept) == 1:
             raise KeyError

@@ -42,7 +42,7 @@ def dashboard(
     It must be served on the loop of the pools; a pool that runs on another loop is shown without figures. It keeps
     references to the pools, which can be new, open or closed.
 
-    **Who can see it.** Without a token, everyone whom your application lets through to the path: put it behind the
+    **Who can see it.** Without a token, everyone who can reach the path in your application: put it behind the
     authentication of the application, or pass a token. Open the page as `https://example.com/pools/#token=TOKEN`: a
     fragment is not sent to the server, and the page takes it out of the address. Without it, the page asks for it.
 

@@ -37,8 +37,8 @@ class Dask:
     **At least once.** When a worker dies, the attempts that ran there run again in another. With `reruns=False` on the
     pool, their jobs fail with `ProcessLost`. When the program dies, its handlers are cancelled within seconds.
 
-    **Scheduler.** It is asked for the list of workers once a second, and for nothing per job. If it restarts within the
-    `patience` of the pool, no job is lost.
+    **Scheduler.** The engine asks it for the list of workers once a second, and sends it nothing per job. If it
+    restarts within the `patience` of the pool, no job is lost.
 
     **Adaptive clusters.** They do not close a worker that the pool uses, until the pool is closed. They grow with the
     jobs that wait.
@@ -48,15 +48,15 @@ class Dask:
     One engine can serve several pools, at the same time too.
 
     Args:
-        cluster: The address of the scheduler, a `Client`, or a cluster object, as `LocalCluster` is. The engine makes a
-            client of its own in each case, with the address and the security of that one.
+        cluster: The address of the scheduler, a `Client`, or a cluster object such as `LocalCluster`. In each case, the
+            engine makes a client of its own, with the same address and security.
         adaptive: Whether the cluster can grow, so that the engine asks for workers while jobs wait. None: if it is a
             cluster object (or a client made of one) whose `adapt()` was called.
-        client_options: For the engine's own `distributed.Client`, as `security=` and `timeout=`, which is how many
-            seconds to wait for the scheduler (10).
+        client_options: For the `distributed.Client` of the engine, such as `security=`, and `timeout=`, the seconds to
+            wait for the scheduler (10).
 
     Raises:
-        TypeError: An argument is of another type, or an option is the engine's own.
+        TypeError: An argument is of another type, or an option is one that the engine sets.
         ValueError: The address is empty.
     """
 

@@ -18,20 +18,20 @@ class Process(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called in logs and errors: "process 1 (pid 4711)"."""
+        """Its name in logs and errors: "process 1 (pid 4711)"."""
         ...
 
     async def put(self, batch: bytes) -> None:
-        """Have `Runner.put(batch)` called there, in the order of the calls. Waits while the process takes no more.
+        """Pass a batch to `Runner.put` in the process, in the order of the calls. Waits while it accepts no more.
 
         Raises:
             ProcessLost: It is gone, or cannot be reached.
-            Exception: It cannot run anything, and others like it cannot either, which fails the start of the pool.
+            Exception: Neither this process nor others like it can run attempts. This fails the start of the pool.
         """
         ...
 
     async def take(self) -> bytes:
-        """Return what the next `Runner.take()` returns there.
+        """Return what the next `Runner.take()` returns in the process.
 
         Raises:
             ProcessLost: It is gone, or cannot be reached.
@@ -39,7 +39,7 @@ class Process(Protocol):
         ...
 
     def kill(self) -> None:
-        """End what the pool runs there, as far as it can be reached: the pool has lost the process. Must not block."""
+        """End what the pool runs in the process, if it can be reached: the pool has lost it. Must not block."""
         ...
 
 
@@ -72,8 +72,8 @@ class EngineHost(Protocol):
         ...
 
     def expect(self, processes: int) -> None:
-        """Say how many processes there should be now, if the pool has that many workers; some may still start. Each
-        gets its share of the workers.
+        """Announce how many processes there should be now, if the pool has that many workers; some can still be
+        starting. Each gets its share of the workers.
         """
         ...
 
@@ -106,20 +106,20 @@ class Engine(Protocol):
         """Provide processes for one pool: call `host.join` with each, replace those that are lost, and return when
         `host.closing()` is over and what was started is ended, which can take `host.grace` seconds.
 
-        It runs in a task of the pool, which is cancelled when nobody waits any longer: then it must end what it started
-        at once. If it raises or returns earlier, the engine is lost, which cancels the pool.
+        It runs in a task of the pool, which is cancelled when no caller waits any longer: then it must end what it
+        started at once. If it raises or returns earlier, the engine is lost, which cancels the pool.
         """
         ...
 
 
 @runtime_checkable
 class ContextCarrier(Protocol):
-    """A handler that takes something of the job's context along to its process. Context variables stay behind."""
+    """A handler that sends part of the job's context to its process. Other context variables do not travel."""
 
     def carry(self) -> bytes | None:
-        """Return what is to be taken along. Called here, in the context of the job, before each attempt."""
+        """Return what to send. Called in the program, in the context of the job, before each attempt."""
         ...
 
     async def call_with(self, carried: bytes, /, *args: Any) -> Any:
-        """Do what calling the handler does, with what was taken along. Called in the process, if there was anything."""
+        """Call the handler with what was sent. Called in the process, instead of the handler, if `carry` sent it."""
         ...

@@ -60,7 +60,7 @@ class Journal(Generic[JobT]):
             system, whose locks cannot be relied on.
         key: Returns what identifies a job, in all runs: a str, an int of 64 bits, or bytes. A job for which it raises,
             or returns anything else, fails with that error.
-        version: What the entries mean. A file of another version is refused: change it if jobs that are done must run
+        version: What the entries mean. A file of another version is rejected: change it if jobs that are done must run
             again, because the handler or the meaning of a key has changed.
         values: Whether values are kept too, pickled, so that a later run can deliver them: for `map` and `earlier`.
             Reading a pickle can run code, so nobody else should be able to write to the file.

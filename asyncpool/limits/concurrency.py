@@ -141,7 +141,7 @@ class ConcurrencyLimit(Slots):
         await acquire(self, 1.0)
 
     def release(self) -> None:
-        """Give back a slot that `acquire()` has taken. The next in the line has it in a later loop callback.
+        """Give back a slot that `acquire()` has taken. The next in the line gets it in a later loop callback.
 
         Raises:
             RuntimeError: No slot is held.
@@ -159,7 +159,7 @@ class ConcurrencyLimit(Slots):
         self.release()
 
     def change(self, count: int) -> None:
-        """Allow another number of attempts from now on. With fewer than now, those that run go on.
+        """Allow another number of attempts from now on. Attempts that are running continue, even above the number.
 
         Does not wait. Call it on the event loop.
 
