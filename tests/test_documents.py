@@ -206,6 +206,12 @@ def test_the_basic_example_runs(programs: Programs, tmp_path: Path) -> None:
     assert lines[21] == "  20 succeeded, 0 failed, 0 cancelled"
 
 
+def test_the_example_of_an_engine_runs(programs: Programs, tmp_path: Path) -> None:
+    lines = printed_by("examples.command_engine", programs, tmp_path)
+    assert {line.split(": ")[1] for line in lines[:20]} == {f"{n} squared is {n * n}" for n in range(1, 21)}
+    assert lines[20:] == ["20 jobs on 2 processes"]
+
+
 def test_the_example_of_retries_and_dead_letters_runs(programs: Programs, tmp_path: Path) -> None:
     lines = printed_by("examples.retries_and_dead_letters", programs, tmp_path)
     outcomes = [line for line in lines if line.startswith(("Succeeded(", "Failed("))]
