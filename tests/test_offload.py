@@ -14,7 +14,18 @@ from typing import Any
 import pytest
 from blockbuster import BlockBuster
 
-from asyncpool import Cancelled, Failed, JobCrashed, JobTimeout, Offloaded, Succeeded, WorkerPool, current_job, offload
+from asyncpool import (
+    Cancelled,
+    Failed,
+    JobCrashed,
+    JobTimeout,
+    Offloaded,
+    PoolDeadlock,
+    Succeeded,
+    WorkerPool,
+    current_job,
+    offload,
+)
 from asyncpool.testing import run, settle
 from tests.helpers import echo, virtual
 
@@ -114,6 +125,31 @@ async def test_a_function_runs_in_the_context_of_its_job() -> None:
         VARIABLE.set("mine")
         assert await pool.map([1, 2]) == [("mine", 1), ("mine", 2)]
         assert VARIABLE.get() == "mine"
+
+
+def run_in(pool: WorkerPool[int, Any], job: int) -> Any:
+    """Run a job from another thread, and wait for its value."""
+    assert pool.loop is not None
+    return asyncio.run_coroutine_threadsafe(pool.run(job), pool.loop).result()
+
+
+@virtual
+async def test_a_function_can_run_a_job_in_another_pool() -> None:
+    def measure(job: int) -> str:
+        return f"job {current_job().id}: {run_in(other, job)}"
+
+    async with WorkerPool(echo, workers=1) as other, WorkerPool(offload(measure), workers=2) as pool:
+        assert await pool.map([5, 6]) == ["job 1: 5", "job 2: 6"]
+
+
+@virtual
+async def test_a_function_that_runs_a_job_in_its_own_pool_gets_a_deadlock_error_and_does_not_hang() -> None:
+    def call_itself(job: int) -> Any:
+        return run_in(pool, job + 1)
+
+    async with WorkerPool(offload(call_itself), workers=1) as pool:
+        with pytest.raises(PoolDeadlock):
+            await pool.run(1)
 
 
 @virtual
