@@ -144,17 +144,15 @@ def document(results: Sequence[Results]) -> str:
 _INTRODUCTION = """\
 # Benchmarks
 
-`python -m benchmarks report` writes this page from [benchmarks/results](../benchmarks/results). No figure is typed by
-hand.
+`python -m benchmarks report` writes this page from [benchmarks/results](../benchmarks/results).
 
-Each figure comes from a new process, which runs one contender once and checks that every value arrives exactly once. A
-failure, a hang, a lost result or too much memory is a result too. The contenders take turns, because the noise of a
-machine comes in waves. The tables show medians, and in parentheses the median ratio to the first row, compared within
-the same round. The JSON files have every round. Two cores, loopback and empty jobs are not your production
-environment, so ratios carry over better than absolute figures. We wrote both the pool and the benchmarks: please check
-the [contenders](../benchmarks/rivals.py), each of which is used in the best form that we know.
+Each figure comes from a new process, which runs one contender once and checks that every value arrives exactly once.
+The contenders take turns, because the noise of a machine comes in waves. The tables show medians, and in parentheses
+the median ratio to the first row, compared within the same round. Ratios carry over to other machines better than
+absolute figures. We wrote both the pool and the benchmarks: please check the [contenders](../benchmarks/rivals.py),
+each of which is used in the best form that we know.
 
-To measure on your machine (about ten minutes per line; `--quick` only checks that everything runs):
+To measure on your machine (about ten minutes per line):
 
 ```console
 $ make bench                                  # print the tables

@@ -156,8 +156,7 @@ $ python -m benchmarks.gauntlet --only aqute --case context-leaks
 
 The results are from Python {python}, {system}, at commit {commit}.
 We chose the cases from our own requirements and from issues of these libraries. So a column shows what a library does
-in these cases, not how well it serves its own purpose. Each library is used as its documentation recommends. If one is
-used badly, please report it as a bug."""
+in these cases, not how well it serves its own purpose. If a library is used badly, please report it as a bug."""
 
 _BETTER = """\
 ## When another library is the better choice

@@ -55,6 +55,6 @@ EFFICIENCY = Question(
     more_is_better=True,
     missing=missing,
     method="Ideal is the sum of the job durations divided by the number of workers, without overhead, late timers or "
-    f"a tail at the end. Each process repeats the run {_REPEATS} times and takes the median. Ratios are to workers on "
-    "a bare queue. With 5,000 workers, one core cannot keep up, so the cost per job dominates.",
+    f"a tail at the end. Each process takes the median of {_REPEATS} runs. Ratios are to workers on a bare queue. With "
+    "5,000 workers, the cost per job dominates.",
 )

@@ -58,6 +58,6 @@ FIRST_RESULT = Question(
     cases=_cases,
     measure=_measure,
     missing=missing,
-    method="The unit is the duration of one job, so 1 is the minimum. Plain `gather` starts all jobs at once, "
-    "without a limit, and has its first result when all are done.",
+    method="The unit is the duration of one job, so 1 is the minimum. Plain `gather` starts all jobs at once, and has "
+    "its first result when all are done.",
 )

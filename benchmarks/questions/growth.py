@@ -64,7 +64,7 @@ GROWTH = Question(
     cases=_cases,
     measure=_measure,
     missing=missing,
-    method=f"Jobs come from a generator, {_WORKERS} workers, every value is read and dropped. MiB is the growth of "
-    "the process since a warm-up. Each run is limited to 4 GiB and 60 s. The largest size omits "
-    f"{', '.join(_SAME_AT_ANY_SIZE)}, which are slow and cost the same per job at any size.",
+    method=f"Jobs come from a generator, with {_WORKERS} workers. MiB is the growth of the process since a warm-up. "
+    f"Each run is limited to 4 GiB and 60 s. The largest size omits {', '.join(_SAME_AT_ANY_SIZE)}, which are slow and "
+    "cost the same per job at any size.",
 )

@@ -113,8 +113,7 @@ HTTP = Question(
     measure=_measure,
     more_is_better=True,
     missing=_missing,
-    method="An aiohttp client requests 10 KB from a server in a process of its own, which answers immediately and "
-    f"counts its connections. There are {_WORKERS} requests at a time, or all at once without a limit. requests/s "
-    "counts successful answers. p99 includes the wait for a connection. Connections above the server's limit are "
-    "reset.",
+    method="An aiohttp client requests 10 KB from a server in a process of its own, which answers immediately. There "
+    f"are {_WORKERS} requests at a time, or all at once without a limit. requests/s counts successful answers. p99 "
+    "includes the wait for a connection. Connections above the server's limit are reset.",
 )

@@ -144,7 +144,7 @@ PIECES = Question(
     are_rivals=False,
     method=(
         "Each row adds something to the row above. A task and a context of its own isolate a job. The pool adds a "
-        "bounded queue, a window for slow readers, counters and histograms, and checks for stop, pause, resize and "
-        "deadlines. The rows above it run jobs in batches of a hundred and so maintain no limit."
+        "bounded queue, a window, statistics, and checks for stop, pause, resize and deadlines. The rows above it run "
+        "jobs in batches of a hundred, and maintain no limit."
     ),
 )
