@@ -68,16 +68,8 @@ class Adaptive:
     and approaches a number of workers that was too high by halving the distance, as BIC does (L. Xu, K. Harfoush,
     I. Rhee, 2004).
 
-    Each alternative is worse in some case of the simulation (`python -m benchmarks.scaling`, see
-    docs/benchmarks/scaling.md):
-
-    * AIMD grows without limit if the backend never reports overload.
-    * TCP Vegas and Envoy's gradient compare with the shortest running time, so they mistake contention, and the
-      variance of the jobs, for a queue.
-    * Netflix's Gradient2 compares with a long average, which in a pool that is always busy includes the queue that the
-      pool itself has caused.
-    * The hill climbing of the thread pool is as good for all backends that queue, but ignores a backend that reports
-      overload.
+    The published alternatives (AIMD, TCP Vegas, Envoy's gradient, Netflix's Gradient2, the hill climbing of the thread
+    pool) are each worse in some case of the simulation: docs/benchmarks/scaling.md has the figures and the reasons.
 
     Args:
         min_workers: The minimum number of workers; at least 1. The pool starts with it, and doubles the number while
