@@ -278,7 +278,7 @@ class Life:
             return
         end_lost([supervisor, *parts.tasks.all], state)
         if self.report is not None and all(task.done() for task in parts.tasks.all):
-            supervisor.cancel()  # it was not told of their end: let it look again
+            supervisor.cancel()  # it was not notified of their end: let it look again
         self._watch = state.loop.call_later(_WATCH_SECONDS, self._watch_supervisor, context=Context())
 
     def _watch_waiters(self) -> None:
