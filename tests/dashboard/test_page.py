@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from asyncpool import DeadLetters, WorkerPool
+from asyncpool import DeadLetterFile, DeadLetters, WorkerPool
 from asyncpool.dashboard import serve_dashboard
 from tests.dashboard.browser import BROWSER, DRIVER, MISSING, browser
 from tests.dashboard.scene import scene
@@ -159,6 +159,67 @@ def test_a_replay_from_the_page_runs_the_job_again(page: Page) -> None:
     asyncio.run(main())
 
 
+def test_the_letters_of_one_pool_are_not_shown_as_those_of_another(page: Page, tmp_path: Path) -> None:
+    page.expected += ["409 (Conflict)"]
+    path, moved = tmp_path / "letters", tmp_path / "moved"
+
+    async def handler(job: int) -> None:
+        raise ConnectionError(f"no route to host {job}")
+
+    async def main() -> None:
+        async with (
+            WorkerPool(handler, workers=2, dead_letters=DeadLetters[int](), name="first") as first,
+            WorkerPool(handler, workers=2, dead_letters=DeadLetterFile[int](path), name="second") as second,
+            served(first, second, actions=True) as server,
+        ):
+            await first.outcomes(range(5))
+            await second.outcomes(range(3))
+            path.rename(moved)
+            path.mkdir()  # cannot be read
+
+            def steps() -> None:
+                page.open(server.url)
+                page.until(lambda: page.text("#letters-note") == "5 letters")
+                page.button("second").click()
+                page.until(lambda: "cannot be read" in page.text("#letters-note"))
+                assert page.text("#letters") == ""
+                assert page.all("#letters-actions button") == []  # they would discard letters that are not shown
+                path.rmdir()
+                moved.rename(path)
+                page.driver.run("letters.due = 0")  # the page tries again after three seconds
+                page.until(lambda: page.text("#letters-note") == "3 letters")
+
+            await browse(steps)
+
+    asyncio.run(main())
+
+
+def test_a_question_about_the_last_program_is_closed_when_the_next_one_answers(page: Page) -> None:
+    page.expected += ["net::ERR_"]
+
+    async def main() -> None:
+        async with WorkerPool(echo, workers=1, name="first") as pool, served(pool, actions=True) as server:
+
+            def begin() -> None:
+                page.open(server.url)
+                page.until_live()
+                page.button("Drain…").click()
+                page.until(lambda: page.one("#ask").is_displayed())
+
+            await browse(begin)
+        async with WorkerPool(echo, workers=1, name="second") as pool:
+            async with served(pool, port=server.port, actions=True):
+
+                def again() -> None:
+                    page.until(lambda: page.text("#name") == "second")
+                    page.until(lambda: not page.one("#ask").is_displayed())
+
+                await browse(again)
+            assert pool.state == "open"
+
+    asyncio.run(main())
+
+
 def test_pools_are_paused_resized_and_drained_by_keyboard(page: Page) -> None:
     async def main() -> None:
         async with WorkerPool(echo, workers=2) as pool, served(pool, actions=True) as server:
@@ -304,6 +365,26 @@ def test_a_token_is_needed_and_leaves_the_address(page: Page) -> None:
                 page.until_live()
                 assert page.driver.current_url == address
                 assert TOKEN not in page.driver.run("return JSON.stringify(history.state) + document.cookie")
+
+            await browse(steps)
+
+    asyncio.run(main())
+
+
+def test_another_token_in_the_address_of_an_open_page_is_used(page: Page) -> None:
+    page.expected += ["401 (Unauthorized)"]
+
+    async def main() -> None:
+        async with served(WorkerPool(echo, workers=1, name="secret")) as server:
+            address = server.url.partition("#")[0]
+
+            def steps() -> None:
+                page.open(f"{address}#token=wrong-wrong-wrong-wrong")
+                page.until(lambda: page.one("#login").is_displayed())
+                page.driver.get(server.url)  # which does not load the page again
+                page.until_live()
+                assert not page.one("#login").is_displayed()
+                assert page.driver.current_url == address
 
             await browse(steps)
 

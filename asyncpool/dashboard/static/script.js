@@ -35,8 +35,10 @@ function svg(tag, attributes = {}, ...children) {
 }
 function set(node, text) { text = String(text); if (node.textContent !== text) node.textContent = text; return node; }
 function level(node, name) { if (name) node.dataset.level = name; else delete node.dataset.level; }
+const parents = new Set();
 // Make the children of a node match some items. Nodes stay, so that the focus does.
 function keyed(parent, items, key, make, update) {
+  parents.add(parent);
   const known = parent.known ?? (parent.known = new Map());
   const seen = new Set();
   let place = parent.firstElementChild;
@@ -93,7 +95,7 @@ async function act(action, args = {}) {
     });
     say((await response.json()).message);
   } catch (error) { say("Not done: " + error.message); }
-  letters.loaded = "";
+  letters.refresh();
   draw();
 }
 function ask(text, yes, field) {
@@ -150,25 +152,30 @@ function login(message) {
   disconnect();
   link("wait", "Not logged in");
   if (token) set($("login-note"), message[0].toUpperCase() + message.slice(1) + ". The program printed it with the address of the dashboard.");
-  token = "";
-  sessionStorage.removeItem("asyncpool-token");
+  remember("");
   for (const id of ["overview", "pool", "journals-card"]) $(id).hidden = true;
   $("login").hidden = false;
   $("token").focus();
 }
 $("login").addEventListener("submit", (event) => {
   event.preventDefault();
-  remember($("token").value.trim());
+  enter($("token").value.trim());
+});
+function enter(value) {
+  remember(value);
   $("token").value = "";
   $("login").hidden = true;
   link("wait", "Connecting");
+  disconnect();
   connect();
-});
-function remember(value) { token = value; sessionStorage.setItem("asyncpool-token", value); }
+}
+// A browser can forbid storage. Then the token is kept as long as the page.
+function remember(value) { token = value; try { sessionStorage.setItem("asyncpool-token", value); } catch { /* forbidden */ } }
+function remembered() { try { return sessionStorage.getItem("asyncpool-token") ?? ""; } catch { return ""; } }
 
 function receive({ head, now }) {
   lastEvent = performance.now();
-  if (head.run !== state.run) state.samples = [];
+  if (head.run !== state.run) { state.samples = []; lastCounts.clear(); for (const parent of parents) keyed(parent, []); forget(); }
   Object.assign(state, { run: head.run, tick: head.tick, columns: head.columns, kept: head.kept, about: head.about, now: now[0] });
   state.samples.push(...head.samples);
   state.samples.splice(0, state.samples.length - head.kept);
@@ -268,7 +275,14 @@ function stateOf(pool) {
   if (pool.state === "open") return ["Open", "good"];
   return [STATES[pool.state] ?? pool.state, pool.state === "draining" || pool.state === "stopping" || pool.state === "elsewhere" ? "warn" : ""];
 }
-function select(index) { state.pool = index; letters.loaded = ""; $("queued-box").open = false; state.hover = null; draw(); }
+function select(index) { state.pool = index; forget(); draw(); }
+// Drop what was loaded of a pool, and the question about it: another pool is shown, or another program answers.
+function forget() {
+  letters.forget("");
+  queued.forget();
+  $("ask").close();
+  state.hover = null;
+}
 function drawOverview(pools) {
   keyed($("pools"), pools.map((pool, index) => ({ pool, index })), (row) => row.index, (row) => {
     const cells = Array.from({ length: 9 }, (_, at) => el("td", { className: [0, 6].includes(at) ? "" : "n" }));
@@ -373,15 +387,23 @@ function drawRunning(pool) {
   const more = pool.running - pool.jobs.length;
   set($("running-note"), more > 0 ? `and ${plural(more, "other")}` : pool.running ? "" : "No job is running.");
 }
-async function loadQueued() {
-  try {
-    const { jobs } = await (await api(`pools/${state.pool}/queued`)).json();
+const queued = {
+  turn: 0,
+  forget() { this.turn += 1; this.show([], ""); $("queued-box").open = false; },
+  async load() {
+    const turn = (this.turn += 1);
+    try {
+      const { jobs } = await (await api(`pools/${state.pool}/queued`)).json();
+      if (turn === this.turn) this.show(jobs, jobs.length ? "" : "No job is waiting.");
+    } catch (error) { if (turn === this.turn) this.show([], error.message); }
+  },
+  show(jobs, note) {
     keyed($("queued"), jobs, (job) => job.id, jobRow(4), (row, job) => fill(row, [job.id, job.job, job.attempt, time(job.seconds) + (job.is_delayed ? ", delayed" : "")]));
-    set($("queued-note"), jobs.length ? "" : "No job is waiting.");
-  } catch (error) { set($("queued-note"), error.message); }
-}
-$("queued-box").addEventListener("toggle", () => { if ($("queued-box").open) loadQueued(); });
-$("queued-load").addEventListener("click", loadQueued);
+    set($("queued-note"), note);
+  },
+};
+$("queued-box").addEventListener("toggle", () => { if ($("queued-box").open) queued.load(); });
+$("queued-load").addEventListener("click", () => queued.load());
 function drawHolds(pool) {
   const rows = [["Pause", pool.pause || "none"]];
   pool.limits.forEach((limit, at) => rows.push([pool.limits.length > 1 ? `Limit ${at + 1}` : "Limit", limit]));
@@ -422,21 +444,25 @@ function drawJournals(journals) {
 // -- Dead letters
 
 const letters = {
-  loaded: "", at: 0, pool: -1,
+  version: null, due: 0, turn: 0,
+  // Letters that are not those of this pool must be neither shown nor discarded.
+  forget(note) { this.turn += 1; this.refresh(); this.show({ groups: [], note }); },
+  refresh() { this.version = null; this.due = 0; },
   async look(pool) {
     const summary = pool.letters;
-    if (!summary) {
-      this.loaded = "";
-      this.show({ groups: [], note: "This pool keeps no dead letters." });
-      return;
-    }
-    const wanted = `${state.run} ${state.pool} ${summary.version}`;
-    if (this.loaded === wanted || (this.pool === state.pool && this.loaded && performance.now() - this.at < 3000)) return;
-    this.loaded = wanted; this.at = performance.now(); this.pool = state.pool;
+    if (!summary) { this.forget("This pool keeps no dead letters."); return; }
+    if (this.version === summary.version || performance.now() < this.due) return;
+    this.version = summary.version; this.due = performance.now() + 3000;
+    const turn = (this.turn += 1);
     try {
       const found = await (await api(`pools/${state.pool}/letters`)).json();
-      if (this.pool === state.pool) this.show(found, summary);
-    } catch (error) { set($("letters-note"), error.message); }
+      if (turn === this.turn) this.show(found, summary);
+    } catch (error) {
+      if (turn !== this.turn) return;
+      const due = this.due;
+      this.forget(error.message);
+      this.due = due;
+    }
   },
   show(found, summary) {
     const total = found.groups.reduce((sum, group) => sum + group.count, 0);
@@ -476,9 +502,10 @@ const letters = {
 
 // -- The token comes once, in the fragment, which is never sent to a server.
 
-const given = new URLSearchParams(location.hash.slice(1)).get("token");
-if (given) {
-  remember(given);
-  history.replaceState(null, "", location.pathname + location.search);
-} else token = sessionStorage.getItem("asyncpool-token") ?? "";
-connect();
+function given() {
+  const value = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (value) history.replaceState(null, "", location.pathname + location.search);
+  return value;
+}
+addEventListener("hashchange", () => { const value = given(); if (value) enter(value); });
+enter(given() ?? remembered());
