@@ -52,6 +52,11 @@ class ResourceLog:
         self.replacements = Replacements()
         """How many resources were closed by plan."""
 
+    @property
+    def failing(self) -> int:
+        """How many workers try again to open their resource."""
+        return sum(map(len, self._failing.values()))
+
     def failed(self, worker: int, error: BaseException, retry_in: float | None, process: str | None = None) -> None:
         """Count a failure; None: the worker retires."""
         now = self._state.time()

@@ -114,7 +114,9 @@ class PoolReader:
         return {
             "open": stats.workers,
             "opening": stats.resources_opening,
+            "failing": workers.log.failing,
             "closing": stats.resources_closing,
+            "replaced": sum(stats.resources_replaced),
             "abandoned": stats.resources_abandoned,
             "last_failure": None if failure is None else text(failure),
         }

@@ -140,6 +140,10 @@ async def test_resources_and_their_last_failure_are_shown() -> None:
         await settle()
         resources = (await state_of(views_of(pool)))[0]["resources"]
         assert (resources["open"], resources["last_failure"]) == (1, "ConnectionError('refused')")
+        assert (resources["failing"], resources["replaced"]) == (1, 0)
+        await asyncio.sleep(10)
+        resources = (await state_of(views_of(pool)))[0]["resources"]
+        assert (resources["open"], resources["failing"]) == (2, 0)
     assert (await state_of(views_of(WorkerPool(echo, workers=1))))[0]["resources"] is None
 
 

@@ -363,6 +363,7 @@ function tagsOf(pool) {
   else if (pool.pause) tags.push(["Pause: " + pool.pause, "warn"]);
   if (pool.breaker) tags.push(["Breaker " + pool.breaker.state, pool.breaker.state === "closed" ? "" : "warn"]);
   if (pool.stuck) tags.push([plural(pool.stuck, "stuck job"), "bad"]);
+  if (pool.resources?.failing) tags.push([plural(pool.resources.failing, "failing resource"), "bad"]);
   if (pool.resources?.abandoned) tags.push([plural(pool.resources.abandoned, "abandoned resource"), "bad"]);
   return tags;
 }
@@ -410,8 +411,8 @@ function drawHolds(pool) {
   if (!pool.limits.length) rows.push(["Limit", "none"]);
   if (pool.breaker) rows.push(["Breaker", `${pool.breaker.state}, opened ${plural(pool.breaker.openings, "time")}`]);
   if (pool.resources) {
-    const { open, opening, closing, abandoned, last_failure } = pool.resources;
-    rows.push(["Resources", `${open} open, ${opening} opening, ${closing} closing, ${abandoned} abandoned`]);
+    const { open, opening, closing, failing, replaced, abandoned, last_failure } = pool.resources;
+    rows.push(["Resources", `${open} open, ${opening} opening, ${failing} failing, ${closing} closing, ${replaced} replaced, ${abandoned} abandoned`]);
     rows.push(["Last failure", last_failure ?? "none"]);
   } else rows.push(["Resources", "none"]);
   rows.push(["Peak", plural(pool.peak_running, "running job")]);
