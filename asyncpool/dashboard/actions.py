@@ -105,6 +105,8 @@ async def _submit_letters(reader: PoolReader, arguments: Mapping[str, Any], targ
             await reader.shelf.submit(target, selection)
     except TimeoutError:
         return False
+    finally:
+        reader.letters_have_changed()
     return True
 
 

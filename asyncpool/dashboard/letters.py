@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-from asyncpool.dashboard.texts import cell, text
+from asyncpool.dashboard.texts import Texts, cell, text, time_to_describe
 from asyncpool.dead_letters.file import DeadLetterFile
 from asyncpool.dead_letters.letter import DeadLetter
 from asyncpool.dead_letters.memory import DeadLetters
@@ -25,6 +26,9 @@ _MAX_READ = 2000
 _MAX_GROUPS = 20
 _MAX_LETTERS = 10
 _MAX_FILE = 16 * 1024 * 1024
+# Seconds in which the jobs of a listing are described on the event loop; a `__repr__` can be slow.
+_DESCRIBING = 0.02
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 _NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\d+")
 _Letter: TypeAlias = DeadLetter[Any]
 
@@ -72,6 +76,7 @@ class _MemoryShelf:
     def __init__(self, store: DeadLetters[Any], pool: str) -> None:
         self._store = store
         self._pool = pool
+        self._texts = Texts()
 
     def summary(self, failed: int) -> dict[str, Any]:
         stored, dropped = len(self._store), self._store.dropped
@@ -79,7 +84,16 @@ class _MemoryShelf:
 
     async def listing(self) -> dict[str, Any]:
         letters = [letter for letter in self._store if letter.pool == self._pool]
-        return _grouped(letters[-_MAX_READ:], len(letters), self._key)
+        has_time, shown = time_to_describe(_DESCRIBING), set[str]()
+
+        def described(letter: _Letter) -> tuple[str, str | None]:
+            key = self._key(letter)
+            shown.add(key)
+            return key, self._texts.of(key, letter.job, may_describe=has_time())
+
+        found = _grouped(letters[-_MAX_READ:], len(letters), described)
+        self._texts.keep(shown)
+        return found
 
     async def submit(self, target: Submitter[Any], selection: Selection) -> None:
         await self._store.replay(target, _where(selection, self._pool, self._key))
@@ -95,6 +109,7 @@ class _FileShelf:
         self._pool = pool
 
     def summary(self, failed: int) -> dict[str, Any]:
+        # A look at the file would block the event loop: that of a network can take long.
         return {"kind": "file", "stored": None, "dropped": 0, "version": str(failed)}
 
     async def listing(self) -> dict[str, Any]:
@@ -109,15 +124,18 @@ class _FileShelf:
             if letter.pool == self._pool:
                 count += 1
                 newest.append(letter)
-        return _grouped(newest, count, self._key)
+        as_text = sum(letter.pool == self._pool for letter in self._store.unreplayable())
+        found = _grouped(newest, count, lambda letter: (self._key(letter), cell(letter.job)))
+        return found | {"unreplayable": as_text}
 
     async def submit(self, target: Submitter[Any], selection: Selection) -> None:
         await self._store.replay(target, _where(selection, self._pool, self._key))
 
     @staticmethod
     def _key(letter: _Letter) -> str:
-        # It is read again for each listing, so it is not the same object. Equal letters have the same key.
-        return _digest(f"{_facts(letter)}\0{cell(letter.job)}")
+        # It is read again for each listing, so it is not the same object, and its repr can have another address. Equal
+        # letters have the same key.
+        return _digest(f"{_facts(letter)}\0{_ADDRESS.sub('', cell(letter.job))}")
 
 
 class _OtherShelf:
@@ -140,8 +158,16 @@ class _Group:
     last_at: float = 0.0
 
 
-def _grouped(letters: Iterable[_Letter], stored: int, key_of: Callable[[_Letter], str]) -> dict[str, Any]:
-    """Group letters by the type and text of their error, without its numbers. Describes only what is shown."""
+def _grouped(
+    letters: Iterable[_Letter], stored: int, described: Callable[[_Letter], tuple[str, str | None]]
+) -> dict[str, Any]:
+    """Group letters by the type and text of their error, without its numbers.
+
+    Args:
+        letters: The newest letters, the oldest first.
+        stored: How many there are.
+        described: Returns the key of a letter, and the cell of its job. Called only for those that are shown.
+    """
     groups: dict[str, _Group] = {}
     shown: dict[str, deque[_Letter]] = {}
     read = 0
@@ -154,7 +180,7 @@ def _grouped(letters: Iterable[_Letter], stored: int, key_of: Callable[[_Letter]
             group = groups[same] = _Group(_digest(same), kind, error)
             shown[same] = deque(maxlen=_MAX_LETTERS)
         group.count += 1
-        group.error, group.last_at = error, max(group.last_at, letter.last_at)
+        group.error, group.last_at = error, max(group.last_at, _finite(letter.last_at))
         shown[same].append(letter)
     largest = sorted(groups.items(), key=lambda item: -item[1].count)[:_MAX_GROUPS]
     return {
@@ -171,13 +197,14 @@ def _grouped(letters: Iterable[_Letter], stored: int, key_of: Callable[[_Letter]
                 "last_at": group.last_at,
                 "letters": [
                     {
-                        "key": key_of(letter),
-                        "job": cell(letter.job),
+                        "key": key,
+                        "job": job,
                         "error": text(letter.error),
                         "attempts": letter.attempts,
-                        "last_at": letter.last_at,
+                        "last_at": _finite(letter.last_at),
                     }
                     for letter in reversed(shown[same])
+                    for key, job in [described(letter)]
                 ],
             }
             for same, group in largest
@@ -200,6 +227,10 @@ def _where(selection: Selection, pool: str, key_of: Callable[[_Letter], str]) ->
         return selection.group is None or _digest(same) == selection.group
 
     return is_selected
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0  # JSON has no other numbers, and anybody can write to a file
 
 
 def _alike(error_type: str, error: str) -> str:

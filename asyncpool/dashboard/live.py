@@ -16,7 +16,7 @@ from typing import Any
 from asyncpool._guard import safe_text
 from asyncpool.dashboard.history import COLUMNS, KEPT, PoolHistory, Sample
 from asyncpool.dashboard.reading import PoolReader
-from asyncpool.dashboard.texts import text
+from asyncpool.dashboard.texts import text, time_to_describe
 from asyncpool.errors import WrongLoop
 from asyncpool.journal.journal import Journal
 from asyncpool.pool import WorkerPool
@@ -27,7 +27,7 @@ MAX_PAGES = 50
 """How many streams of events can be open."""
 
 _INTERVAL = 1.0
-# Seconds per snapshot in which jobs are described; a `__repr__` can be slow.
+# Seconds per snapshot in which jobs and limits are described; a `__repr__` can be slow.
 _DESCRIBING = 0.005
 # Counting a journal reads the whole file, in a thread: so that it takes at most a tenth of one.
 _COUNT_EVERY, _COUNT_SHARE = 3.0, 10.0
@@ -124,9 +124,8 @@ class Live:
 
     def snapshot(self) -> str:
         """Return what is shown of all pools now, as JSON."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + _DESCRIBING
-        pools = [reader.read(reader.stats(), lambda: loop.time() < until) for reader in self.readers]
+        has_time = time_to_describe(_DESCRIBING)
+        pools = [reader.read(reader.stats(), has_time) for reader in self.readers]
         return json.dumps([pools, [journal.shown() for journal in self._journals]], separators=(",", ":"))
 
     def state(self) -> str:

@@ -10,10 +10,13 @@ import heapq
 from collections.abc import Callable
 from typing import Any
 
+import anyio
+
 from asyncpool._core.parts import Parts, parts_of
-from asyncpool.dashboard.letters import shelf_of
-from asyncpool.dashboard.texts import Texts, cell, text
-from asyncpool.limits.limiter import is_several
+from asyncpool._guard import name_of
+from asyncpool.dashboard.letters import Shelf, shelf_of
+from asyncpool.dashboard.texts import Texts, cell, text, time_to_describe
+from asyncpool.limits.limiter import is_limit, is_several
 from asyncpool.pool import WorkerPool
 from asyncpool.stats import PoolStats
 
@@ -24,6 +27,10 @@ _MAX_QUEUED = 50
 _MAX_RESIZES = 8
 _MAX_PROCESSES = 64
 _MAX_LIMITS = 8
+# Seconds in which queued jobs are described. A page asks for them when its user does.
+_DESCRIBING = 0.02
+# A listing of dead letters is made at most every three seconds, and takes at most a fiftieth of the time.
+_LISTED_FOR, _LISTED_SHARE = 3.0, 50.0
 
 _COUNTS = (
     "submitted",
@@ -58,7 +65,11 @@ class PoolReader:
     def __init__(self, pool: WorkerPool[Any, Any]) -> None:
         self.pool = pool
         self._parts: Parts = parts_of(pool)
-        self._texts = Texts()
+        self._texts, self._queued_texts = Texts(), Texts()
+        self._listing: dict[str, Any] | None = None
+        self._is_listed_until = 0.0  # on the clock of the loop
+        self._letter_changes = 0
+        self._listing_lock = anyio.Lock()  # one of asyncio would belong to one event loop
         self.shelf = shelf_of(pool.dead_letters, pool.name)
 
     def stats(self) -> PoolStats | None:
@@ -70,7 +81,7 @@ class PoolReader:
 
         Args:
             stats: What `stats()` has returned just now.
-            has_time: Whether there is still time to describe jobs.
+            has_time: Whether there is still time to describe objects of the user.
         """
         pool = self.pool
         if stats is None:
@@ -86,7 +97,7 @@ class PoolReader:
             "waiting_submitters": pool.waiting_submitters,
             "is_fixed": self._parts.scaler.is_fixed,
             "pause": self._pause(stats),
-            "limits": _limits(pool.limiter),
+            "limits": _limits(pool.limiter, has_time),
             "breaker": None if stats.breaker is None else {"state": stats.breaker, "openings": stats.breaker_openings},
             "resources": self._resources(stats),
             "processes": self._processes(stats),
@@ -173,28 +184,55 @@ class PoolReader:
 
     def queued(self) -> list[dict[str, Any]]:
         """Return the jobs that are next."""
-        return [
+        jobs = self.pool.queued(limit=_MAX_QUEUED)
+        has_time = time_to_describe(_DESCRIBING)
+        rows = [
             {
                 "id": job.id,
-                "job": cell(job.job),
+                "job": self._queued_texts.of(job.id, job.job, may_describe=has_time()),
                 "attempt": job.attempt,
                 "seconds": job.seconds,
                 "is_delayed": job.is_delayed,
             }
-            for job in self.pool.queued(limit=_MAX_QUEUED)
+            for job in jobs
         ]
+        self._queued_texts.keep({job.id for job in jobs})
+        return rows
+
+    async def letters(self, shelf: Shelf) -> dict[str, Any]:
+        """Return the dead letters of the pool, and their version. Cancel-safe.
+
+        All pages share a listing for a while, because making it can take long.
+
+        Raises:
+            OSError: They cannot be read.
+        """
+        async with self._listing_lock:
+            time = asyncio.get_running_loop().time
+            began = time()
+            if self._listing is None or began >= self._is_listed_until:
+                changes = self._letter_changes
+                version = shelf.summary(self.pool.stats.failed)["version"]
+                self._listing = {"version": version, **await shelf.listing()}
+                if changes == self._letter_changes:
+                    self._is_listed_until = began + max(_LISTED_FOR, _LISTED_SHARE * (time() - began))
+            return self._listing
+
+    def letters_have_changed(self) -> None:
+        """Note that pages must not get a listing of the dead letters that was begun before."""
+        self._letter_changes += 1
+        self._is_listed_until = 0.0
 
 
-def _limits(limiter: object) -> list[str]:
+def _limits(limiter: object, has_time: Callable[[], bool]) -> list[str]:
     if limiter is None:
         return []
     several = limiter if is_several(limiter) else (limiter,)
-    return [_limit(limit) for limit in several[:_MAX_LIMITS]]
+    return [_limit(limit) if has_time() else name_of(type(limit)) for limit in several[:_MAX_LIMITS]]
 
 
 def _limit(limit: object) -> str:
-    try:
+    in_use: object = None
+    if is_limit(limit):
         in_use = getattr(limit, "in_use", None)
-    except Exception:
-        in_use = None
     return cell(limit) + (f", {in_use} in use" if type(in_use) is int else "")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import reprlib
 from array import array
 from collections import deque
+from collections.abc import Callable, Collection, Hashable
 
 from asyncpool._guard import safe_text
 
-__all__ = ["MAX_CELL", "Texts", "cell", "text"]
+__all__ = ["MAX_CELL", "Texts", "cell", "text", "time_to_describe"]
 
 MAX_CELL = 200
 """How many characters of an object are shown."""
@@ -49,20 +51,27 @@ def text(value: object, most: int = MAX_CELL) -> str:
 class Texts:
     """The cells of jobs that are shown for a while, so that each is described only once.
 
-    A `__repr__` can be slow. After `budget` seconds of one snapshot, the others are described in the next.
+    A `__repr__` can be slow. When the time for one snapshot is over, the others are described in the next.
     """
 
     def __init__(self) -> None:
-        self._cells: dict[int, str] = {}
+        self._cells: dict[Hashable, str] = {}
 
-    def of(self, number: int, job: object, *, may_describe: bool) -> str | None:
-        """Return the cell of a job, by its number; None: not yet known, and there is no time to describe it now."""
-        known = self._cells.get(number)
+    def of(self, key: Hashable, job: object, *, may_describe: bool) -> str | None:
+        """Return the cell of a job, by its key; None: not yet known, and there is no time to describe it now."""
+        known = self._cells.get(key)
         if known is None and may_describe:
-            known = self._cells[number] = cell(job)
+            known = self._cells[key] = cell(job)
         return known
 
-    def keep(self, numbers: set[int]) -> None:
+    def keep(self, keys: Collection[Hashable]) -> None:
         """Forget all other jobs."""
-        if len(self._cells) > len(numbers):
-            self._cells = {number: known for number, known in self._cells.items() if number in numbers}
+        if len(self._cells) > len(keys):
+            self._cells = {key: known for key, known in self._cells.items() if key in keys}
+
+
+def time_to_describe(seconds: float) -> Callable[[], bool]:
+    """Return a function that returns whether there is still time, of these seconds, to describe jobs."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    return lambda: loop.time() < until

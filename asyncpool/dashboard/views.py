@@ -128,7 +128,7 @@ class Views:
         if reader.shelf is None:
             return error(404, "this pool has no dead letters")
         try:
-            return json_response(await reader.shelf.listing())
+            return json_response(await reader.letters(reader.shelf))
         except OSError as raised:
             return error(409, f"the dead letters cannot be read: {safe_text(str, raised, 200)}")
 

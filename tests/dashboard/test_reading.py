@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,28 @@ async def test_a_job_is_described_once_and_slow_ones_wait_for_the_next_snapshot(
         assert second == ["slow 0", "slow 1", "slow 2", "slow 3", None]
         assert third == [f"slow {number}" for number in range(5)]
         assert described == [0, 1, 2, 3, 4]
+        pool.cancel()
+
+
+@virtual
+async def test_slow_reprs_of_jobs_that_are_next_and_of_limits_are_bounded_too() -> None:
+    class Slow(AbstractAsyncContextManager[None]):
+        def __repr__(self) -> str:
+            loop: Any = asyncio.get_running_loop()
+            loop._now += 0.01
+            return "slow"
+
+        async def __aexit__(self, *_: object) -> None: ...
+
+    async with WorkerPool(lambda job: asyncio.sleep(100), workers=1, limiter=[Slow(), Slow()]) as pool:
+        for _ in range(4):
+            pool.submit_nowait(Slow())
+        await settle()
+        views = views_of(pool)
+        for expected in [["slow", "slow", None], ["slow"] * 3]:
+            jobs = value_of(await ask(views, "/api/pools/0/queued"))["jobs"]
+            assert [job["job"] for job in jobs] == expected
+        assert (await state_of(views))[0]["limits"] == ["slow", Slow.__module__ + "." + Slow.__qualname__]
         pool.cancel()
 
 
@@ -627,9 +650,11 @@ def test_a_file_that_cannot_be_read_or_is_too_large_is_reported(tmp_path: Path) 
         assert value_of(await ask(views, "/api/pools/0/letters"))["groups"] == []
         with open(path, "wb") as file:
             file.truncate(17 * 2**20)
+        views.live.readers[0].letters_have_changed()
         assert "too large" in value_of(await ask(views, "/api/pools/0/letters"))["note"]
         path.unlink()
         path.mkdir()
+        views.live.readers[0].letters_have_changed()
         assert (await ask(views, "/api/pools/0/letters")).status == 409
 
     asyncio.run(main())

@@ -399,7 +399,7 @@ const queued = {
     } catch (error) { if (turn === this.turn) this.show([], error.message); }
   },
   show(jobs, note) {
-    keyed($("queued"), jobs, (job) => job.id, jobRow(4), (row, job) => fill(row, [job.id, job.job, job.attempt, time(job.seconds) + (job.is_delayed ? ", delayed" : "")]));
+    keyed($("queued"), jobs, (job) => job.id, jobRow(4), (row, job) => fill(row, [job.id, job.job ?? "…", job.attempt, time(job.seconds) + (job.is_delayed ? ", delayed" : "")]));
     set($("queued-note"), note);
   },
 };
@@ -452,12 +452,16 @@ const letters = {
   async look(pool) {
     const summary = pool.letters;
     if (!summary) { this.forget("This pool keeps no dead letters."); return; }
-    if (this.version === summary.version || performance.now() < this.due) return;
-    this.version = summary.version; this.due = performance.now() + 3000;
+    // A file can also be changed by others.
+    const isCurrent = this.version === summary.version && (summary.kind !== "file" || performance.now() < this.due + 12000);
+    if (isCurrent || performance.now() < this.due) return;
+    this.due = performance.now() + 3000;
     const turn = (this.turn += 1);
     try {
       const found = await (await api(`pools/${state.pool}/letters`)).json();
-      if (turn === this.turn) this.show(found, summary);
+      if (turn !== this.turn) return;
+      this.version = found.version;
+      this.show(found, summary);
     } catch (error) {
       if (turn !== this.turn) return;
       const due = this.due;
@@ -472,6 +476,7 @@ const letters = {
       notes.push(total ? plural(found.stored ?? total, "letter") + (found.read < found.stored ? `; the newest ${count(found.read)} are grouped here` : "") : "None.");
       if (summary.dropped) notes.push(`${count(summary.dropped)} were dropped because the store is full.`);
       if (found.more) notes.push(`${plural(found.more, "smaller group")} not shown.`);
+      if (found.unreplayable) notes.push(`${plural(found.unreplayable, "other")} cannot be replayed, because the job could not be written.`);
     }
     set($("letters-note"), notes.filter(Boolean).join(" "));
     const acts = state.about.actions && total ? [["Replay all", "replay"], ["Discard all…", "discard"]] : [];
@@ -494,10 +499,14 @@ const letters = {
     set(parts.when, "last " + ago(Math.max(0, Date.now() / 1000 - group.last_at)));
     keyed(parts.body, group.letters, (letter) => letter.key, (letter) => {
       const last = el("td", { className: "act" });
-      if (state.about.actions) last.append(button("Replay", () => this.act("replay", { letter: letter.key }), { className: "small", ariaLabel: "Replay " + letter.job }), " ",
-        button("Discard…", () => this.act("discard", { letter: letter.key }, "this letter"), { className: "small", ariaLabel: "Discard " + letter.job }));
-      return el("tr", {}, el("td", { className: "code", title: letter.job }, letter.job), el("td", { title: letter.error }, letter.error), el("td", { className: "n" }, String(letter.attempts)), last);
-    }, () => {});
+      if (state.about.actions) last.append(button("Replay", () => this.act("replay", { letter: letter.key }), { className: "small" }), " ",
+        button("Discard…", () => this.act("discard", { letter: letter.key }, "this letter"), { className: "small" }));
+      return el("tr", {}, el("td", { className: "code" }), el("td", { title: letter.error }, letter.error), el("td", { className: "n" }, String(letter.attempts)), last);
+    }, (row, letter) => {
+      const job = letter.job ?? "…";
+      set(row.firstChild, job).title = job;
+      for (const node of row.lastChild.children) node.ariaLabel = node.textContent.replace("…", "") + " " + job;
+    });
   },
 };
 
