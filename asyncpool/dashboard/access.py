@@ -81,7 +81,7 @@ class Access:
         host = request.headers.get("host", "")
         if self._is_allowed(_name_in(host)):
             return None
-        return error(403, f"the host {host:.100} is not allowed: add it to allowed_hosts= of the dashboard")
+        return error(403, f"the host {describe(host)} is not allowed: add it to allowed_hosts= of the dashboard")
 
     def _is_allowed(self, name: str) -> bool:
         if not name:
@@ -104,8 +104,11 @@ class Access:
         # The scheme is not compared: behind a proxy that adds TLS we do not know it.
         origin = headers.get("origin")
         if origin is not None and _netloc(origin) != headers.get("host", "").lower():
+            host = describe(headers.get("host", ""))
             return error(
-                403, f"a page of another origin must not use the dashboard: Origin is {origin:.100}, and not the host"
+                403,
+                f"a page of another origin must not use the dashboard: Origin is {describe(origin)}, and Host is "
+                f"{host}, which a proxy must pass on",
             )
         if self._token is None:
             return None

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from asyncpool.dashboard.access import SECURITY_HEADERS
 from asyncpool.dashboard.building import build_views
-from asyncpool.dashboard.messages import MAX_BODY, EventStream, Request, Response, joined
+from asyncpool.dashboard.messages import MAX_BODY, EventStream, Request, Response, joined, sent_in_time
 from asyncpool.dashboard.views import Views
 from asyncpool.journal.journal import Journal
 from asyncpool.pool import WorkerPool
@@ -84,10 +84,10 @@ class DashboardASGI:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _http(self, scope: Mapping[str, Any], receive: _Receive, send: _Send) -> None:
-        body = await _body(receive)
-        if body is None:
-            return  # the client has disconnected
+        body = _Body(receive)
         response = await self._views.answer(_request(scope, body))
+        if body.has_disconnected:
+            return
         if not isinstance(response, Response):
             await _stream(response, receive, send)
             return
@@ -95,19 +95,27 @@ class DashboardASGI:
         await send({"type": "http.response.body", "body": response.body})
 
 
-async def _body(receive: _Receive) -> bytes | None:
-    body = b""
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        if len(body) <= MAX_BODY:  # of a body that is too long, what is kept is too long, too
-            body += message.get("body", b"")
-        if not message.get("more_body", False):
-            return body
+class _Body:
+    """The body of a request, which is read when it is needed."""
+
+    def __init__(self, receive: _Receive) -> None:
+        self._receive = receive
+        self.has_disconnected = False
+
+    async def read(self) -> bytes:
+        body = b""
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.has_disconnected = True
+                raise ConnectionResetError("the client has disconnected")
+            if len(body) <= MAX_BODY:
+                body += message.get("body", b"")
+            if not message.get("more_body", False):
+                return body
 
 
-def _request(scope: Mapping[str, Any], body: bytes) -> Request:
+def _request(scope: Mapping[str, Any], body: _Body) -> Request:
     full_path: str = scope["path"]
     root: str = scope.get("root_path", "")
     # Some frameworks leave the path of the mount in `path`, others take it out.
@@ -119,7 +127,7 @@ def _request(scope: Mapping[str, Any], body: bytes) -> Request:
         full_path=full_path,
         query=scope.get("query_string", b"").decode("latin-1"),
         headers=joined((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]),
-        body=body,
+        read=body.read,
         client="unknown" if client is None else str(client[0]),
     )
 
@@ -132,7 +140,8 @@ async def _stream(stream: EventStream, receive: _Receive, send: _Send) -> None:
     try:
         async with aclosing(stream.chunks()) as chunks:
             async for chunk in chunks:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                if not await sent_in_time(send({"type": "http.response.body", "body": chunk, "more_body": True})):
+                    return
         if not watch.done():
             await send({"type": "http.response.body", "body": b""})
     finally:

@@ -5,15 +5,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-__all__ = ["MAX_BODY", "EventStream", "Request", "Response", "error", "joined", "json_response"]
+__all__ = ["MAX_BODY", "EventStream", "Request", "Response", "error", "joined", "json_response", "sent_in_time"]
 
 MAX_BODY = 64 * 1024
 """How many bytes the body of a request can have."""
+
+# A client that reads nothing for this long, in seconds, is disconnected: it would keep its stream from others.
+_MAX_SENDING = 30.0
+
+
+async def _no_body() -> bytes:
+    return b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +36,9 @@ class Request:
     query: str = ""
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     """By lowercase name. Repeated headers are joined by commas, so a repeated `Host` is not a valid one."""
-    body: bytes = b""
+    read: Callable[[], Awaitable[bytes]] = _no_body
+    """Reads the body; of one that is longer than `MAX_BODY`, a part that is longer, too. Call it at most once, and only
+    for a request that is permitted. Raises OSError if the body cannot be read."""
     client: str = "unknown"
     """The address of the client, for the log."""
 
@@ -70,6 +80,16 @@ def error(status: int, message: str, **headers: str) -> Response:
     response = json_response({"error": message}, status)
     added = {name.replace("_", "-"): value for name, value in headers.items()}
     return Response(status=status, headers={**response.headers, **added}, body=response.body)
+
+
+async def sent_in_time(sending: Awaitable[object]) -> bool:
+    """Wait until a part of a stream is sent. Return False if the client does not read it."""
+    try:
+        async with asyncio.timeout(_MAX_SENDING):
+            await sending
+    except TimeoutError:
+        return False
+    return True
 
 
 def joined(headers: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 from urllib.parse import parse_qs, quote
 
-from asyncpool._guard import safe_text
+from asyncpool._guard import describe, safe_text
 from asyncpool._logs import log
 from asyncpool.dashboard.access import SECURITY_HEADERS, Access
 from asyncpool.dashboard.actions import ACTIONS, Action
@@ -24,12 +24,15 @@ from asyncpool.dashboard.assets import ASSETS
 from asyncpool.dashboard.live import MAX_PAGES, Live, LiveStream
 from asyncpool.dashboard.messages import MAX_BODY, EventStream, Request, Response, error, json_response
 from asyncpool.dashboard.reading import PoolReader, is_here
+from asyncpool.dashboard.texts import text
 from asyncpool.errors import PoolError
 from asyncpool.journal.journal import Journal
 from asyncpool.pool import WorkerPool
 
 __all__ = ["Views"]
 
+# Which dashboard the page shows: the numbers of pools, jobs and letters are those of one.
+_RUN_HEADER = "x-asyncpool-run"
 _POOL = re.compile(r"/api/pools/([0-9]{1,6})/([a-z]+)")
 
 
@@ -68,7 +71,7 @@ class Views:
         try:
             response = self._access.refuse_host(request) or await self._routed(request)
         except Exception as raised:
-            log.error("dashboard: %s %s failed", request.method, request.path, exc_info=raised)
+            log.error("dashboard: %r %r failed", request.method, request.path, exc_info=raised)
             response = error(500, "the dashboard has failed; see the log of the program")
         if not isinstance(response, Response):
             return response
@@ -97,6 +100,8 @@ class Views:
             return self._events(request)
         if not changes and request.path == "/api/state":
             return Response(headers={"Content-Type": "application/json"}, body=self.live.state().encode())
+        if request.headers.get(_RUN_HEADER, self.live.run) != self.live.run:
+            return error(409, "the page shows another run of the program: nothing was done")
         match = _POOL.fullmatch(request.path)
         if match is not None and int(match[1]) < len(self.live.readers):
             reader, what = self.live.readers[int(match[1])], match[2]
@@ -134,27 +139,32 @@ class Views:
 
     async def _act(self, request: Request, reader: PoolReader, what: str) -> Response:
         try:
-            arguments = _arguments(request)
+            arguments = await _arguments(request)
             if not is_here(reader.pool):
                 return _elsewhere()
-            log.info("dashboard: %s asks pool %r to %s: %r", request.client, reader.pool.name, what, arguments)
+            given = describe(arguments)
+            log.info("dashboard: %s asks pool %r to %s: %s", request.client, reader.pool.name, what, given)
             message = await self._actions[what](reader, arguments)
         except (PoolError, OSError) as raised:
             return error(409, safe_text(str, raised, 500))
         except (TypeError, ValueError) as raised:
             return error(400, safe_text(str, raised, 500))
-        return json_response({"message": message})
+        return json_response({"message": text(message, 500)})
 
 
-def _arguments(request: Request) -> Mapping[str, Any]:
+async def _arguments(request: Request) -> Mapping[str, Any]:
     # A form of another site cannot have this type, and a script that sets it must ask the server first (CORS).
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ValueError("the body must be JSON, with Content-Type: application/json")
-    if len(request.body) > MAX_BODY:
+    try:
+        body = await request.read()
+    except OSError as error:
+        raise ValueError(f"the body cannot be read: {error}") from None
+    if len(body) > MAX_BODY:
         raise ValueError(f"the body must have at most {MAX_BODY} bytes")
     try:
-        value = json.loads(request.body)
+        value = json.loads(body)
     except (ValueError, RecursionError):
         raise ValueError("the body is not JSON") from None
     if not isinstance(value, dict):

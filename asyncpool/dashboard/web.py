@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from asyncpool.dashboard.access import SECURITY_HEADERS
-from asyncpool.dashboard.messages import MAX_BODY, EventStream, Request, Response, joined
+from asyncpool.dashboard.messages import MAX_BODY, EventStream, Request, Response, joined, sent_in_time
 from asyncpool.dashboard.views import Views
 
 try:
@@ -20,6 +20,9 @@ except ModuleNotFoundError as error:
     ) from error
 
 __all__ = ["Server", "application"]
+
+# Seconds. aiohttp waits twice for a request in progress: before it asks it to stop, and after that.
+_HALF_GRACE = 0.5
 
 
 def application(views: Views) -> web.Application:
@@ -38,6 +41,7 @@ class _Adapter:
 
     def __init__(self, views: Views) -> None:
         self._views = views
+        self._streaming: set[asyncio.Transport] = set()  # the connections with an open stream
 
     async def life(self, app: web.Application) -> AsyncIterator[None]:
         """Take samples while the application runs."""
@@ -48,8 +52,11 @@ class _Adapter:
         live.release()
 
     async def shut_down(self, app: web.Application) -> None:
-        """End the streams: aiohttp waits for open responses."""
+        """End the streams: aiohttp waits for open responses. It would also wait for clients that do not read."""
         self._views.live.close()
+        for transport in self._streaming:
+            if transport.get_write_buffer_size():
+                transport.abort()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer a request."""
@@ -60,13 +67,33 @@ class _Adapter:
                 full_path=request.path,
                 query=request.query_string,
                 headers=joined(request.headers.items()),
-                body=await _body(request),
+                read=lambda: _body(request),
                 client=request.remote or "unknown",
             )
         )
         if isinstance(response, Response):
             return web.Response(status=response.status, headers=response.headers, body=response.body)
-        return await _stream(response, request)
+        return await self._stream(response, request)
+
+    async def _stream(self, stream: EventStream, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={**SECURITY_HEADERS, **stream.headers})
+        await response.prepare(request)
+        transport = request.transport
+        if transport is None:
+            return response  # the page is closed
+        self._streaming.add(transport)
+        try:
+            async with aclosing(stream.chunks()) as chunks:
+                async for chunk in chunks:
+                    if not await sent_in_time(response.write(chunk)):
+                        transport.abort()
+                        return response
+            await response.write_eof()
+        except ConnectionError:
+            pass  # the page is closed
+        finally:
+            self._streaming.discard(transport)
+        return response
 
 
 def _path(request: web.Request) -> str:
@@ -76,24 +103,13 @@ def _path(request: web.Request) -> str:
 
 
 async def _body(request: web.Request) -> bytes:
-    """Return the body; of one that is too long, a part that is too long, too."""
     body = b""
-    while len(body) <= MAX_BODY and (part := await request.content.read(MAX_BODY + 1)):
-        body += part
-    return body
-
-
-async def _stream(stream: EventStream, request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers={**SECURITY_HEADERS, **stream.headers})
-    await response.prepare(request)
     try:
-        async with aclosing(stream.chunks()) as chunks:
-            async for chunk in chunks:
-                await response.write(chunk)
-        await response.write_eof()
-    except ConnectionError:
-        pass  # the page is closed
-    return response
+        while len(body) <= MAX_BODY and (part := await request.content.read(MAX_BODY + 1)):
+            body += part
+    except web.RequestPayloadError as error:  # its encoding is wrong
+        raise OSError(*error.args) from None
+    return body
 
 
 class Server:
@@ -106,7 +122,13 @@ class Server:
     """
 
     def __init__(self, views: Views, host: str, port: int) -> None:
-        self._runner = web.AppRunner(application(views), access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(
+            application(views),
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=_HALF_GRACE,
+            auto_decompress=False,
+        )
         self._host = host
         self._port = port
 
@@ -118,11 +140,16 @@ class Server:
         """
         try:
             await self._runner.setup()
-            await web.TCPSite(self._runner, self._host, self._port).start()
+            site = web.TCPSite(self._runner, self._host, self._port)
+            await site.start()
+            port: int = self._runner.addresses[0][1]
+            if any(address[1] != port for address in self._runner.addresses):
+                # The host has several addresses, and each got a free port of its own. The page has one.
+                await site.stop()
+                await web.TCPSite(self._runner, self._host, port).start()
         except BaseException:
             await self._runner.cleanup()
             raise
-        port: int = self._runner.addresses[0][1]
         return port
 
     async def stop(self) -> None:

@@ -43,6 +43,37 @@ async def test_without_the_token_nothing_is_read_or_changed() -> None:
 
 
 @virtual
+async def test_the_body_of_a_request_that_is_not_permitted_is_not_read() -> None:
+    reads: list[str] = []
+
+    async def read() -> bytes:
+        reads.append("read")
+        return b"{}"
+
+    async with WorkerPool(echo, workers=1) as pool:
+        views = acting_views_of(pool)
+        headers = {"host": "localhost", "content-type": "application/json", "x-asyncpool-token": "wrong" * 4}
+        for token, status in (("wrong" * 4, 401), (TOKEN, 200)):
+            request = Request(
+                method="POST", path="/api/pools/0/pause", headers={**headers, "x-asyncpool-token": token}, read=read
+            )
+            response = await views.answer(request)
+            assert isinstance(response, Response)
+            assert (response.status, reads) == (status, ["read"] * (status == 200))
+
+
+@virtual
+async def test_a_page_of_an_earlier_run_cannot_act_on_the_jobs_of_this_one() -> None:
+    async with WorkerPool(echo, workers=1) as pool:
+        views = acting_views_of(pool)
+        for run, status in (("0badcafe", 409), (views.live.run, 200)):
+            response = await ask(views, "/api/pools/0/pause", method="POST", x_asyncpool_run=run)
+            assert (response.status, pool.is_paused) == (status, status == 200)
+            response = await ask(views, "/api/pools/0/queued", x_asyncpool_run=run)
+            assert response.status == status
+
+
+@virtual
 async def test_the_token_is_not_taken_from_the_query_or_a_cookie() -> None:
     # A query is logged, and sent on as the referrer; a cookie is sent with the requests of every page.
     views = acting_views_of(pool_of())

@@ -733,6 +733,15 @@ async def test_actions_are_logged_with_the_client(caplog: pytest.LogCaptureFixtu
     assert "dashboard: unknown asks pool 'pool' to resize: {'workers': 3}" in caplog.text
 
 
+@virtual
+async def test_what_a_client_sends_is_cut_in_messages_and_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "asyncpool")
+    async with WorkerPool(echo, workers=1) as pool:
+        message = await act(acting_views_of(pool), "cancel", job=10**4000)
+    assert len(message) <= 500
+    assert max(len(record.getMessage()) for record in caplog.records) < 200
+
+
 # -- Journals ----------------------------------------------------------------------------------------------------------
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 import zipfile
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,14 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from asyncpool import WorkerPool, WrongLoop
-from asyncpool.dashboard import dashboard, dashboard_asgi, serve_dashboard
+from asyncpool.dashboard import dashboard, dashboard_asgi, messages, serve_dashboard
+from asyncpool.dashboard import web as server_module
 from asyncpool.dashboard.assets import ASSETS
+from asyncpool.dashboard.live import LiveStream
+from asyncpool.dashboard.web import Server
 from tests import asgi
 from tests.asgi import Answer
-from tests.dashboard.tools import TOKEN
+from tests.dashboard.tools import TOKEN, views_of
 from tests.helpers import echo
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,6 +103,154 @@ def test_an_action_travels() -> None:
                 async with session.get("/api/state", headers={"Host": "evil.com"}) as response:
                     assert response.status == 403
             assert (pool.stats.target_workers, pool.is_paused) == (3, False)
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="has only one address of its own")
+def test_all_addresses_of_a_host_have_the_same_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        both = [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.2", 0)),
+        ]
+
+        async def resolve(host: Any, port: int, **_: Any) -> Any:
+            return [(*found[:4], (found[4][0], port)) for found in both]
+
+        monkeypatch.setattr(loop, "getaddrinfo", resolve)
+        async with serve_dashboard(WorkerPool(echo, workers=1), host="machine.test", announce=None) as server:
+            monkeypatch.undo()
+            for address in ("127.0.0.1", "127.0.0.2"):
+                _, writer = await asyncio.open_connection(address, server.port)
+                writer.close()
+
+    asyncio.run(main())
+
+
+def test_a_body_that_is_not_encoded_as_its_header_says_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with WorkerPool(echo, workers=1) as pool:
+            app = web.Application()
+            app.add_subapp("/pools", dashboard(pool, token=TOKEN, actions=True))
+            runner = web.AppRunner(app)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            headers = HEADERS | {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+            async with serve_dashboard(pool, **served(actions=True)) as server:
+                for prefix, port in (("/pools", runner.addresses[0][1]), ("", server.port)):
+                    path = f"http://127.0.0.1:{port}{prefix}/api/pools/0/pause"
+                    async with ClientSession() as session, session.post(path, data=b"no gzip", headers=headers) as got:
+                        assert got.status == 400, await got.text()
+            await runner.cleanup()
+            assert not pool.is_paused
+
+    asyncio.run(main())
+    assert [record for record in caplog.records if record.name == "asyncpool"] == []
+
+
+# -- Clients that do not read ------------------------------------------------------------------------------------------
+
+
+class Flood:
+    """Has events without an end, for a client that does not read them."""
+
+    headers = LiveStream.headers
+
+    def __init__(self) -> None:
+        self.is_closed = False
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        try:
+            while True:
+                yield b"data: " + b"x" * 1_000_000 + b"\n\n"
+        finally:
+            self.is_closed = True
+
+    def end(self) -> None: ...
+
+
+@asynccontextmanager
+async def flooding(flood: Flood) -> AsyncGenerator[Server]:
+    """Serve a page to a client that does not read it."""
+    views = views_of(WorkerPool(echo, workers=1))
+
+    async def answer(request: object) -> Flood:
+        return flood
+
+    views.answer = answer
+    server = Server(views, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", await server.start(), limit=1)
+    writer.write(b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await reader.readexactly(1)
+    try:
+        yield server
+    finally:
+        writer.close()
+        await server.stop()
+
+
+def test_a_client_that_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "_MAX_SENDING", 0.05)
+
+    async def main() -> None:
+        flood = Flood()
+        async with asyncio.timeout(60), flooding(flood):
+            while not flood.is_closed:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+
+
+def test_the_end_of_the_block_does_not_wait_for_a_client_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "_HALF_GRACE", 3600.0)
+
+    async def main() -> None:
+        flood = Flood()
+        async with asyncio.timeout(60), flooding(flood) as server:
+            await server.stop()
+            assert flood.is_closed
+
+    asyncio.run(main())
+
+
+def test_an_asgi_client_that_does_not_read_is_disconnected() -> None:
+    from asyncpool.testing import run
+
+    async def main() -> None:
+        app = dashboard_asgi(WorkerPool(echo, workers=1), token=TOKEN)
+
+        async def receive() -> Any:
+            await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            if "body" in message:
+                await asyncio.Event().wait()
+
+        began = asyncio.get_running_loop().time()
+        await app(scope_of("/api/events"), receive, send)
+        assert asyncio.get_running_loop().time() - began == 30.0
+
+    run(main)
+
+
+def test_an_asgi_client_that_disconnects_in_its_body_gets_no_answer() -> None:
+    async def main() -> None:
+        async with WorkerPool(echo, workers=1) as pool:
+            app = dashboard_asgi(pool, token=TOKEN, actions=True)
+            incoming = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+            sent: list[Any] = []
+
+            async def receive() -> Any:
+                return incoming.pop(0)
+
+            async def send(message: Any) -> None:
+                sent.append(message)
+
+            scope = asgi.scope_of("/api/pools/0/pause", method="POST", headers=headers_of(TOKEN))
+            await app(scope, receive, send)
+            assert (sent, incoming, pool.is_paused) == ([], [], False)
 
     asyncio.run(main())
 

@@ -41,7 +41,11 @@ async def ask(
     sent |= {name.replace("_", "-"): value for name, value in headers.items()}
     path, _, query = path.partition("?")
     sent = {name: value for name, value in sent.items() if value}
-    response = await views.answer(Request(method=method, path=path, query=query, headers=sent, body=body))
+
+    async def read() -> bytes:
+        return body
+
+    response = await views.answer(Request(method=method, path=path, query=query, headers=sent, read=read))
     assert isinstance(response, Response), "a stream: use events()"
     return response
 

@@ -73,6 +73,7 @@ const plural = (n, one) => count(n) + " " + one + (n === 1 ? "" : "s");
 async function api(path, options = {}) {
   const headers = { ...options.headers };
   if (token) headers["X-Asyncpool-Token"] = token;
+  if (state.run) headers["X-Asyncpool-Run"] = state.run;
   const response = await fetch("api/" + path, { ...options, headers, cache: "no-store", credentials: "same-origin" });
   if (response.ok) return response;
   let message = "the server answered " + response.status;
