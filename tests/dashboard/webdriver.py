@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ENTER", "ESCAPE", "TAB", "Driver", "DriverError", "Element"]
+__all__ = ["ENTER", "ESCAPE", "LEFT", "TAB", "Driver", "DriverError", "Element"]
 
-ENTER, ESCAPE, TAB = "\ue007", "\ue00c", "\ue004"
+ENTER, ESCAPE, LEFT, TAB = "\ue007", "\ue00c", "\ue012", "\ue004"
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 _PATIENCE = 60.0
 
@@ -137,8 +137,10 @@ class Driver:
         path.write_bytes(base64.b64decode(self._send("GET", "/screenshot")))
 
     def resize(self, width: int, height: int) -> None:
-        """Change the size of the window."""
-        self._send("POST", "/window/rect", {"width": width, "height": height})
+        """Show the page as a window of this size would, which can be smaller than the browser permits."""
+        sizes = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        command = {"cmd": "Emulation.setDeviceMetricsOverride", "params": sizes}
+        self._send("POST", "/goog/cdp/execute", command)
 
     def use_scheme(self, scheme: str) -> None:
         """Show the page as a system with this scheme shows it: "light", "dark", or "" for that of the browser."""

@@ -50,7 +50,14 @@ function keyed(parent, items, key, make, update) {
     update(node, item);
     if (node === place) place = place.nextElementSibling; else parent.insertBefore(node, place);
   }
-  for (const [id, node] of known) if (!seen.has(id)) { node.remove(); known.delete(id); }
+  for (const [id, node] of known) if (!seen.has(id)) { keepFocus(node); node.remove(); known.delete(id); }
+}
+// Before a node goes, move the focus to what it is in: not to a neighbor, which could be another job's button.
+function keepFocus(node) {
+  if (!node.contains(document.activeElement)) return;
+  const home = node.parentElement.closest("section, article");
+  home.tabIndex = -1;
+  home.focus({ preventScroll: true });
 }
 const NUMBERS = new Intl.NumberFormat("en");
 const COMPACT = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
@@ -119,6 +126,7 @@ async function connect() {
   while (connection === mine) {
     try {
       const response = await api(`events?run=${state.run}&after=${state.tick}`, { signal: mine.signal });
+      if (!response.headers.get("Content-Type")?.startsWith("text/event-stream")) throw Object.assign(new Error("something else than the dashboard answers"), { status: response.status });
       const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
       let rest = "";
       for (;;) {
@@ -231,13 +239,26 @@ function makeChart(spec) {
     state.hover = Math.max(0, Math.min(back, state.samples.length - 1));
     drawCharts();
   });
-  plot.addEventListener("pointerleave", () => { state.hover = null; drawCharts(); });
+  plot.addEventListener("pointerleave", leaveMoment);
   return { spec, figure, plot, area, lines, top, when, values, cross };
 }
+function leaveMoment() { state.hover = null; $("moment").value = 0; drawCharts(); }
+// What the pointer does, for the keyboard, touch and screen readers.
+function showMoment() {
+  state.hover = -$("moment").valueAsNumber;
+  drawCharts();
+  $("moment").setAttribute("aria-valuetext", `${momentText(state.hover)}: ` + charts.map(({ spec, values }) =>
+    `${spec.title}: ` + spec.series.map(([, label], index) => `${label} ${values[index].textContent}`).join(", ")).join("; "));
+}
+$("moment").addEventListener("input", showMoment);
+$("moment").addEventListener("focus", showMoment);
+$("moment").addEventListener("blur", leaveMoment);
+const momentText = (back) => (back ? `${back} s ago` : "now");
 const charts = CHARTS.map(makeChart);
 $("charts").append(...charts.map((chart) => chart.figure));
 function drawCharts() {
   const back = state.hover ?? 0;
+  $("moment").min = Math.min(0, 1 - state.samples.length);
   for (const { spec, plot, area, lines, top, when, values, cross } of charts) {
     const data = spec.series.map(([name]) => column(state.pool, name));
     let highest = 0;
@@ -248,7 +269,7 @@ function drawCharts() {
     lines.forEach((line, index) => line.setAttribute("d", trace(data[index], max, WIDTH, HEIGHT)));
     const shown = data.map((one) => one[one.length - 1 - back]);
     values.forEach((node, index) => set(node, spec.format(shown[index])));
-    set(when, state.hover == null ? `${span() / 60} min` : back ? `${back} s ago` : "now");
+    set(when, state.hover == null ? `${span() / 60} min` : momentText(back));
     cross.setAttribute("visibility", state.hover == null ? "hidden" : "visible");
     const x = WIDTH - (back * WIDTH) / (span() - 1);
     cross.setAttribute("x1", x); cross.setAttribute("x2", x);
@@ -272,7 +293,7 @@ function draw() {
 }
 function stateOf(pool) {
   if (pool.stalled_seconds) return ["Stalled for " + time(pool.stalled_seconds), "bad"];
-  if (pool.pause && pool.pause !== "rate limit") return ["Paused", "warn"];
+  if (isPaused(pool)) return ["Paused", "warn"];
   if (pool.state === "open") return ["Open", "good"];
   return [STATES[pool.state] ?? pool.state, pool.state === "draining" || pool.state === "stopping" || pool.state === "elsewhere" ? "warn" : ""];
 }
@@ -319,14 +340,14 @@ function figure(label) {
   };
 }
 const figures = { workers: figure("Workers busy"), queue: figure("Queue"), rate: figure("Jobs per second"), good: figure("Succeeded"), bad: figure("Failed"), cut: figure("Cancelled") };
+const isPaused = (pool) => Boolean(pool.pause) && pool.pause !== "rate limit";
 const ACTIONS = [
-  ["Pause", (pool) => !pool.pause || pool.pause === "rate limit", () => act("pause")],
-  ["Resume", (pool) => pool.pause && pool.pause !== "rate limit", () => act("resume")],
-  ["Resize…", () => true, async (pool) => {
+  [(pool) => (isPaused(pool) ? "Resume" : "Pause"), (pool) => act(isPaused(pool) ? "resume" : "pause")],
+  [() => "Resize…", async (pool) => {
     const note = pool.is_fixed ? "How many workers should the pool have?" : "How many workers should the pool have? A fixed number replaces its scaling policy.";
     if (await ask(note, "Resize", pool.target_workers)) act("resize", { workers: Number($("ask-input").value) });
   }],
-  ["Drain…", () => true, async (pool) => { if (await ask(`Drain ${pool.name}? It finishes its jobs, accepts no others, and closes. This cannot be undone.`, "Drain")) act("drain"); }],
+  [() => "Drain…", async (pool) => { if (await ask(`Drain ${pool.name}? It finishes its jobs, accepts no others, and closes. This cannot be undone.`, "Drain")) act("drain"); }],
 ];
 function drawPool(pool) {
   set($("name"), pool.name);
@@ -335,8 +356,9 @@ function drawPool(pool) {
   const refused = Boolean(pool.refused);
   for (const node of [$("figures"), $("charts"), document.querySelector(".columns"), $("processes-card")]) node.hidden = refused;
   const canAct = state.about.actions && !refused && !["closed", "stopping", "draining"].includes(pool.state);
+  if (!canAct) keepFocus($("actions"));
   $("actions").hidden = !canAct;
-  if (canAct) keyed($("actions"), ACTIONS.filter(([, shown]) => shown(pool)), ([name]) => name, ([name, , run]) => button(name, () => run(state.now[state.pool])), () => {});
+  if (canAct) keyed($("actions"), ACTIONS, (action) => ACTIONS.indexOf(action), ([, run]) => button("", () => run(state.now[state.pool])), (node, [name]) => set(node, name(pool)));
   const tags = refused ? [[pool.refused, "warn"]] : tagsOf(pool);
   keyed($("tags"), tags, ([name]) => name.replace(/[\d.]+/g, ""), () => el("li"), (node, [name, mark]) => { set(node, name); level(node, mark); });
   if (refused) return;
@@ -382,10 +404,11 @@ function drawRunning(pool) {
     fill(row, [job.id, job.job ?? "…", job.attempt, job.worker, time(job.seconds) + (job.is_stuck ? ", stuck" : "")]);
     level(row.children[4], job.is_stuck ? "bad" : "");
   });
-  // It does not shrink, so that what is below does not jump each second.
-  const box = $("running-box"), key = state.run + state.pool;
-  if (box.shows !== key) { box.shows = key; box.most = 0; }
-  if (pool.jobs.length > box.most) { box.most = pool.jobs.length; box.style.minHeight = ""; box.style.minHeight = box.offsetHeight + "px"; }
+  // It does not shrink for some seconds, so that what is below does not jump each second.
+  const box = $("running-box"), key = state.run + state.pool, rows = pool.jobs.length;
+  if (box.shows !== key || state.tick - box.at > 10) { box.shows = key; box.most = -1; }
+  if (rows >= box.most) box.at = state.tick;
+  if (rows > box.most) { box.most = rows; box.style.minHeight = ""; box.style.minHeight = box.offsetHeight + "px"; }
   const more = pool.running - pool.jobs.length;
   set($("running-note"), more > 0 ? `and ${plural(more, "other")}` : pool.running ? "" : "No job is running.");
 }
