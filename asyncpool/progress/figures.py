@@ -44,7 +44,10 @@ class Figures:
         """Seconds until the end, at this rate; None if that is not known."""
         if self.total is None or not self.rate:
             return None
-        return max(0, self.total - self.done) / self.rate
+        try:
+            return max(0, self.total - self.done) / self.rate
+        except OverflowError:
+            return None  # a total like 10**400: there is no end of that
 
     def counts(self) -> str:
         """`1,234/10,000 (12%)`, or only `1,234` if the total is not known."""

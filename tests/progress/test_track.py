@@ -214,6 +214,16 @@ async def test_a_total_that_is_too_large_is_shown_at_the_end() -> None:
 
 
 @virtual
+async def test_a_total_beyond_all_floats_has_no_time_left() -> None:
+    screen = Screen()
+    async with WorkerPool(sleeper, workers=1) as pool:
+        await track(pool.map([1.0] * 7), total=10**400, console=screen.console)
+    first, last = screen.lines
+    assert first.endswith("000 (0%), 0.8/s, 5.0 s, 1/1 running, 2 queued")
+    assert last.startswith("pool: 7/10,000")
+
+
+@virtual
 async def test_zero_jobs() -> None:
     for is_terminal in (False, True):
         screen = Screen(is_terminal=is_terminal)
