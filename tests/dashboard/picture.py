@@ -1,4 +1,4 @@
-"""Makes the picture of the page in the documentation: python -m tests.dashboard.picture docs/dashboard.png."""
+"""Makes the pictures of the page in the documentation, light and dark: python -m tests.dashboard.picture docs."""
 
 from __future__ import annotations
 
@@ -16,26 +16,35 @@ from tests.dashboard.scene import scene
 
 _SECONDS = 100
 _SIZE = (1200, 1420)
+_ALIKE = 27  # a distance of 3 in each of red, green and blue
 
 
-def _take(url: str, path: Path, scheme: str) -> None:
+_NAMES = {"light": "dashboard.png", "dark": "dashboard-dark.png"}
+
+
+def _take(url: str, folder: Path) -> None:
     with browser(*_SIZE) as driver:
-        driver.use_scheme(scheme)
         driver.get(url)
         time.sleep(_SECONDS)
         driver.run("document.querySelector('#letters details').open = true")
-        time.sleep(0.3)
-        driver.screenshot(path)
-    _reduce(path)
+        for scheme, name in _NAMES.items():
+            driver.use_scheme(scheme)
+            time.sleep(0.5)
+            driver.screenshot(folder / name)
+    for name in _NAMES.values():
+        _reduce(folder / name)
 
 
 def _reduce(path: Path) -> None:
-    """Keep the 256 most frequent colors as they are, and draw each other one with the nearest of them."""
+    """Keep the 256 most frequent colors that are not alike, and draw each other one with the nearest of them."""
     image = Image.open(path).convert("RGB")
     found = image.getcolors(image.width * image.height)
     assert found is not None
     colors: Any = [color for _, color in sorted(found, reverse=True)]
-    kept = colors[:256]
+    kept: list[Any] = []
+    for color in colors:
+        if len(kept) < 256 and all(_distance(color, other) > _ALIKE for other in kept):
+            kept.append(color)
     numbers = {color: min(range(len(kept)), key=lambda n: _distance(color, kept[n])) for color in colors}
     reduced = Image.new("P", image.size)
     reduced.putpalette([level for color in kept for level in color])
@@ -48,10 +57,10 @@ def _distance(one: tuple[int, ...], other: tuple[int, ...]) -> int:
     return sum((a - b) ** 2 for a, b in zip(one, other, strict=True))
 
 
-async def _main(path: Path, scheme: str) -> None:
+async def _main(folder: Path) -> None:
     async with scene() as pools, serve_dashboard(*pools, actions=True, announce=None) as server:
-        await asyncio.to_thread(_take, server.url, path, scheme)
+        await asyncio.to_thread(_take, server.url, folder)
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "light"))
+    asyncio.run(_main(Path(sys.argv[1])))
