@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from asyncpool import Event, FixedSize, QueueFull, RateLimit, WorkerPool
+from asyncpool import Breaker, Event, FixedSize, QueueFull, RateLimit, WorkerPool
 from asyncpool.events import JobEnded
 from asyncpool.testing import ManualHandler, settle
 from tests.helpers import assert_conserved, echo, fuzzed, now, sleeper, virtual
@@ -212,6 +212,26 @@ async def test_pausing_and_resuming_twice_is_as_once() -> None:
         pool.resume()
         pool.resume()
         assert await handle == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"limiter": RateLimit(5)}, {"queue_timeout": 5.0}, {"breaker": Breaker()}])
+def test_a_pool_can_be_paused_and_resumed_before_it_starts(options: dict[str, Any]) -> None:
+    pool = WorkerPool(echo, workers=1, **options)
+
+    def pause_and_resume() -> None:
+        pool.pause()
+        assert pool.is_paused
+        pool.resume(force=True)
+        assert not pool.is_paused
+
+    pause_and_resume()
+
+    async def main() -> None:
+        pause_and_resume()
+        async with pool:
+            assert await pool.run(1) == 1
+
+    asyncio.run(main())
 
 
 @fuzzed

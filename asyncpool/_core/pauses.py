@@ -189,7 +189,8 @@ class Pauses:
         self._timers.pop(reason, None)
         self._reasons.discard(reason)
         self.is_paused = bool(self._reasons)
-        self._wakeups.pause_changed(is_lifted=not self.is_paused)
+        # Before the pool is started, there are no workers that could take jobs.
+        self._wakeups.pause_changed(is_lifted=not self.is_paused and self._state.is_bound)
         if self.on_change is not None:
             self.on_change()
         if self._is_announced and not self.is_reported:
