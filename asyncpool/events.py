@@ -227,7 +227,9 @@ class ResourceFailed(_Event):
     error: BaseException
     """What the resource raised, or a `ResourceTimeout`."""
     retry_in: float | None
-    """Seconds until the worker opens a resource again; None if it does not, or if the resource is abandoned."""
+    """Seconds until the worker opens a resource again, or less if another worker succeeds before; None if it does not,
+    or if the resource is abandoned.
+    """
     process: str | None = None
     """What the engine calls the process of the worker; None if the pool has no engine."""
 

@@ -51,10 +51,13 @@ class Resource(Generic[ResourceT_co]):
     is not idle, so nothing is checked in a busy pool.
 
     **Failures.** A resource that cannot be opened is tried again after 0.1 s. The backoff doubles up to 5 s, with half
-    of it random, and begins with 0.1 s again after a resource that was held for 30 s. Meanwhile jobs stay queued, also
-    while the pool drains. Observers get a `ResourceFailed` for each failure. The log has the 1st, 2nd, 4th, 8th ...
-    failure of all workers of the pool together, and one line when all are open again. After a minute without a failure
-    it counts from 1 again.
+    of it random, and begins with 0.1 s again after a resource that was held for 30 s. While no resource is open, the
+    backoff of one worker only doubles up to 0.5 s, so the pool soon notices that its backend is back. Each resource
+    that opens then ends the backoff of two other workers. So the workers do not connect all at once, and if connections
+    open quickly, the pool is at full speed within a second of its backend. Meanwhile jobs stay queued, also while the
+    pool drains. Observers get a `ResourceFailed` for each failure. The log has the 1st, 2nd, 4th, 8th ... failure of
+    all workers of the pool together, and one line when all are open again. After a minute without a failure it counts
+    from 1 again.
 
     **Timeouts.** Opening that takes too long is cancelled, and is a failure with a `ResourceTimeout`. If it returns a
     resource in spite of the cancellation, that is closed and replaced. Closing that takes too long is cancelled and

@@ -1,7 +1,7 @@
 """The task that opens, holds, checks and closes one worker's resource.
 
-What becomes of the worker meanwhile is `workers.py`; when its resource is checked is `health.py`; the bounds of each
-step are those of `bounds.py`.
+What becomes of the worker meanwhile is `workers.py`; when its resource is checked is `health.py`, and when one that
+could not be opened is tried again `reopening.py`; the bounds of each step are those of `bounds.py`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from asyncpool._chance import chance
 from asyncpool._core.bounds import Bound, Places
 from asyncpool._core.job import Worker
+from asyncpool._core.reopening import Reopening, backoff
 from asyncpool._core.resource_log import ResourceLog
 from asyncpool._core.tasks import Tasks
 from asyncpool._core.wakeups import wake
@@ -26,10 +27,6 @@ from asyncpool.resources import Resource
 
 __all__ = ["SPREAD", "ResourceHost", "ResourceTask", "safe_error"]
 
-# The pause before a resource that could not be opened is tried again: doubled each time, with half of it random, so
-# that the workers of a pool do not all connect to a database in the moment in which it is back.
-_FIRST_PAUSE = 0.1
-_LONGEST_PAUSE = 5.0
 # A resource that was held this long was a good one, so that the next begins with the first pause, in seconds.
 _LONG_LIFE = 30.0
 # A worker that has waited this long for a resource is no longer one that is about to start, in seconds.
@@ -96,6 +93,7 @@ class ResourceTask:
         host: ResourceHost,
         resource: Resource[Any],
         places: Places,
+        reopening: Reopening,
         log: ResourceLog,
         *,
         must_open: bool = False,
@@ -106,6 +104,7 @@ class ResourceTask:
         self._host = host
         self._resource = resource
         self._places = places
+        self._reopening = reopening
         self._log = log
         self._failures = failures  # since a resource was last closed without one, or held for long
         self._loop = self._state.loop
@@ -116,6 +115,7 @@ class ResourceTask:
         self._task: asyncio.Task[None] | None = None
         self._is_abandoned = False
         self._must_check = False
+        self._must_try = False
         self._age_timer: asyncio.TimerHandle | None = None
         self._slow_timer: asyncio.TimerHandle | None = None
         self.is_slow = failures > 0
@@ -148,6 +148,11 @@ class ResourceTask:
     def check(self) -> None:
         """Ask the user's check whether the resource is still good, and report the answer."""
         self._must_check = True
+        self.notify()
+
+    def try_now(self) -> None:
+        """Open the resource without waiting for the end of the pause."""
+        self._must_try = True
         self.notify()
 
     def leave(self) -> None:
@@ -189,6 +194,7 @@ class ResourceTask:
         self._set_waiting(False)
         self._set_age_timer(None)
         self._places.leave(self)
+        self._reopening.leave(self)
         self._tasks.abandon(self._task)
         if self.opened is not None and not self.opened.done():
             self.opened.set_exception(error)
@@ -201,6 +207,7 @@ class ResourceTask:
         self._set_waiting(False)
         self._set_age_timer(None)
         self._places.leave(self)
+        self._reopening.retire(self)
         if self._is_abandoned:
             return
         worker = self._worker
@@ -215,12 +222,14 @@ class ResourceTask:
         if self._task is None:
             await asyncio.sleep(0)  # an eager task factory runs us while the task is made
         worker = self._worker
-        pause = self._pause() if self._failures else 0.0
+        pause = backoff(self._failures) if self._failures else 0.0
         while not self._is_over():
             # A job whose resource has died, or was abandoned, may not have ended yet: it holds the worker until then.
             await self._wait_uncancelled(lambda: worker.job is None)
             if pause:
                 await self._wait(pause)
+            if not self._is_over():
+                self._reopening.leave(self)
             self._set_waiting(not worker.retiring)
             self._places.join(self)
             await self._wait_uncancelled(lambda: self in self._places.taken or self._is_over())
@@ -242,7 +251,10 @@ class ResourceTask:
                 self._failures = 0
             if not is_clean:
                 self._failures += 1
-            pause = self._pause() if self._failures else 0.0
+            if held.was_opened:
+                pause = backoff(self._failures) if self._failures else 0.0
+            else:
+                pause = self._reopening.refused(self, self._failures)
             if held.error is not None and not is_error(held.error, ResourceTimeout):
                 self._set_waiting(False)
             if held.error is not None:
@@ -268,6 +280,7 @@ class ResourceTask:
                     if late is not None:
                         raise late  # it has swallowed that it was cancelled: nobody knows in which state it is
                     was_opened = True
+                    self._reopening.opened(self)
                     opened_at = self._state.time()
                     worker.resource = resource
                     worker.needs_recycle = self._must_check = False
@@ -287,6 +300,7 @@ class ResourceTask:
                         raise
                     finally:
                         self._set_age_timer(None)
+                        self._reopening.leave(self)
                         seconds = self._state.time() - opened_at
                 except KeyboardInterrupt as raised:
                     interrupt = raised
@@ -440,12 +454,8 @@ class ResourceTask:
     def _is_to_be_left(self) -> bool:
         return self._worker.job is None and (self._worker.retiring or self._worker.needs_recycle)
 
-    def _pause(self) -> float:
-        exponent = min(self._failures - 1, 10)
-        return min(_FIRST_PAUSE * 2.0**exponent, _LONGEST_PAUSE) * chance.uniform(0.5, 1.0)
-
     async def _wait(self, seconds: float) -> None:
-        """Wait for some seconds, or until the worker retires."""
+        """Wait for some seconds, or until `try_now()`, or until the worker retires."""
         is_over = False
 
         def end() -> None:  # a flag and not the clock: on some loops a timer fires a little early
@@ -455,9 +465,10 @@ class ResourceTask:
 
         timer = self._loop.call_later(seconds, end)
         try:
-            await self._wait_uncancelled(lambda: is_over or self._worker.retiring)
+            await self._wait_uncancelled(lambda: is_over or self._must_try or self._worker.retiring)
         finally:
             timer.cancel()
+            self._must_try = False
 
     async def _wait_uncancelled(self, holds: Callable[[], bool]) -> None:
         """Wait until a condition holds, whoever cancels us meanwhile."""

@@ -19,6 +19,7 @@ from asyncpool._core.health import Health
 from asyncpool._core.job import ResourceHolder, Worker
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.queue import JobQueue
+from asyncpool._core.reopening import Reopening
 from asyncpool._core.resource_log import ResourceLog
 from asyncpool._core.resources import ResourceTask
 from asyncpool._core.state import State
@@ -63,6 +64,7 @@ class Workers:
         "_observers",
         "_places",
         "_queue",
+        "_reopening",
         "_state",
         "_tasks",
         "_wakeups",
@@ -107,6 +109,7 @@ class Workers:
         self.resource = resource
         """What each worker holds, if anything."""
         self._places = Places(lambda: self.max_workers - max(0, self.abandoned - self.max_workers))
+        self._reopening = Reopening()
         self.log = ResourceLog(state, observers)
         """What is reported of the resources."""
         self.by_number = by_number  # always the same object
@@ -275,7 +278,16 @@ class Workers:
         self, worker: Worker, resource: Resource[Any], *, must_open: bool = False, failures: int = 0
     ) -> ResourceTask:
         context = self._context.copy()  # not that of the caller that resizes
-        task = ResourceTask(worker, self, resource, self._places, self.log, must_open=must_open, failures=failures)
+        task = ResourceTask(
+            worker,
+            self,
+            resource,
+            self._places,
+            self._reopening,
+            self.log,
+            must_open=must_open,
+            failures=failures,
+        )
         worker.resource_task = task
         try:
             task.start(self._tasks, context)
