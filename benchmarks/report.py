@@ -39,6 +39,8 @@ _FILE = re.compile(r"(\d+\.\d+)-(asyncio|uvloop)\.json")
 _BARE = "asyncio.Queue workers"
 _WITHIN = 0.02
 """Differences up to this count as equal."""
+_MOST_COLUMNS = 6
+"""A table with more is too wide to read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,13 +258,20 @@ def _plot(question: Question) -> Iterator[str]:
 def _tables(question: Question, results: Sequence[Results]) -> Iterator[str]:
     """Return the tables of a question.
 
-    The columns are the figures, if there are several. With one figure the first two cases have a column for each
-    Python, and the others are the columns of one table.
+    The columns are the figures, if there are several, of as many cases as fit. With one figure the first two cases have
+    a column for each Python, and the others are the columns of one table.
     """
     main = results[0]
     further: dict[str, list[Measurement]] = {}
-    for number, (case, several) in enumerate(main.answers[question.name].cases.items()):
-        units = list(dict.fromkeys(unit for one in several for unit in one.figures))
+    cases = main.answers[question.name].cases
+    units_of = {case: list(dict.fromkeys(unit for one in cases[case] for unit in one.figures)) for case in cases}
+    are_few = sum(map(len, units_of.values())) <= _MOST_COLUMNS
+    if len(cases) > 1 and are_few and all(len(units) > 1 for units in units_of.values()):
+        yield f"On {main.name}:"
+        yield _wide_table(cases, units_of)
+        return
+    for number, (case, several) in enumerate(cases.items()):
+        units = units_of[case]
         if len(units) > 1:
             yield f"**{case}**, {main.name}"
             yield markdown(("", *units), [(one.contender, *_cells(one, units)) for one in several])
@@ -279,6 +288,19 @@ def _tables(question: Question, results: Sequence[Results]) -> Iterator[str]:
         contenders = dict.fromkeys(one.contender for several in further.values() for one in several)
         yield f"On {main.name}:"
         yield markdown(("", *further), [(name, *_of_contender(name, further)) for name in contenders])
+
+
+def _wide_table(cases: Mapping[str, Sequence[Measurement]], units_of: Mapping[str, Sequence[str]]) -> str:
+    """Return one table of several cases, each with several figures."""
+    found = {(case, one.contender): one for case, several in cases.items() for one in several}
+    rows = []
+    for contender in dict.fromkeys(contender for _, contender in found):
+        cells: list[str] = []
+        for case, units in units_of.items():
+            one = found.get((case, contender))
+            cells += ["-"] * len(units) if one is None else _cells(one, units)
+        rows.append((contender, *cells))
+    return markdown(("", *(f"{case}, {unit}" for case, units in units_of.items() for unit in units)), rows)
 
 
 def _of_contender(name: str, cases: Mapping[str, Sequence[Measurement]]) -> Iterator[str]:
