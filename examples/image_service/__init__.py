@@ -23,5 +23,6 @@ Reading order:
     console.py        plain lines, and a progress bar on a terminal
     server.py         serves photos over loopback HTTP, and deliberately broken responses
     demo.py           the images of the demo, and how the broken ones must fail
-    demo_photos.py    the photos of the demo; scenes.py and brushes.py paint them
+
+`examples/demo_photos` paints the photos of the demo.
 """

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import asyncpool
-from examples.image_service.demo_photos import VERSION, make_photo, make_wide_photo
+from examples.demo_photos.photos import VERSION, paint_photo, paint_wide_photo
 from examples.image_service.errors import (
     DownloadFailed,
     DownloadTimedOut,
@@ -66,9 +66,9 @@ async def make_demo(server: PhotoServer, folder: Path, count: int) -> Demo | Non
     def make(number: int) -> None:
         if number == count:
             if not wide.exists():
-                make_wide_photo(wide)
+                write_whole(wide, paint_wide_photo())
         elif not photos[number].exists():
-            make_photo(photos[number], number)
+            write_whole(photos[number], paint_photo(number))
 
     def break_some() -> None:
         sweep(folder)

@@ -3,46 +3,38 @@
 from __future__ import annotations
 
 from io import BytesIO
-from pathlib import Path
 from random import Random
 
 import pytest
 from PIL import Image, ImageChops
 
-from examples.image_service.demo_photos import make_photo, make_wide_photo
+from examples.demo_photos.photos import paint_photo, paint_wide_photo
+from examples.demo_photos.scenes import SCENES, Scene
 from examples.image_service.images import Recipe, make_thumbnail
-from examples.image_service.scenes import SCENES, Scene
 
 
-def test_a_photo_has_megapixels_and_megabytes(tmp_path: Path) -> None:
-    make_photo(tmp_path / "a.jpg", 4)
+def test_a_photo_has_megapixels_and_megabytes() -> None:
+    data = paint_photo(4)
 
-    with Image.open(tmp_path / "a.jpg") as image:
+    with Image.open(BytesIO(data)) as image:
         assert 4e6 <= image.width * image.height <= 12e6
-        assert (tmp_path / "a.jpg").stat().st_size > image.width * image.height / 6
+        assert len(data) > image.width * image.height / 6
 
 
-def test_the_same_number_gives_the_same_photo(tmp_path: Path) -> None:
-    make_photo(tmp_path / "a.jpg", 1)
-    make_photo(tmp_path / "b.jpg", 1)
-
-    assert (tmp_path / "a.jpg").read_bytes() == (tmp_path / "b.jpg").read_bytes()
+def test_the_same_number_gives_the_same_photo() -> None:
+    assert paint_photo(1) == paint_photo(1)
 
 
-def test_a_photo_taken_with_the_camera_on_its_side_is_stored_like_that(tmp_path: Path) -> None:
-    make_photo(tmp_path / "a.jpg", 3)
-
-    data = (tmp_path / "a.jpg").read_bytes()
+def test_a_photo_taken_with_the_camera_on_its_side_is_stored_like_that() -> None:
+    data = paint_photo(3)
     with Image.open(BytesIO(data)) as image:
         assert image.width > image.height
     made = make_thumbnail(BytesIO(data), Recipe())
     assert made.width < made.height
 
 
-def test_the_wide_photo_is_wider_than_the_service_allows(tmp_path: Path) -> None:
-    make_wide_photo(tmp_path / "a.jpg")
-
-    with Image.open(tmp_path / "a.jpg") as image:
+def test_the_wide_photo_is_wider_than_the_service_allows() -> None:
+    with Image.open(BytesIO(paint_wide_photo())) as image:
         assert image.width > Recipe().max_width
 
 

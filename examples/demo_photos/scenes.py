@@ -1,6 +1,6 @@
 """Procedural landscapes: each scene is a function that paints a picture, always the same for the same arguments.
 
-`demo_photos.py` enlarges the picture to the size of a photo, adds grain and writes the file.
+`photos.py` enlarges the picture to the size of a photo, adds grain and writes the file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TypeAlias, TypeVar
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
-from examples.image_service.brushes import (
+from examples.demo_photos.brushes import (
     BLACK,
     WHITE,
     Color,

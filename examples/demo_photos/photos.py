@@ -1,22 +1,20 @@
 """The photos of the demo: JPEGs of 4 to 12 megapixels like those of a camera, but painted by `scenes.py`.
 
-They have the pixels, the file size and the sensor noise of photos, and some are stored on their side. They are created
-once and kept; the same number always gives the same photo.
+They have the pixels, the file size and the sensor noise of photos, and some are stored on their side. The same number
+always gives the same photo.
 """
 
 from __future__ import annotations
 
 from io import BytesIO
-from pathlib import Path
 from random import Random
 
 from PIL import Image, ImageChops
 
-from examples.image_service.brushes import curve
-from examples.image_service.files import write_whole
-from examples.image_service.scenes import SCENES
+from examples.demo_photos.brushes import curve
+from examples.demo_photos.scenes import SCENES
 
-__all__ = ["VERSION", "make_photo", "make_wide_photo"]
+__all__ = ["VERSION", "paint_photo", "paint_wide_photo"]
 
 VERSION = "1"
 """Increase it when the photos change, so that old ones are not reused."""
@@ -35,17 +33,17 @@ _CANVAS = 1600  # pixels of the longer side of the painted scene, which is then 
 _GRAIN = 20
 
 
-def make_photo(path: Path, number: int) -> None:
-    """Paint and write photo `number`, starting from 0. Takes about a second of CPU time. Raises `OSError`."""
-    _write(path, number, _SIZES[number % len(_SIZES)])
+def paint_photo(number: int) -> bytes:
+    """Paint photo `number`, starting from 0, and return its JPEG. Takes about a second of CPU time."""
+    return _paint(number, _SIZES[number % len(_SIZES)])
 
 
-def make_wide_photo(path: Path) -> None:
-    """Paint and write a panorama that is wider than the service allows. Raises `OSError`."""
-    _write(path, 0, (4800, 2400))
+def paint_wide_photo() -> bytes:
+    """Paint a panorama that is wider than the demo allows, and return its JPEG."""
+    return _paint(0, (4800, 2400))
 
 
-def _write(path: Path, number: int, size: tuple[int, int]) -> None:
+def _paint(number: int, size: tuple[int, int]) -> bytes:
     rng = Random(number)
     scene, mood = SCENES[number % len(SCENES)], number // len(SCENES)
     sideways = number in _SIDEWAYS
@@ -61,7 +59,7 @@ def _write(path: Path, number: int, size: tuple[int, int]) -> None:
         exif[0x0112] = 6  # orientation: rotate by 90 degrees clockwise to view it upright
     target = BytesIO()
     photo.save(target, "JPEG", quality=92, exif=exif)
-    write_whole(path, target.getvalue())
+    return target.getvalue()
 
 
 def _grain(rng: Random, size: tuple[int, int]) -> Image.Image:
