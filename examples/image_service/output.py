@@ -1,9 +1,9 @@
 """The folder of thumbnails: choose the file of each image, find existing thumbnails, and write new ones.
 
 `https://a/photo.jpg` is written as `photo.jpg`. If that name is taken, `https://b/photo.jpg` is written as
-`photo-0123456789ab.jpg`, with a hash of its source. Each file contains a stamp (as the JPEG comment) with its source
-and its options. So a rerun recognizes its own files, whatever their names, and never replaces a file with another
-source.
+`photo-0123456789ab.jpg`, with a hash of its source. Each file contains a stamp (as the JPEG comment) with its source,
+its options, and a checksum of the whole file. So a rerun recognizes its own files, whatever their names, notices any
+damage, and never replaces a file with another source.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ class Stamp:
         return cls(source=_hash(origin), revision=_hash(revision), size=size, quality=quality)
 
     def encode(self) -> bytes:
-        """Return the stamp as text, for the comment of a JPEG."""
+        """Return the stamp as text, for the comment of a JPEG. `OutputFolder.write` fills in the checksum."""
         width, height = self.size
         return (
             f"image_service: source {self.source}, revision {self.revision}, "
-            f"size {width}x{height}, quality {self.quality}"
-        ).encode()
+            f"size {width}x{height}, quality {self.quality}, "
+        ).encode() + _UNSEALED
 
     @classmethod
     def decode(cls, comment: bytes) -> Stamp | None:
-        """Parse the result of `encode`; return None for any other comment."""
+        """Parse the comment of a thumbnail; return None for any other comment."""
         match = _STAMP.fullmatch(comment)
         if match is None:
             return None
@@ -59,7 +59,22 @@ class Stamp:
         return cls(source=source, revision=revision, size=(int(width), int(height)), quality=int(quality))
 
 
-_STAMP = re.compile(rb"image_service: source ([0-9a-f]{16}), revision ([0-9a-f]{16}), size (\d+)x(\d+), quality (\d+)")
+_STAMP = re.compile(
+    rb"image_service: source ([0-9a-f]{16}), revision ([0-9a-f]{16}), size (\d+)x(\d+), quality (\d+)"
+    rb"(?:, checksum [0-9a-f]{64})?"  # optional: without one, the thumbnail is made again
+)
+_UNSEALED = b"checksum " + b"0" * 64
+_SEAL = re.compile(rb"checksum [0-9a-f]{64}")
+
+
+def _seal(data: bytes) -> bytes:
+    """Put the checksum of a file into its stamp. It is calculated with zeros in its own place."""
+    unsealed = _SEAL.sub(_UNSEALED, data, count=1)
+    return unsealed.replace(_UNSEALED, b"checksum " + sha256(unsealed).hexdigest().encode(), 1)
+
+
+def _is_sealed(data: bytes) -> bool:
+    return _SEAL.search(data) is not None and _seal(data) == data
 
 
 def _hash(text: str) -> str:
@@ -108,11 +123,7 @@ class OutputFolder:
             raise OutputError(f"cannot write to the folder {self.path}: {_reason(error)}") from error
 
     def find(self, stem: str, stamp: Stamp) -> Whole | None:
-        """Return the thumbnail with this stamp if it exists and is complete.
-
-        A complete file has a readable header with this exact stamp, fits the box, and ends with the end marker of a
-        JPEG. Since this program writes files atomically, this is enough to detect files that others have truncated.
-        """
+        """Return the thumbnail with this stamp if it exists and is undamaged: its checksum is that of its bytes."""
         for path in self._names(stem, stamp):
             if isinstance(what := _look(path, stamp), Whole):
                 return what
@@ -126,7 +137,7 @@ class OutputFolder:
         """
         try:
             # The lock makes two thumbnails with the same stem choose their names one after the other.
-            with staged(self.path, data) as temporary, self._naming:
+            with staged(self.path, _seal(data)) as temporary, self._naming:
                 path = self._choose(stem, stamp)
                 os.replace(temporary, path)
                 return path
@@ -150,19 +161,18 @@ def _look(path: Path, stamp: Stamp) -> Whole | _Taken:
         return _Taken.FOREIGN if path.exists() or path.is_symlink() else _Taken.NOTHING
     try:
         with path.open("rb") as file:
-            end = file.seek(-2, 2) + 2
-            closed = file.read() == b"\xff\xd9"
-            file.seek(0)
-            with Image.open(file, formats=("JPEG",)) as image:
+            with Image.open(file, formats=("JPEG",)) as image:  # reads the header only
                 width, height = image.size
                 theirs = Stamp.decode(image.info.get("comment", b""))
+            if theirs is None or theirs.source != stamp.source:
+                return _Taken.FOREIGN
+            file.seek(0)
+            data = file.read()
     except Exception:
         return _Taken.FOREIGN  # this program did not write it
-    if theirs is None or theirs.source != stamp.source:
-        return _Taken.FOREIGN
-    if theirs != stamp or not closed or width > stamp.size[0] or height > stamp.size[1]:
+    if theirs != stamp or not _is_sealed(data):
         return _Taken.OURS
-    return Whole(path=path, width=width, height=height, bytes=end)
+    return Whole(path=path, width=width, height=height, bytes=len(data))
 
 
 def _reason(error: OSError) -> str:

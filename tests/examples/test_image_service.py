@@ -295,7 +295,22 @@ def empty(path: Path) -> None:
     path.unlink()
 
 
-@pytest.mark.parametrize("damage", [cut, empty])
+def flip_a_bit(path: Path) -> None:
+    """In the middle of the picture, where Pillow still decodes the file without an error."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with Image.open(path) as image:
+        image.load()
+
+
+def zero_the_tail(path: Path) -> None:
+    """As after a power failure on some file systems."""
+    data = path.read_bytes()
+    path.write_bytes(data[:-4096] + bytes(4094) + data[-2:])
+
+
+@pytest.mark.parametrize("damage", [cut, empty, flip_a_bit, zero_the_tail])
 async def test_a_rerun_makes_anew_what_is_no_longer_whole(site: Web, out: Path, damage: Callable[[Path], None]) -> None:
     url = f"{site.base}/img001.jpg"
     [first] = await run(out, url)
@@ -306,6 +321,21 @@ async def test_a_rerun_makes_anew_what_is_no_longer_whole(site: Web, out: Path, 
 
     assert not second.skipped
     assert first.path.read_bytes() == whole
+
+
+async def test_a_thumbnail_of_an_earlier_version_without_a_checksum_is_made_anew_in_its_place(
+    site: Web, out: Path
+) -> None:
+    url = f"{site.base}/img001.jpg"
+    [first] = await run(out, url)
+    with Image.open(first.path) as image:
+        comment = image.info["comment"]
+        image.save(first.path, comment=comment.partition(b", checksum")[0])
+
+    [second] = await run(out, url)
+
+    assert not second.skipped
+    assert files(out) == {"img001.jpg"}
 
 
 async def test_a_source_is_known_by_its_origin_and_not_by_its_url(site: Web, out: Path) -> None:
