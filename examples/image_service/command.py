@@ -181,7 +181,7 @@ def _parse(arguments: Sequence[str] | None) -> Options:
         metavar="N",
         help="how many images are processed at a time (8)",
     )
-    add("--max-width", default=4000, type=_whole(1), metavar="N", help="reject photos that are wider (4000)")
+    add("--max-width", type=_whole(1), metavar="N", help="reject photos that are wider (no limit; in the demo 4000)")
     add("--timeout", type=_seconds, metavar="S", help="time limit for a download in seconds (30; in the demo 4)")
     add(
         "--demo-photos",
@@ -192,6 +192,8 @@ def _parse(arguments: Sequence[str] | None) -> Options:
     add("--demo-count", default=24, type=_whole(1, 999), metavar="N", help="the number of photos in the demo (24)")
     add("--dashboard", action="store_true", help="serve a page that shows what the pool does, and print its address")
     found = parser.parse_args(arguments)
+    if found.max_width is None:
+        found.max_width = 65_500 if found.sources else 4000
     if found.timeout is None:
         found.timeout = 30.0 if found.sources else 4.0
     if found.demo_photos is None:

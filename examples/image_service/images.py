@@ -43,10 +43,12 @@ class Recipe:
     """The box that the thumbnail must fit into: width and height in pixels. Smaller photos are not enlarged."""
     quality: int = 85
     """The JPEG quality, from 1 to 100."""
-    max_width: int = 4000
+    max_width: int = 65_500
     """Wider photos are rejected. The width is that of the upright photo."""
     max_pixels: int = 50_000_000
-    """Photos with more pixels are rejected. This bounds the memory that a photo can use."""
+    """Photos with more pixels are rejected. This bounds the memory that a photo can use. Most phones take 12 or 48
+    million pixels.
+    """
 
     def __post_init__(self) -> None:
         width, height = self.size

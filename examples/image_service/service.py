@@ -110,7 +110,7 @@ class ImageService:
         size: tuple[int, int] = (800, 600),
         quality: int = 85,
         workers: int = 8,
-        max_width: int = 4000,
+        max_width: int = 65_500,
         max_pixels: int = 50_000_000,
         max_bytes: int = 50 * 1024**2,
         timeout: float = 30.0,

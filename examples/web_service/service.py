@@ -100,7 +100,7 @@ class ThumbnailService:
             offload(_make), workers=workers, queue_size=queue_size, name="thumbnails"
         )
         self.uploads = Uploads(max_bytes=max_bytes, timeout=upload_timeout)
-        self._recipe = Recipe(size=size, max_width=65_500, max_pixels=max_pixels)
+        self._recipe = Recipe(size=size, max_pixels=max_pixels)
         self._timeout = timeout
         self._places = queue_size + workers
         self.requests = 0

@@ -149,7 +149,7 @@ async def test_each_kind_of_failure_costs_its_own_image_only(site: Web, out: Pat
         f"{site.base}/good.jpg",
     ]
 
-    async with ImageService(out) as service:
+    async with ImageService(out, max_width=4000) as service:
         outcomes = await service.pool.outcomes(urls, ordered=True)
 
     errors = [outcome.error for outcome in outcomes if isinstance(outcome, asyncpool.Failed)]

@@ -68,18 +68,18 @@ def test_it_fits_the_box_in_the_same_proportions_and_is_never_enlarged(
 
 def test_a_photo_wider_than_allowed_is_refused_in_the_words_of_the_rule() -> None:
     with pytest.raises(ImageTooLarge, match=r"^image too large: max width is 4000px$"):
-        make_thumbnail(encode(Image.new("RGB", (4001, 10)), "JPEG"), Recipe())
+        make_thumbnail(encode(Image.new("RGB", (4001, 10)), "JPEG"), Recipe(max_width=4000))
 
 
 def test_a_photo_just_as_wide_as_allowed_is_taken() -> None:
-    assert thumbnail(encode(Image.new("RGB", (4000, 10)), "JPEG")).size == (800, 2)
+    assert thumbnail(encode(Image.new("RGB", (4000, 10)), "JPEG"), max_width=4000).size == (800, 2)
 
 
 def test_a_photo_on_its_side_is_as_wide_as_one_sees_it() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
 
-    assert thumbnail(encode(Image.new("RGB", (4001, 2000)), "JPEG", exif=exif)).size == (300, 600)
+    assert thumbnail(encode(Image.new("RGB", (4001, 2000)), "JPEG", exif=exif), max_width=4000).size == (300, 600)
 
 
 @pytest.mark.parametrize("size", [(100, 600_000), (4000, 60_000)])
