@@ -105,9 +105,16 @@ def make_thumbnail(photo: IO[bytes], recipe: Recipe, comment: bytes = b"") -> En
         # Keep the color profile of an RGB photo only: it does not apply to converted pixels.
         profile = image.info.get("icc_profile") if image.mode == "RGB" else None
         rgb = _on_white(small)
-    jpeg = BytesIO()
-    rgb.save(jpeg, "JPEG", quality=recipe.quality, comment=comment, icc_profile=profile)
-    return Encoded(data=jpeg.getvalue(), width=rgb.width, height=rgb.height)
+
+    def encode(profile: bytes | None) -> bytes:
+        jpeg = BytesIO()
+        rgb.save(jpeg, "JPEG", quality=recipe.quality, comment=comment, icc_profile=profile)
+        return jpeg.getvalue()
+
+    data = encode(profile)
+    if profile and 2 * len(profile) > len(data):  # larger than the rest: those of printers have megabytes
+        data = encode(None)
+    return Encoded(data=data, width=rgb.width, height=rgb.height)
 
 
 def _open(photo: IO[bytes]) -> Image.Image:

@@ -216,6 +216,13 @@ def test_the_color_profile_of_an_rgb_photo_is_kept() -> None:
     assert image.info["icc_profile"] == profile
 
 
+@pytest.mark.parametrize(("kind", "size"), [("JPEG", 600_000), ("PNG", 900_000), ("TIFF", 20_000_000)])
+def test_a_color_profile_larger_than_the_thumbnail_is_not_passed_on(kind: str, size: int) -> None:
+    photo = encode(Image.new("RGB", (100, 100)), kind, icc_profile=bytes(size))
+
+    assert len(make_thumbnail(photo, Recipe()).data) < 2000
+
+
 def test_where_a_photo_was_taken_is_not_passed_on() -> None:
     exif = Image.Exif()
     exif[0x010F] = "a camera"
