@@ -81,14 +81,15 @@ class Downloads:
                 if response.status != HTTPStatus.OK:
                     raise DownloadFailed(f"the server responded with {_status(response.status)}", response.status)
                 return await self._read(response)
-        except TimeoutError as error:
-            raise DownloadTimedOut(self._timeout) from error
+        # `from None`: the texts of aiohttp's errors can contain the URL, and so a password.
+        except TimeoutError:
+            raise DownloadTimedOut(self._timeout) from None
         except (aiohttp.InvalidURL, UnicodeError) as error:
             if isinstance(error, aiohttp.RedirectClientError):  # the URL of a redirect is invalid, not ours
-                raise DownloadFailed(_reason(error)) from error
-            raise BadUrl("not an http or https URL") from error
+                raise DownloadFailed(_reason(error)) from None
+            raise BadUrl("not an http or https URL") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise DownloadFailed(_reason(error)) from error
+            raise DownloadFailed(_reason(error)) from None
 
     async def _read(self, response: aiohttp.ClientResponse) -> BytesIO:
         if (response.content_length or 0) > self._max_bytes:
@@ -123,9 +124,14 @@ def _reason(error: Exception) -> str:
             return "too many redirects"
         case aiohttp.RedirectClientError():
             return "redirected to something that is not an http or https URL"
-        case aiohttp.ClientPayloadError() | aiohttp.ServerDisconnectedError() | ConnectionError():
+        case (
+            aiohttp.ClientPayloadError()
+            | aiohttp.ClientOSError()
+            | aiohttp.ServerDisconnectedError()
+            | ConnectionError()
+        ):
             return "the connection was lost"
         case aiohttp.ClientResponseError():
             return "the response is not valid HTTP"
         case _:
-            return f"{type(error).__name__}: {error}"
+            return type(error).__name__

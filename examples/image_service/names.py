@@ -1,4 +1,4 @@
-"""Derive a safe file name from any URL.
+"""Derive a safe file name from any URL, and what to print of it.
 
 The name is always a single component of letters, digits, `_`, `-` and `.`, so joined to a folder it is a file in that
 folder. `output.py` ensures that two URLs do not get the same file.
@@ -10,7 +10,7 @@ import re
 import unicodedata
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["PHOTO_SUFFIXES", "stem_of"]
+__all__ = ["PHOTO_SUFFIXES", "shown_url", "stem_of"]
 
 PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".mpo"))
 """The suffixes of the photos that the service can read."""
@@ -39,6 +39,19 @@ def stem_of(url: str) -> str:
     if _DEVICES.match(stem):
         stem = f"_{stem}"
     return stem if stem.strip("_") else "image"
+
+
+def shown_url(url: str) -> str:
+    """Return a URL without what can be secret, for output and logs: its user, password, query and fragment."""
+    address, question, _ = url.partition("#")[0].partition("?")
+    shown = f"{address}{question and '?...'}"
+    try:
+        parts = urlsplit(address)
+        if parts.hostname and parts.port != 0:  # `port` raises if it is not a number
+            return shown.replace(parts.netloc, parts.netloc.rpartition("@")[2], 1)
+    except ValueError:
+        pass
+    return shown.rpartition("@")[2]  # not a URL: where the password ends is unclear
 
 
 def _safe(character: str) -> str:

@@ -9,7 +9,7 @@ import asyncpool
 from examples.image_service.console import Console
 from examples.image_service.demo import Expectation
 from examples.image_service.errors import ImageServiceError
-from examples.image_service.names import stem_of
+from examples.image_service.names import shown_url, stem_of
 from examples.image_service.service import Photo, Source, Thumbnail
 
 __all__ = ["Report"]
@@ -110,7 +110,7 @@ class Report:
         # The images of the demo have no origin that is worth printing.
         if self._expected:
             return ""
-        return f" ({photo.origin if isinstance(photo, Source) else photo})"
+        return f" ({photo.label if isinstance(photo, Source) else shown_url(photo)})"
 
 
 def _name(photo: Photo) -> str:

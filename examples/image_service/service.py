@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 import asyncpool
 from examples.image_service.download import Downloads
 from examples.image_service.images import Recipe, make_thumbnail
-from examples.image_service.names import stem_of
+from examples.image_service.names import shown_url, stem_of
 from examples.image_service.output import OutputFolder, Stamp
 
 __all__ = ["ImageService", "Photo", "Source", "Thumbnail"]
@@ -32,16 +32,24 @@ __all__ = ["ImageService", "Photo", "Source", "Thumbnail"]
 class Source:
     """A photo to download that has an identity other than its URL."""
 
-    url: str
+    url: str = field(repr=False)
     """The URL to download. The file name is derived from it."""
-    origin: str
+    origin: str = field(repr=False)
     """Identifies the photo across runs, if its URL cannot: a server on loopback has another port in each run."""
     revision: str = ""
     """The version of the photo. If it differs from that of an existing thumbnail, the thumbnail is made again."""
+    label: str = ""
+    """What logs, reports and the dashboard show of it. Empty: the URL without user, password and query."""
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", shown_url(self.url))
 
 
 Photo: TypeAlias = str | Source
-"""The input of the service: a URL or a `Source`."""
+"""The input of the service: a URL or a `Source`. Pass a URL with a password or a token in it as a `Source`, because the
+dashboard shows strings as they are.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

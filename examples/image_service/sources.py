@@ -12,7 +12,7 @@ from pathlib import Path
 
 from examples.image_service.download import check_url
 from examples.image_service.errors import BadUrl
-from examples.image_service.names import PHOTO_SUFFIXES
+from examples.image_service.names import PHOTO_SUFFIXES, shown_url
 from examples.image_service.server import PhotoServer
 from examples.image_service.service import Source
 
@@ -45,7 +45,7 @@ def _read(argument: str, server: PhotoServer, out: Path) -> Iterator[Source]:
         try:
             check_url(argument)
         except BadUrl as error:
-            raise SourceError(f"{argument} is {error}") from error
+            raise SourceError(f"{shown_url(argument)} is {error}") from error
         yield Source(url=argument, origin=argument)
         return
     path = Path(argument)
@@ -83,11 +83,9 @@ def _read_folder(folder: Path, server: PhotoServer, out: Path) -> Iterator[Sourc
 
 def _photo(path: Path, server: PhotoServer) -> Source:
     state = path.stat()
-    return Source(
-        url=server.add(path),
-        origin=str(path.resolve()),
-        revision=f"{state.st_size} bytes of {state.st_mtime_ns}",
-    )
+    origin = str(path.resolve())
+    revision = f"{state.st_size} bytes of {state.st_mtime_ns}"
+    return Source(url=server.add(path), origin=origin, revision=revision, label=origin)
 
 
 def _read_list(path: Path) -> Iterator[Source]:
@@ -96,10 +94,12 @@ def _read_list(path: Path) -> Iterator[Source]:
     except UnicodeDecodeError as error:
         raise SourceError(f"{path} is neither a photo nor a text file of URLs") from error
     count = 0
-    for line in text.splitlines():
+    for number, line in enumerate(text.splitlines(), start=1):
         url = re.sub(r"(^|\s)#.*", "", line).strip()  # a # inside a URL is part of it
         if url:
             count += 1
-            yield Source(url=url, origin=url)
+            shown = shown_url(url)
+            # Two URLs can look the same without their queries.
+            yield Source(url=url, origin=url, label=shown if shown == url else f"{shown}, line {number} of {path}")
     if not count:
         raise SourceError(f"there are no URLs in the file {path}")

@@ -158,6 +158,19 @@ def test_a_file_of_urls_is_read_with_its_comments_and_each_url_once(tmp_path: Pa
     assert lines[-1] == "No contact sheet: there are no thumbnails."
 
 
+def test_passwords_and_tokens_in_urls_are_not_printed(tmp_path: Path, out: Path) -> None:
+    urls = tmp_path / "urls.txt"
+    urls.write_text("ftp://user:SECRET@host/a.jpg?token=SECRET\nhttp://user:SECRET@host:99999/b.jpg\n")
+
+    done = run(urls, "--out", out)
+
+    assert done.returncode == 1
+    assert "SECRET" not in done.stdout + done.stderr
+    assert f"(ftp://host/a.jpg?..., line 1 of {urls})" in done.stdout
+    done = run("ftp://user:SECRET@host/a.jpg?token=SECRET", "--out", out)
+    assert done.stderr == "image_service: error: ftp://host/a.jpg?... is not an http or https URL\n"
+
+
 def test_photos_of_subfolders_are_found_and_hidden_and_other_files_are_not(
     folder: Path, out: Path, photo: bytes
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import socket
+import traceback
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -185,6 +186,29 @@ async def test_redirects_that_go_round_in_circles_end(site: Web, downloads: Down
 
     with pytest.raises(DownloadFailed, match=r"^download failed: too many redirects$"):
         await downloads.fetch(f"{site.base}/here")
+
+
+@pytest.mark.parametrize("path", ["/missing", "/broken", "/circle", "/away"])
+async def test_the_log_of_a_failed_download_has_no_password_in_it(site: Web, downloads: Downloads, path: str) -> None:
+    async def missing(request: web.Request) -> web.StreamResponse:
+        raise web.HTTPNotFound
+
+    async def broken(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    async def redirect(request: web.Request) -> web.StreamResponse:
+        target = "ftp://user:SECRET@host/" if request.path == "/away" else "/circle?token=SECRET"
+        return web.Response(status=302, headers={"Location": target})
+
+    site.replies |= {"/missing": missing, "/broken": broken, "/circle": redirect, "/away": redirect}
+    url = site.base.replace("//", "//user:SECRET@") + path + "?token=SECRET"
+
+    with pytest.raises(DownloadFailed) as caught:
+        await downloads.fetch(url)
+
+    assert "SECRET" not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize(

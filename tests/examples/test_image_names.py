@@ -1,4 +1,4 @@
-"""What file name the image service makes out of a URL."""
+"""What file name the image service makes out of a URL, and what it prints of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.image_service.names import stem_of
+from examples.image_service.names import shown_url, stem_of
 
 
 @pytest.mark.parametrize(
@@ -68,3 +68,29 @@ def test_any_text_gives_a_name_that_stays_in_its_folder(url: str) -> None:
     assert Path("/folder", f"{stem}.jpg").resolve() == Path("/folder") / f"{stem}.jpg"
     assert not stem.startswith((".", "-"))
     assert 0 < len(stem.encode()) <= 101
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://example.com/a/img001.jpg", "https://example.com/a/img001.jpg"),
+        ("https://user:SECRET@example.com:8080/a.jpg", "https://example.com:8080/a.jpg"),
+        ("https://SECRET@example.com/a@2x.jpg?token=SECRET", "https://example.com/a@2x.jpg?..."),
+        ("https://user:SECRET@[::1]/a.jpg#SECRET", "https://[::1]/a.jpg"),
+        ("https://example.com/a.jpg#SECRET?SECRET", "https://example.com/a.jpg"),
+        ("https://user:SECRET/SECRET@example.com/a.jpg", "example.com/a.jpg"),
+        ("https://user:SECRET@SECRET@example.com/a.jpg", "https://example.com/a.jpg"),
+        ("https://user:SECRET@[::1/a.jpg", "[::1/a.jpg"),
+        ("https://user:SECRET@example.com:port/a.jpg", "example.com:port/a.jpg"),
+        ("user:SECRET@example.com/a.jpg", "example.com/a.jpg"),
+        ("nonsense", "nonsense"),
+    ],
+)
+def test_of_a_url_only_what_is_no_secret_is_shown(url: str, shown: str) -> None:
+    assert shown_url(url) == shown
+
+
+@given(st.text(min_size=1))
+def test_a_query_is_never_shown(text: str) -> None:
+    assert shown_url(f"https://example.com/a?{text}").startswith("https://example.com/a")
+    assert len(shown_url(f"https://example.com/a?{text}")) <= len("https://example.com/a?...")

@@ -346,6 +346,12 @@ async def test_a_source_is_known_by_its_origin_and_not_by_its_url(site: Web, out
     assert second.skipped
 
 
+async def test_neither_a_source_nor_its_job_shows_a_password() -> None:
+    source = Source(url="https://user:SECRET@example.com/a.jpg?SECRET", origin="SECRET")
+
+    assert repr(source) == "Source(revision='', label='https://example.com/a.jpg?...')"
+
+
 async def test_another_revision_replaces_the_old_one(site: Web, out: Path) -> None:
     url = f"{site.base}/img001.jpg"
     [first] = await run(out, Source(url=url, origin="a", revision="1"))
