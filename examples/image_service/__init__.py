@@ -10,10 +10,11 @@ Reading order:
 
     service.py        ImageService: processes each image in a WorkerPool
     download.py       downloads a URL, within limits of size and time
+    pacing.py         how often each host is asked
     images.py         turns a photo into a thumbnail (Pillow; plain functions, run in threads)
     output.py         chooses the file of each thumbnail and finds those that exist already
     files.py          writes a file atomically
-    names.py          derives a safe file name from a URL
+    names.py          derives a safe file name from a URL, and what to print of it
     contact_sheet.py  draws one picture of all thumbnails
     errors.py         the reasons for which an image fails
 

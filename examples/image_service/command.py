@@ -48,6 +48,7 @@ class Options:
     workers: int
     max_width: int
     timeout: float
+    rate: float | None
     demo_photos: Path
     demo_count: int
     dashboard: bool
@@ -124,6 +125,7 @@ async def _process(sources: Sequence[Source], options: Options, console: Console
     def announce_stop(event: asyncpool.Event) -> None:
         if isinstance(event, PoolStopping) and signals is not None and signals.received:
             console.say("Stopping: finishing the images in progress; press Ctrl+C again to cancel them.", "yellow")
+            service.pool.cancel_queued()  # images that wait for their host, or for another attempt
 
     service = ImageService(
         options.out,
@@ -132,6 +134,7 @@ async def _process(sources: Sequence[Source], options: Options, console: Console
         workers=options.workers,
         max_width=options.max_width,
         timeout=options.timeout,
+        rate=options.rate,
         observers=[announce_stop],
     )
     async with service, _dashboard(service, console, options.dashboard):
@@ -148,7 +151,7 @@ async def _process(sources: Sequence[Source], options: Options, console: Console
             except asyncpool.PoolClosed:
                 if not signals.received:  # after a signal, the report lists what is unfinished
                     raise
-        report.sum_up(time.perf_counter() - began)
+        report.sum_up(time.perf_counter() - began, service.pool.stats.retries)
     return signals.received > 0
 
 
@@ -182,7 +185,8 @@ def _parse(arguments: Sequence[str] | None) -> Options:
         help="how many images are processed at a time (8)",
     )
     add("--max-width", type=_whole(1), metavar="N", help="reject photos that are wider (no limit; in the demo 4000)")
-    add("--timeout", type=_seconds, metavar="S", help="time limit for a download in seconds (30; in the demo 4)")
+    add("--timeout", type=_positive, metavar="S", help="time limit for a download in seconds (30; in the demo 4)")
+    add("--rate", type=_positive, metavar="N", help="the most downloads per second from each host (what it allows)")
     add(
         "--demo-photos",
         type=Path,
@@ -206,7 +210,10 @@ Photos on disk are served over loopback HTTP, so they are downloaded like any ot
 URLs has one URL per line; # starts a comment. Without a SOURCE, a set of photos is generated and
 served, some of them broken on purpose.
 
-Thumbnails that already exist, are complete and were made with the same options are skipped.
+Downloads that failed temporarily are retried. A host that responds with 429 or 503 is given time, as
+long as its Retry-After asks for, and is then asked less often.
+
+Thumbnails that already exist, are undamaged and were made with the same options are skipped.
 Ctrl+C finishes the images in progress and lists the unfinished ones; a second Ctrl+C cancels.
 
 Exit status: 0 on success; 1 if an image failed (in the demo: if not exactly the broken images
@@ -242,11 +249,11 @@ def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
     return read
 
 
-def _seconds(text: str) -> float:
+def _positive(text: str) -> float:
     try:
-        seconds = float(text)
+        number = float(text)
     except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number of seconds > 0, got {text!r}")
-    return seconds
+        number = 0.0
+    if not 0.001 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number >= 0.001, got {text!r}")
+    return number

@@ -6,6 +6,7 @@ accepts URLs from strangers must check them first.
 
 from __future__ import annotations
 
+import socket
 from http import HTTPStatus
 from io import BytesIO
 from types import TracebackType
@@ -14,9 +15,19 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from examples.image_service.errors import BadUrl, DownloadFailed, DownloadTimedOut, DownloadTooLarge
+from asyncpool import RetryAfter
+from examples.image_service.errors import BadUrl, DownloadFailed, DownloadTimedOut, DownloadTooLarge, ServerBusy
 
 __all__ = ["Downloads", "check_url"]
+
+_BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+_TEMPORARY = (
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.TOO_EARLY,
+    HTTPStatus.INTERNAL_SERVER_ERROR,
+    HTTPStatus.BAD_GATEWAY,
+    HTTPStatus.GATEWAY_TIMEOUT,
+)
 
 
 def check_url(url: str) -> None:
@@ -71,6 +82,7 @@ class Downloads:
             BadUrl: `url` is not an http or https URL.
             DownloadTooLarge: The body, or its Content-Length, exceeds `max_bytes`.
             DownloadTimedOut: The download took longer than `timeout`.
+            ServerBusy: The server responded with 429 or 503.
             DownloadFailed: The download failed for any other reason.
         """
         check_url(url)
@@ -79,7 +91,7 @@ class Downloads:
         try:
             async with self._session.get(url) as response:
                 if response.status != HTTPStatus.OK:
-                    raise DownloadFailed(f"the server responded with {_status(response.status)}", response.status)
+                    raise _rejection(response)
                 return await self._read(response)
         # `from None`: the texts of aiohttp's errors can contain the URL, and so a password.
         except TimeoutError:
@@ -89,7 +101,7 @@ class Downloads:
                 raise DownloadFailed(_reason(error)) from None
             raise BadUrl("not an http or https URL") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise DownloadFailed(_reason(error)) from None
+            raise DownloadFailed(_reason(error), is_temporary=_is_temporary(error)) from None
 
     async def _read(self, response: aiohttp.ClientResponse) -> BytesIO:
         if (response.content_length or 0) > self._max_bytes:
@@ -104,12 +116,27 @@ class Downloads:
         return body
 
 
-def _status(status: int) -> str:
+def _rejection(response: aiohttp.ClientResponse) -> DownloadFailed:
+    status = response.status
+    reason = f"the server responded with {_named(status)}"
+    if status in _BUSY:
+        return ServerBusy(reason, status, RetryAfter.from_header(response.headers.get("Retry-After")).seconds)
+    return DownloadFailed(reason, status, is_temporary=status in _TEMPORARY)
+
+
+def _named(status: int) -> str:
     # Use the standard phrase: the one that the server sent could be any text.
     try:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
         return str(status)
+
+
+def _is_temporary(error: Exception) -> bool:
+    if isinstance(error, aiohttp.ClientConnectorDNSError):  # the host does not exist, or the name server is unreachable
+        return error.os_error.errno == socket.EAI_AGAIN
+    # What is not TLS, not HTTP or redirects in circles stays like that. Lost connections do not.
+    return not isinstance(error, aiohttp.ClientSSLError | aiohttp.ClientResponseError)
 
 
 def _reason(error: Exception) -> str:

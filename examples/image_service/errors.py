@@ -4,7 +4,8 @@ ImageServiceError
 ├── BadUrl                   not an http or https URL
 ├── DownloadFailed           no connection, a status other than 200, an incomplete body
 │   ├── DownloadTimedOut
-│   └── DownloadTooLarge
+│   ├── DownloadTooLarge
+│   └── ServerBusy           429 or 503
 ├── NotAnImage               the data is not an image
 ├── ImageDamaged             an image that cannot be decoded completely
 ├── ImageTooLarge            too wide, or too many pixels
@@ -23,6 +24,7 @@ __all__ = [
     "ImageTooLarge",
     "NotAnImage",
     "OutputError",
+    "ServerBusy",
 ]
 
 
@@ -35,12 +37,19 @@ class BadUrl(ImageServiceError):
 
 
 class DownloadFailed(ImageServiceError):
-    """The server was unreachable, did not respond with 200, or broke off. `status` is the one that it sent, if any."""
+    """The server was unreachable, did not respond with 200, or broke off.
 
-    def __init__(self, reason: str, status: int | None = None) -> None:
+    Args:
+        reason: What happened.
+        status: The status that the server sent, if any.
+        is_temporary: Whether another attempt can succeed.
+    """
+
+    def __init__(self, reason: str, status: int | None = None, *, is_temporary: bool = False) -> None:
         super().__init__(reason, status)
         self.reason = reason
         self.status = status
+        self.is_temporary = is_temporary
 
     def __str__(self) -> str:
         return f"download failed: {self.reason}"
@@ -62,6 +71,14 @@ class DownloadTooLarge(DownloadFailed):
         super().__init__(f"the file is larger than {max_bytes / 1024**2:.3g} MB")
         self.max_bytes = max_bytes
         self.args = (max_bytes,)
+
+
+class ServerBusy(DownloadFailed):
+    """The server responded with 429 or 503. `retry_after` is how many seconds it asks to wait; 0 if it did not say."""
+
+    def __init__(self, reason: str, status: int, retry_after: float) -> None:
+        super().__init__(reason, status, is_temporary=True)
+        self.retry_after = retry_after
 
 
 class NotAnImage(ImageServiceError):

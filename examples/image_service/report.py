@@ -69,7 +69,7 @@ class Report:
             case asyncpool.Cancelled():
                 pass  # the summary lists it among the unfinished images
 
-    def sum_up(self, seconds: float) -> None:
+    def sum_up(self, seconds: float, retries: int) -> None:
         """Print the unfinished images, the counts and the throughput."""
         unfinished = self.unfinished
         for source in unfinished:
@@ -79,6 +79,8 @@ class Report:
         expected = sum(self._failed.values())
         note = " as expected" if expected == len(self._failed) else f" ({expected} of them as expected)"
         parts.append(f"{len(self._failed)} failed{note if expected else ''}")
+        if retries:
+            parts.append("1 retry" if retries == 1 else f"{retries:,} retries")
         if unfinished:
             parts.append(f"{len(unfinished)} unfinished")
         self._console.say(f"{_images(len(self._sources))} in {seconds:.1f} s: {', '.join(parts)}", "bold")

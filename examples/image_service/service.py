@@ -21,11 +21,16 @@ from weakref import WeakValueDictionary
 
 import asyncpool
 from examples.image_service.download import Downloads
+from examples.image_service.errors import DownloadFailed, ServerBusy
 from examples.image_service.images import Recipe, make_thumbnail
 from examples.image_service.names import shown_url, stem_of
 from examples.image_service.output import OutputFolder, Stamp
+from examples.image_service.pacing import Paces
 
-__all__ = ["ImageService", "Photo", "Source", "Thumbnail"]
+__all__ = ["RETRY", "ImageService", "Photo", "Source", "Thumbnail"]
+
+RETRY = asyncpool.Retry(attempts=8, backoff=0.5, max_backoff=10.0, max_retry_after=60.0, on=())
+"""How failed downloads are retried. `on` selects nothing: the service raises `RetryAfter` for what can be retried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +110,9 @@ class ImageService:
         max_pixels: Reject photos that have more pixels.
         max_bytes: Reject larger files. Each file in progress is held in memory.
         timeout: Time limit in seconds for each download.
+        rate: The most downloads per second from each host. None: no limit, until a host responds with 429 or 503.
+        retry: How often and when downloads are retried that failed temporarily: one like `RETRY`, whose `on` selects
+            nothing. A download that timed out is not retried.
         observers: Receive the events of the pool.
 
     Raises:
@@ -122,22 +130,29 @@ class ImageService:
         max_pixels: int = 50_000_000,
         max_bytes: int = 50 * 1024**2,
         timeout: float = 30.0,
+        rate: float | None = None,
+        retry: asyncpool.Retry = RETRY,
         observers: Sequence[asyncpool.Observer] = (),
     ) -> None:
         self._recipe = Recipe(size=size, quality=quality, max_width=max_width, max_pixels=max_pixels)
         self._downloads = Downloads(connections=workers, timeout=timeout, max_bytes=max_bytes)
         self._folder = OutputFolder(Path(out))
+        self._paces = Paces(rate)
         self.pool = asyncpool.WorkerPool(
             self._make,
             workers=workers,
             # No queue: a drain should only finish the images in progress.
             queue_size=0,
+            # Photos that wait for their host hold no worker, so those of other hosts overtake them.
+            limiter=lambda photo: self._paces.limit_of(_url_of(photo)),
+            max_delayed=1000,
+            retry=retry,
             observers=observers,
             name="images",
         )
         # One thread per core, not per worker: more threads would use more memory without being faster.
         self._threads = ThreadPoolExecutor(os.cpu_count(), "images")
-        self._find = asyncpool.offload(self._find_now, executor=self._threads)
+        self._find = asyncpool.offload(self._find_now)  # not in these threads: photos in progress would delay it
         self._convert = asyncpool.offload(self._convert_now, executor=self._threads)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by origin
         self._exit = AsyncExitStack()
@@ -168,7 +183,8 @@ class ImageService:
         """Make thumbnails of all photos. Returns a stream of outcomes in order of completion.
 
         The stream is lazy at both ends: it takes a photo when a worker is free, and it is ahead of its reader by at
-        most the number of workers. `Failed.error` is an `ImageServiceError`.
+        most the number of workers. Up to a thousand photos can wait for their host in addition. `Failed.error` is an
+        `ImageServiceError`.
         """
         return self.pool.outcomes(photos)
 
@@ -188,9 +204,23 @@ class ImageService:
         # Process the same photo only once at a time: a second request finds the thumbnail of the first.
         async with self._turns.setdefault(source.origin, asyncio.Lock()):
             if (there := await self._find(wanted)) is not None:
+                if (limit := self._paces.limit_of(source.url)) is not None:
+                    limit.charge(-1.0)  # nothing was downloaded
                 return there
-            wanted = replace(wanted, photo=await self._downloads.fetch(source.url))
+            wanted = replace(wanted, photo=await self._download(source.url))
             return await self._convert(wanted)
+
+    async def _download(self, url: str) -> BytesIO:
+        began = asyncio.get_running_loop().time()
+        try:
+            photo = await self._downloads.fetch(url)
+        except DownloadFailed as error:
+            seconds = self._paces.slow_down(url, began, error.retry_after) if isinstance(error, ServerBusy) else 0.0
+            if not error.is_temporary or self.pool.state != "open":  # a drain does not wait for another attempt
+                raise
+            raise asyncpool.RetryAfter(seconds) from error
+        self._paces.speed_up(url)
+        return photo
 
     def _find_now(self, wanted: _Wanted) -> Thumbnail | None:
         there = self._folder.find(wanted.stem, wanted.stamp)
@@ -216,3 +246,7 @@ class ImageService:
             bytes_out=len(made.data),
             skipped=False,
         )
+
+
+def _url_of(photo: Photo) -> str:
+    return photo.url if isinstance(photo, Source) else photo

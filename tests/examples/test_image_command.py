@@ -13,14 +13,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from aiohttp import web
 from PIL import Image
 
 from examples.image_service import command
 from examples.image_service.demo import make_demo
 from examples.image_service.server import PhotoServer
 from tests.markdown import sample, without_figures
+
+if TYPE_CHECKING:
+    from conftest import Web
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "examples.image_service"]
@@ -335,7 +340,8 @@ def test_the_demo_keeps_its_photos_with_its_output_unless_told_otherwise(
         (["--out", "x", "--quality", "good"], "must be an integer from 1 to 100, got 'good'"),
         (["--out", "x", "--workers", "0"], "argument --workers: must be an integer >= 1, got '0'"),
         (["--out", "x", "--workers", "many"], "argument --workers: must be an integer >= 1, got 'many'"),
-        (["--out", "x", "--timeout", "nan"], "argument --timeout: must be a number of seconds > 0, got 'nan'"),
+        (["--out", "x", "--timeout", "nan"], "argument --timeout: must be a number >= 0.001, got 'nan'"),
+        (["--out", "x", "--rate", "0"], "argument --rate: must be a number >= 0.001, got '0'"),
         (["--out", "x", "--fast"], "unrecognized arguments: --fast"),
         (["--out", "x", "--siz\x1b[31me", "9"], "unrecognized arguments: --siz?[31me (see --help"),
     ],
@@ -477,6 +483,33 @@ def test_the_first_interrupt_finishes_what_is_under_way_and_tells_the_rest(many:
     assert len(names(out)) == done
     assert rest.splitlines()[-1] == "Interrupted: run the same command again to process the rest."
     assert_only_whole_images(out)
+
+
+@pytest.mark.asyncio
+async def test_an_interrupt_does_not_wait_for_a_host_that_asks_for_time(site: Web, tmp_path: Path, out: Path) -> None:
+    async def busy(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=429, headers={"Retry-After": "3600"})
+
+    urls = [f"{site.base}/img{number}.jpg" for number in range(3)]
+    site.replies |= {url.removeprefix(site.base): busy for url in urls}
+    arguments = [*COMMAND[1:], *urls, "--out", str(out), "--workers", "1"]
+    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, cwd=ROOT, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    await process.stdout.readline()
+    while not site.requests:
+        await asyncio.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    async with asyncio.timeout(GIVE_UP):
+        output, _ = await process.communicate()
+
+    assert process.returncode == 130
+    assert len(site.requests) == 1
+    lines = output.decode().splitlines()
+    assert [line.partition(" (")[0] for line in lines if line.startswith(("UNFINISHED", "FAILED"))] in (
+        [f"UNFINISHED: Image img{number}" for number in range(3)],
+        ["FAILED: Image img0 - download failed: the server responded with 429 Too Many Requests"]
+        + [f"UNFINISHED: Image img{number}" for number in (1, 2)],  # the interrupt was before the response
+    )
 
 
 def test_the_next_run_does_the_rest(many: Path, out: Path, start: Start) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import socket
 import traceback
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +17,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from examples.image_service.download import Downloads
-from examples.image_service.errors import BadUrl, DownloadFailed, DownloadTimedOut, DownloadTooLarge
+from examples.image_service.errors import BadUrl, DownloadFailed, DownloadTimedOut, DownloadTooLarge, ServerBusy
 
 if TYPE_CHECKING:
     from conftest import Web
@@ -108,6 +112,61 @@ async def test_any_answer_but_200_fails_with_its_status(
     assert caught.value.status == status
 
 
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_server_that_is_busy_says_for_how_long(site: Web, downloads: Downloads, status: int) -> None:
+    in_100_s = datetime.now(UTC) + timedelta(seconds=100)
+    headers = {"/none": None, "/seconds": "7", "/date": format_datetime(in_100_s, usegmt=True), "/nonsense": "soon"}
+
+    async def reply(request: web.Request) -> web.StreamResponse:
+        header = headers[request.path]
+        return web.Response(status=status, headers={} if header is None else {"Retry-After": header})
+
+    site.replies |= dict.fromkeys(headers, reply)
+
+    said = {}
+    for path in headers:
+        with pytest.raises(ServerBusy) as caught:
+            await downloads.fetch(site.base + path)
+        assert caught.value.status == status
+        said[path] = caught.value.retry_after
+    assert 50 < said.pop("/date") <= 100
+    assert said == {"/none": 0.0, "/seconds": 7.0, "/nonsense": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("status", "is_temporary"), [(404, False), (403, False), (408, True), (500, True), (502, True)]
+)
+async def test_only_a_status_that_can_change_is_temporary(
+    site: Web, downloads: Downloads, status: int, is_temporary: bool
+) -> None:
+    async def reply(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=status)
+
+    site.replies["/a"] = reply
+
+    with pytest.raises(DownloadFailed) as caught:
+        await downloads.fetch(f"{site.base}/a")
+    assert caught.value.is_temporary == is_temporary
+
+
+async def test_connections_are_used_again_also_after_an_error(site: Web) -> None:
+    connections = set()  # holds them, so that no two have the same id
+
+    async def reply(request: web.Request) -> web.StreamResponse:
+        connections.add(request.protocol)
+        return web.Response(status=200 if request.path == "/good" else 503, text="x" * 2000)
+
+    site.replies |= {"/good": reply, "/busy": reply}
+    async with Downloads(connections=3, timeout=10, max_bytes=LIMIT) as downloads:
+
+        async def fetch(number: int) -> None:
+            with suppress(ServerBusy):
+                await downloads.fetch(site.base + ("/busy" if number % 3 else "/good"))
+
+        await asyncio.gather(*map(fetch, range(60)))
+    assert len(connections) <= 3
+
+
 async def test_a_body_that_stalls_halfway_times_out(site: Web, downloads: Downloads) -> None:
     async def reply(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "1000"})
@@ -144,16 +203,18 @@ async def test_a_connection_that_breaks_off_is_told_as_that(site: Web, downloads
 
     site.replies["/broken"] = reply
 
-    with pytest.raises(DownloadFailed, match=r"^download failed: the connection was lost$"):
+    with pytest.raises(DownloadFailed, match=r"^download failed: the connection was lost$") as caught:
         await downloads.fetch(f"{site.base}/broken")
+    assert caught.value.is_temporary
 
 
 async def test_a_port_where_nobody_listens_is_told_as_that(downloads: Downloads) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
 
-    with pytest.raises(DownloadFailed, match=rf"^download failed: cannot connect to 127.0.0.1:{port} "):
+    with pytest.raises(DownloadFailed, match=rf"^download failed: cannot connect to 127.0.0.1:{port} ") as caught:
         await downloads.fetch(f"http://127.0.0.1:{port}/a.jpg")
+    assert caught.value.is_temporary
 
 
 async def test_redirects_are_followed(site: Web, downloads: Downloads) -> None:
@@ -184,8 +245,9 @@ async def test_redirects_that_go_round_in_circles_end(site: Web, downloads: Down
 
     site.replies["/here"] = reply
 
-    with pytest.raises(DownloadFailed, match=r"^download failed: too many redirects$"):
+    with pytest.raises(DownloadFailed, match=r"^download failed: too many redirects$") as caught:
         await downloads.fetch(f"{site.base}/here")
+    assert not caught.value.is_temporary
 
 
 @pytest.mark.parametrize("path", ["/missing", "/broken", "/circle", "/away"])
