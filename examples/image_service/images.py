@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from examples.image_service.errors import ImageDamaged, ImageTooLarge, NotAnImage
 
-__all__ = ["Encoded", "Recipe", "make_thumbnail"]
+__all__ = ["Encoded", "Recipe", "make_thumbnail", "pixels_to_decode"]
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -115,6 +115,21 @@ def make_thumbnail(photo: IO[bytes], recipe: Recipe, comment: bytes = b"") -> En
     if profile and 2 * len(profile) > len(data):  # larger than the rest: those of printers have megabytes
         data = encode(None)
     return Encoded(data=data, width=rgb.width, height=rgb.height)
+
+
+def pixels_to_decode(photo: IO[bytes], recipe: Recipe) -> int:
+    """Return the pixels that `make_thumbnail` will hold in memory, by the header: at most 20 bytes for each of them.
+
+    Half of those of a JPEG count: libjpeg shrinks it while it decodes, but first collects all of it if it is
+    progressive, in up to 10 bytes for each pixel.
+
+    Raises:
+        NotAnImage, ImageTooLarge, ImageDamaged: As `make_thumbnail`.
+    """
+    with _open(photo) as image:
+        _check_size(image.size, _orientation(image), recipe)
+        pixels = image.width * image.height
+        return (pixels + 1) // 2 if image.format == "JPEG" else pixels
 
 
 def _open(photo: IO[bytes]) -> Image.Image:

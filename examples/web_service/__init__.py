@@ -9,7 +9,9 @@ Reading order:
 
     service.py   ThumbnailService: the aiohttp application, which handles each request in its WorkerPool
     uploads.py   reads the photo from the body of a request, within limits
-    refusals.py  the exception for a rejected request: a status and a message
+    pixels.py    limits how many pixels are decoded at the same time
+    refusals.py  the exception for a rejected request: a status, a message and a reason
+    metrics.py   the metrics of the service; alerts.yml has alerts for them
     serving.py   listens, and stops without losing a request
 
     command.py   the command line

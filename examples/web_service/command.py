@@ -34,6 +34,9 @@ class Options:
     upload_timeout: float = 10.0
     max_mb: float = 10.0
     max_megapixels: float = 50.0
+    megapixels_at_once: float | None = None
+    max_uploads: int = 200
+    max_upload_mb: float = 100.0
     lame_duck: float = 1.0
     drain_timeout: float = 30.0
     demo: bool = False
@@ -56,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         upload_timeout=options.upload_timeout,
         max_bytes=round(options.max_mb * 1024**2),
         max_pixels=round(options.max_megapixels * 1e6),
+        max_pixels_at_once=None if options.megapixels_at_once is None else round(options.megapixels_at_once * 1e6),
+        max_uploads=options.max_uploads,
+        max_upload_bytes=round(options.max_upload_mb * 1024**2),
     )
     server = Server(
         service,
@@ -133,6 +139,14 @@ def _parse(arguments: Sequence[str] | None) -> Options:
     add("--upload-timeout", type=seconds, metavar="S", help=f"time limit for an upload ({default.upload_timeout:g})")
     add("--max-mb", type=positive(10_000), metavar="N", help=f"reject larger bodies ({default.max_mb:g})")
     add("--max-megapixels", type=positive(1000), metavar="N", help=f"reject larger photos ({default.max_megapixels:g})")
+    add(
+        "--megapixels-at-once",
+        type=positive(100_000),
+        metavar="N",
+        help="how much is decoded at the same time (12.5 per worker, at least --max-megapixels)",
+    )
+    add("--max-uploads", type=whole(1, 100_000), metavar="N", help=f"uploads at a time ({default.max_uploads})")
+    add("--max-upload-mb", type=positive(100_000), metavar="N", help=f"what they have sent ({default.max_upload_mb:g})")
     add(
         "--lame-duck",
         type=_seconds_or_none,

@@ -1,8 +1,8 @@
 """`ThumbnailService`: an aiohttp application that makes thumbnails of photos that are posted to it, in a pool.
 
-Each request is rejected with 503 if the pool is full. Otherwise the service reads the body, submits it to the pool,
-whose threads decode and resize it, and responds. The pool lives as long as the application. `serving.py` listens and
-stops.
+Each request is rejected with 503 if the pool is full or too many uploads are in progress. Otherwise the service reads
+the body, submits it to the pool, whose threads decode and resize it, and responds. The pool lives as long as the
+application. `serving.py` listens and stops.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 
-import prometheus_client
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from aiohttp.web_protocol import RequestHandler
@@ -24,11 +23,12 @@ from prometheus_client.aiohttp import make_aiohttp_handler
 
 from asyncpool import JobCancelled, PoolClosed, PoolStats, QueueFull, WorkerPool, offload
 from asyncpool.dashboard import dashboard
-from asyncpool.prometheus import PoolCollector
 from examples.image_service.errors import ImageServiceError, NotAnImage
-from examples.image_service.images import Encoded, Recipe, make_thumbnail
+from examples.image_service.images import Encoded, Recipe, make_thumbnail, pixels_to_decode
+from examples.web_service.metrics import Metrics
+from examples.web_service.pixels import PixelLimit
 from examples.web_service.refusals import Refusal
-from examples.web_service.uploads import Uploads
+from examples.web_service.uploads import Uploads, continue_later
 
 __all__ = ["GONE", "ThumbnailService", "retry_after"]
 
@@ -59,18 +59,22 @@ class _Job:
     recipe: Recipe
 
 
-def _make(job: _Job) -> Encoded | ImageServiceError:
-    """Make one thumbnail, in a thread. An unreadable photo is an error of the client, so the job still succeeds."""
-    try:
-        return make_thumbnail(BytesIO(job.photo), job.recipe)
-    except ImageServiceError as error:
-        return error.with_traceback(None)
+@offload
+def _measure(job: _Job) -> int:
+    return pixels_to_decode(BytesIO(job.photo), job.recipe)
+
+
+@offload
+def _convert(job: _Job) -> Encoded:
+    return make_thumbnail(BytesIO(job.photo), job.recipe)
 
 
 class ThumbnailService:
     """The application `app`, and the `pool` that is started and closed with it.
 
-    Memory is bounded: at most `queue_size + workers` photos are in the pool, and at most as many are being uploaded.
+    Memory is bounded: at most `queue_size + workers` photos of at most `max_bytes` are in the pool, the uploads in
+    progress have at most `max_upload_bytes` together, and the photos that are decoded at most `max_pixels_at_once`. The
+    README has the memory per megapixel.
 
     Args:
         workers: How many thumbnails are made at a time, each in a thread.
@@ -80,6 +84,10 @@ class ThumbnailService:
         upload_timeout: Time limit in seconds for the upload of a photo.
         max_bytes: Reject larger bodies.
         max_pixels: Reject photos that have more pixels. This bounds the memory and the time of each worker.
+        max_pixels_at_once: How many pixels are decoded at the same time, by all workers together. None: 12.5 million
+            for each worker, or `max_pixels` if that is more.
+        max_uploads: How many photos can be uploaded at the same time. Further requests get a 503.
+        max_upload_bytes: How many bytes the uploads in progress can have sent, together.
 
     Raises:
         ValueError: A number is out of range.
@@ -95,11 +103,19 @@ class ThumbnailService:
         upload_timeout: float = 10.0,
         max_bytes: int = 10 * 1024**2,
         max_pixels: int = 50_000_000,
+        max_pixels_at_once: int | None = None,
+        max_uploads: int = 200,
+        max_upload_bytes: int = 100 * 1024**2,
     ) -> None:
         self.pool: WorkerPool[_Job, Encoded | ImageServiceError] = WorkerPool(
-            offload(_make), workers=workers, queue_size=queue_size, name="thumbnails"
+            self._make, workers=workers, queue_size=queue_size, name="thumbnails"
         )
-        self.uploads = Uploads(max_bytes=max_bytes, timeout=upload_timeout)
+        self.uploads = Uploads(
+            max_bytes=max_bytes, timeout=upload_timeout, max_count=max_uploads, max_total=max_upload_bytes
+        )
+        if max_pixels_at_once is None:
+            max_pixels_at_once = max(max_pixels, workers * 12_500_000)
+        self.pixels = PixelLimit(max_pixels_at_once)
         self._recipe = Recipe(size=size, max_pixels=max_pixels)
         self._timeout = timeout
         self._places = queue_size + workers
@@ -110,18 +126,21 @@ class ThumbnailService:
         self.is_draining = False
         """Whether the service is stopping: `/healthz` reports it, and each response closes its connection."""
         self._busy: set[RequestHandler] = set()
-        registry = prometheus_client.CollectorRegistry()
-        registry.register(PoolCollector(self.pool))
-        self._answers_by_status = prometheus_client.Counter(
-            "http_answers", "Requests answered.", labelnames=["status"], registry=registry
+        self._metrics = Metrics(
+            self.pool,
+            {
+                "thumbnail_uploads": ("Uploads in progress.", lambda: self.uploads.in_progress),
+                "thumbnail_upload_bytes": ("Bytes of the uploads in progress.", lambda: self.uploads.bytes),
+                "thumbnail_pixels": ("Pixels that are being decoded.", lambda: self.pixels.in_use),
+            },
         )
         self.app = web.Application(
             client_max_size=max_bytes, middlewares=[self._answer], handler_args=_HOW_CONNECTIONS_ARE_HANDLED
         )
         self.app.cleanup_ctx.append(self._run_pool)
-        self.app.router.add_post("/thumbnail", self._thumbnail)
+        self.app.router.add_post("/thumbnail", self._thumbnail, expect_handler=continue_later)
         self.app.router.add_get("/healthz", self._healthz)
-        self.app.router.add_get("/metrics", make_aiohttp_handler(registry))
+        self.app.router.add_get("/metrics", make_aiohttp_handler(self._metrics.registry))
         self.app.router.add_get("/", self._usage)
         # It can only be read. To let people act, or to reach it by a name, pass actions, token and allowed_hosts.
         self.app.add_subapp("/pools", dashboard(self.pool, title="Thumbnails"))
@@ -144,19 +163,29 @@ class ThumbnailService:
     async def _healthz(self, request: web.Request) -> web.Response:
         """Readiness, for load balancers. A full queue still counts as ready, or all instances could be taken out."""
         if self.is_draining or self.pool.state != "open":
-            raise Refusal(503, "draining")
+            raise Refusal(503, "stopping", "draining")
         return web.Response(text="ok\n")
 
     async def _thumbnail(self, request: web.Request) -> web.Response:
         recipe = self._recipe_for(request)
-        # Check before reading the body: this saves the upload of a photo that would be rejected, and bounds the memory.
+        # Check before reading the body: this saves the upload of a photo that would be rejected.
         stats = self.pool.stats
-        if max(self.uploads.in_progress, stats.queued + stats.running) >= self._places:
+        if stats.queued + stats.running >= self._places:
             raise self._full()
-        made = await self._made(_Job(photo=await self.uploads.read(request), recipe=recipe))
+        # An upload takes no place in the pool: a slow client must not keep others out of it.
+        photo = await self.uploads.read(request)
+        made = await self._made(_Job(photo=photo, recipe=recipe))
         if isinstance(made, ImageServiceError):
-            raise Refusal(415 if isinstance(made, NotAnImage) else 422, str(made))
+            raise Refusal(415 if isinstance(made, NotAnImage) else 422, "photo", str(made))
         return web.Response(body=made.data, content_type="image/jpeg")
+
+    async def _make(self, job: _Job) -> Encoded | ImageServiceError:
+        """Make one thumbnail: the handler of the pool. A bad photo is an error of the client, so the job succeeds."""
+        try:
+            async with self.pixels.of(await _measure(job)):
+                return await _convert(job)
+        except ImageServiceError as error:
+            return error.with_traceback(None)
 
     async def _made(self, job: _Job) -> Encoded | ImageServiceError:
         """Run the job. It is cancelled if the client disconnects or the time limit is reached.
@@ -169,14 +198,14 @@ class ThumbnailService:
         except QueueFull:
             raise self._full() from None
         except PoolClosed:
-            raise Refusal(503, "the service is stopping", retry_after=1) from None
+            raise Refusal(503, "stopping", "the service is stopping", retry_after=1) from None
         try:
             async with asyncio.timeout(self._timeout):
                 return await handle
         except TimeoutError:  # a JobTimeout of the pool would be one too
-            raise Refusal(504, f"the thumbnail was not ready within {self._timeout:g} s") from None
+            raise Refusal(504, "timeout", f"the thumbnail was not ready within {self._timeout:g} s") from None
         except JobCancelled:
-            raise Refusal(503, "the service was stopped", retry_after=1) from None
+            raise Refusal(503, "stopping", "the service was stopped", retry_after=1) from None
         finally:
             handle.cancel()  # a queued job leaves the queue immediately; a finished job is not affected
 
@@ -186,14 +215,15 @@ class ThumbnailService:
             return self._recipe
         match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", asked)
         if match is None:
-            raise Refusal(400, f"size must be WIDTHxHEIGHT in pixels, such as 320x240, got {asked!r:.40}")
+            raise Refusal(400, "request", f"size must be WIDTHxHEIGHT in pixels, such as 320x240, got {asked!r:.40}")
         try:
             return replace(self._recipe, size=(int(match[1]), int(match[2])))
         except ValueError as error:
-            raise Refusal(400, str(error)) from None
+            raise Refusal(400, "request", str(error)) from None
 
     def _full(self) -> Refusal:
-        return Refusal(503, "too many photos are waiting; try again later", retry_after=retry_after(self.pool.stats))
+        sentence = "too many photos are waiting; try again later"
+        return Refusal(503, "queue", sentence, retry_after=retry_after(self.pool.stats))
 
     # -- Responses --
 
@@ -208,7 +238,7 @@ class ThumbnailService:
         self._busy.add(request.protocol)
         status, closes = GONE, False
         try:
-            response = await _respond(request, handler)
+            response = await self._respond(request, handler)
             if self.is_draining:
                 response.force_close()  # "Connection: close" tells the client that its next request goes elsewhere
                 closes = True
@@ -221,26 +251,26 @@ class ThumbnailService:
             return response
         finally:
             self.answers[status] += 1
-            self._answers_by_status.labels(status).inc()
+            self._metrics.count_answer(status)
             if not closes:  # otherwise aiohttp closes it, after it has read the rest of the request
                 self._busy.discard(request.protocol)
 
-
-async def _respond(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except Refusal as refusal:
-        return web.Response(status=refusal.status, text=refusal.sentence + "\n", headers=refusal.headers)
-    except web.HTTPException as error:  # from aiohttp itself: 404, 405
-        response = web.Response(status=error.status, text=f"{error.reason}; see GET / for usage\n")
-        if isinstance(error, web.HTTPMethodNotAllowed):
-            response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
-        return response
-    except ConnectionError:  # the client disconnected during the upload
-        return web.Response(status=GONE)
-    except Exception:
-        _log.exception("%s %s failed", request.method, request.path)
-        return web.Response(status=500, text="internal error; see the log of the service\n")
+    async def _respond(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except Refusal as refusal:
+            self._metrics.count_rejection(refusal.reason)
+            return web.Response(status=refusal.status, text=refusal.sentence + "\n", headers=refusal.headers)
+        except web.HTTPException as error:  # from aiohttp itself: 404, 405
+            response = web.Response(status=error.status, text=f"{error.reason}; see GET / for usage\n")
+            if isinstance(error, web.HTTPMethodNotAllowed):
+                response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+            return response
+        except ConnectionError:  # the client disconnected during the upload
+            return web.Response(status=GONE)
+        except Exception:
+            _log.exception("%s %s failed", request.method, request.path)
+            return web.Response(status=500, text="internal error; see the log of the service\n")
 
 
 def retry_after(stats: PoolStats) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,12 +32,15 @@ from asyncpool.testing import run as run_virtual
 from examples.image_service.images import Encoded, make_thumbnail
 from examples.web_service import service as service_module
 from examples.web_service import serving as serving_module
+from examples.web_service.pixels import PixelLimit
+from examples.web_service.refusals import REASONS
 from examples.web_service.service import GONE, ThumbnailService, retry_after
 from examples.web_service.serving import Server
 from tests.markdown import sample, without_figures
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-W", "error", "-m", "examples.web_service"]
+ALERTS = ROOT / "examples" / "web_service" / "alerts.yml"
 GIVE_UP = 30.0
 LIMIT = 768 * 1024
 
@@ -248,25 +252,223 @@ async def test_what_there_is_no_room_for_is_refused_before_it_is_read(gate: Gate
         assert [(await task).status for task in accepted] == [200] * 3
 
 
-@pytest.mark.asyncio
-async def test_no_more_bodies_are_read_at_a_time_than_there_are_places() -> None:
-    async with served(workers=1, queue_size=1) as (service, client):
-        never = asyncio.Event()
+class SlowUploads:
+    """Uploads that send their first bytes, and then nothing more, until their clients leave."""
 
-        async def chunks() -> AsyncIterator[bytes]:
-            yield b"first"
-            await never.wait()
+    def __init__(self, service: ThumbnailService, client: Client, first: bytes = b"first") -> None:
+        self._service = service
+        self._client = client
+        self._first = first
+        self._never = asyncio.Event()
+        self._tasks: list[asyncio.Task[aiohttp.ClientResponse]] = []
 
-        slow = [asyncio.create_task(client.post("/thumbnail", data=chunks())) for _ in range(2)]
-        await until(lambda: service.uploads.in_progress == 2)
-        async with client.post("/thumbnail", data=small()) as response:
-            assert response.status == 503
-        for task in slow:
+    async def start(self, count: int) -> None:
+        for _ in range(count):
+            self._tasks.append(asyncio.create_task(self._post()))
+            total = len(self._tasks) * len(self._first)
+            await until(lambda total=total: self._service.uploads.bytes == total)
+
+    async def _post(self) -> aiohttp.ClientResponse:
+        return await self._client.post("/thumbnail", data=self._chunks())
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        yield self._first
+        await self._never.wait()
+
+    async def leave(self) -> None:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.wait(slow)
-        await until(lambda: service.answers[GONE] == 2)
+        await asyncio.wait(self._tasks)
+        await until(lambda: not self._service.uploads.in_progress)
+        assert self._service.uploads.bytes == 0
+
+
+@pytest.mark.asyncio
+async def test_slow_uploads_take_no_place_in_the_pool() -> None:
+    async with served(workers=1, queue_size=1) as (service, client):
+        slow = SlowUploads(service, client)
+        await slow.start(22)
         async with client.post("/thumbnail", data=small()) as response:
             assert response.status == 200
+        await slow.leave()
+        assert service.answers == {200: 1, GONE: 22}
+        assert service.pool.stats.submitted == 1
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("limit", "sentence"),
+    [
+        ({"max_uploads": 2}, "too many uploads are in progress; try again later\n"),
+        ({"max_upload_bytes": 2000}, "the uploads in progress are too large together; try again later\n"),
+    ],
+)
+async def test_uploads_are_limited_in_number_and_in_bytes(limit: dict[str, int], sentence: str) -> None:
+    async with served(**limit) as (service, client):
+        slow = SlowUploads(service, client, bytes(1000))
+        await slow.start(2)
+        async with client.post("/thumbnail", data=small()) as response:
+            assert (response.status, await response.text()) == (503, sentence)
+            assert response.headers["Retry-After"] == "1"
+        await slow.leave()
+        async with client.post("/thumbnail", data=small()) as response:
+            assert response.status == 200
+
+
+@pytest.mark.asyncio
+async def test_an_upload_that_exceeds_the_bytes_of_all_is_rejected_and_the_others_are_not() -> None:
+    async with served(max_upload_bytes=5000) as (service, client):
+        slow = SlowUploads(service, client, bytes(1000))
+        await slow.start(2)
+        async with client.post("/thumbnail", data=bytes(4000)) as response:
+            assert response.status == 503
+        await until(lambda: service.uploads.bytes == 2000)
+        assert service.uploads.in_progress == 2
+        await slow.leave()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("full", ["queue", "uploads", "no"])
+async def test_a_client_that_asks_first_is_rejected_before_it_sends(gate: Gate, full: str) -> None:
+    async with served(workers=1, queue_size=0, max_uploads=1) as (service, client):
+        slow = SlowUploads(service, client)
+        if full == "uploads":
+            await slow.start(1)
+        elif full == "queue":
+            accepted = asyncio.create_task(client.post("/thumbnail", data=small()))
+            await until(lambda: gate.started == 1)
+        reader, writer = await asyncio.open_connection(client.host, client.port)
+        head = f"POST /thumbnail HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {len(small())}\r\n\r\n"
+        writer.write(head.encode())
+        line = await reader.readline()
+        gate.open()
+        if full == "no":
+            assert line == b"HTTP/1.1 100 Continue\r\n"
+            writer.write(small())
+            assert await reader.readline() == b"\r\n"
+            line = await reader.readline()
+            assert line.startswith(b"HTTP/1.1 200 ")
+        else:
+            assert line.startswith(b"HTTP/1.1 503 ")
+        writer.close()
+        if full == "uploads":
+            await slow.leave()
+        elif full == "queue":
+            assert (await accepted).status == 200
+
+
+@pytest.mark.asyncio
+async def test_a_client_of_http_1_0_is_never_told_to_continue(client: Client) -> None:
+    reader, writer = await asyncio.open_connection(client.host, client.port)
+    head = f"POST /thumbnail HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: {len(small())}\r\n\r\n"
+    writer.write(head.encode() + small())
+    assert (await reader.readline()).startswith(b"HTTP/1.0 200 ")
+    writer.close()
+
+
+@pytest.mark.asyncio
+async def test_no_more_pixels_are_decoded_at_a_time_than_allowed(gate: Gate) -> None:
+    photo = small(300, 300, "PNG")
+    async with served(workers=4, queue_size=4, max_pixels_at_once=200_000) as (service, client):
+        posts = [asyncio.create_task(client.post("/thumbnail", data=photo)) for _ in range(4)]
+        await until(lambda: gate.started == 2)
+        await until(lambda: service.pool.stats.running == 4)
+        assert (gate.started, service.pixels.in_use) == (2, 180_000)
+        gate.open()
+        assert [(await post).status for post in posts] == [200] * 4
+        assert service.pixels.in_use == 0
+
+
+@pytest.mark.asyncio
+async def test_half_of_the_pixels_of_a_jpeg_count(gate: Gate) -> None:
+    async with served() as (service, client):
+        post = asyncio.create_task(client.post("/thumbnail", data=small(160, 100)))
+        await until(lambda: gate.started == 1)
+        assert service.pixels.in_use == 8000
+        gate.open()
+        assert (await post).status == 200
+
+
+def test_the_pixel_limit_is_first_come_first_served_and_lets_a_large_photo_in_alone() -> None:
+    async def main() -> None:
+        limit, entered = PixelLimit(10), list[int]()
+
+        async def decode(number: int, pixels: int) -> None:
+            async with limit.of(pixels):
+                entered.append(number)
+                assert limit.in_use <= 10 or limit.in_use == pixels == 30
+                await asyncio.sleep(1)
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(decode(number, pixels)) for number, pixels in enumerate([6, 6, 30, 1, 4, 5, 9])]
+            await asyncio.sleep(0.5)
+            tasks[1].cancel()  # it waits for room
+            tasks[5].cancel()  # it waits for its turn
+        assert entered == [0, 2, 3, 4, 6]
+        assert limit.in_use == 0
+
+    run_virtual(main)
+
+
+@pytest.mark.asyncio
+async def test_a_client_that_leaves_while_its_photo_waits_for_room_leaves_the_pool(gate: Gate) -> None:
+    async with served(workers=2, max_pixels_at_once=1) as (service, client):
+        posts = [asyncio.create_task(client.post("/thumbnail", data=small(kind="PNG"))) for _ in range(2)]
+        await until(lambda: service.pool.stats.running == 2)
+        await until(lambda: gate.started == 1)
+        for post in posts:
+            post.cancel()
+        await until(lambda: service.pool.stats.running == 1)
+        gate.open()
+        await service.pool.join()
+        assert (gate.started, service.pixels.in_use) == (1, 0)
+
+
+@pytest.mark.asyncio
+async def test_rejections_are_counted_by_their_reason(gate: Gate) -> None:
+    async with served(workers=1, queue_size=0, max_uploads=1, timeout=0.1) as (service, client):
+        slow = SlowUploads(service, client, bytes(1000))
+        await slow.start(1)
+        assert (await scrape(client))["thumbnail_uploads",] == 1
+        assert (await scrape(client))["thumbnail_upload_bytes",] == 1000
+        await client.post("/thumbnail", data=small())
+        await slow.leave()
+        await client.post("/thumbnail", data=b"")
+        await client.post("/thumbnail", data=small())
+        await client.post("/thumbnail", data=small())
+        gate.open()
+        await service.pool.join()
+        await client.post("/thumbnail", data=b"Hello")
+
+        counts = {
+            name[1]: count for name, count in (await scrape(client)).items() if name[0] == "thumbnail_rejections_total"
+        }
+        expected = {"uploads": 1, "request": 1, "timeout": 1, "queue": 1, "photo": 1}
+        assert counts == dict.fromkeys(REASONS, 0) | expected
+
+
+@pytest.mark.asyncio
+async def test_the_alerts_ask_only_for_metrics_that_there_are(client: Client) -> None:
+    await client.get("/healthz")
+    names = {name for name, *_ in await scrape(client)}
+    asked = set(re.findall(r"\b(?:thumbnail|http|asyncpool)_\w+", ALERTS.read_text()))
+    assert asked <= names
+    assert "thumbnail_rejections_total" in asked
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_prometheus_accepts_the_alerts_and_they_pass_their_tests() -> None:
+    tests = ALERTS.with_name("alerts_test.yml")
+    done = subprocess.run(["promtool", "test", "rules", tests], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+async def scrape(client: Client) -> dict[tuple[str, ...], float]:
+    """What `/metrics` exports, by name and labels."""
+    async with client.get("/metrics") as response:
+        assert response.headers["Content-Type"].startswith("text/plain; version=")
+        families = text_string_to_metric_families(await response.text())
+    return {(sample.name, *sample.labels.values()): sample.value for family in families for sample in family.samples}
 
 
 def test_retry_after_is_the_time_that_the_jobs_ahead_will_take() -> None:
@@ -357,12 +559,7 @@ async def test_the_metrics_add_up_after_load() -> None:
                 return response.status
 
         statuses = await asyncio.gather(*[post(number) for number in range(60)])
-        async with client.get("/metrics") as response:
-            assert response.headers["Content-Type"].startswith("text/plain; version=")
-            families = text_string_to_metric_families(await response.text())
-            samples = {
-                (sample.name, *sample.labels.values()): sample.value for family in families for sample in family.samples
-            }
+        samples = await scrape(client)
 
         assert set(statuses) <= {200, 415, 503}
         for status in set(statuses):
@@ -563,6 +760,7 @@ async def test_a_large_answer_is_sent_to_its_end_to_a_client_that_reads_slowly(m
     monkeypatch.setattr(serving_module, "_CLOSE_TIMEOUT", 10 * GIVE_UP)
     large = Random(1).randbytes(16_000_000)  # more than the buffers of the kernel take
     monkeypatch.setattr(service_module, "make_thumbnail", lambda *_: Encoded(data=large, width=1, height=1))
+    monkeypatch.setattr(service_module, "pixels_to_decode", lambda *_: 1)
     async with Stopping() as running:
         reader, writer = await running.connect()
         writer.write(b"POST /thumbnail HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx")
