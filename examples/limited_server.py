@@ -7,7 +7,7 @@ import socket
 import struct
 import sys
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 from aiohttp import web
 
@@ -91,6 +91,5 @@ class _Reset(asyncio.Protocol):
     """Resets a connection as soon as it is made, so that its client sees "connection reset by peer"."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        transport.abort()
+        cast("asyncio.Transport", transport).abort()  # uvloop's transports are not instances of this class

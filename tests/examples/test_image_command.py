@@ -22,6 +22,7 @@ from PIL import Image
 from examples.image_service import command
 from examples.image_service.demo import make_demo
 from examples.image_service.server import PhotoServer
+from tests.loops import LOOPS, command_on
 from tests.markdown import sample, without_figures
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path, loop: str = "asyncio", **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
+        [*command_on(loop, "examples.image_service"), *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | environment,
         capture_output=True,
@@ -265,12 +266,15 @@ def demo_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def demo(out: Path, photos: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return run("--out", out, "--demo-photos", photos, "--demo-count", "3", "--timeout", "2", *more)
+def demo(out: Path, photos: Path, *more: str, loop: str = "asyncio") -> subprocess.CompletedProcess[str]:
+    return run("--out", out, "--demo-photos", photos, "--demo-count", "3", "--timeout", "2", *more, loop=loop)
 
 
-def test_the_demo_succeeds_if_exactly_the_broken_images_fail_each_for_its_reason(out: Path, demo_photos: Path) -> None:
-    done = demo(out, demo_photos)
+@pytest.mark.parametrize("loop", LOOPS)
+def test_the_demo_succeeds_if_exactly_the_broken_images_fail_each_for_its_reason(
+    out: Path, demo_photos: Path, loop: str
+) -> None:
+    done = demo(out, demo_photos, loop=loop)
 
     assert (done.returncode, done.stderr) == (0, "")
     failures = sorted(line for line in done.stdout.splitlines() if line.startswith("FAILED"))

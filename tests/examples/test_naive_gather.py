@@ -12,6 +12,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from examples import naive_gather
 from examples.limited_server import LimitedServer
@@ -21,6 +22,29 @@ ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-W", "error", "-m", "examples.naive_gather"]
 GIVE_UP = 60.0
 OPTIONS = Options(jobs=300, connections=20, workers=10)
+
+
+# -- the server --
+
+
+def test_the_server_resets_a_connection_too_many_on_uvloop_too() -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def main() -> None:
+        async with asyncio.timeout(GIVE_UP), LimitedServer(connections=1, body=b"page", seconds=0.0) as server:
+            address = URL(server.url)
+            _, first = await asyncio.open_connection(address.host, address.port)
+            while not server.open:
+                await asyncio.sleep(0.001)
+            second, writer = await asyncio.open_connection(address.host, address.port)
+            with pytest.raises(ConnectionResetError):
+                await second.read()
+            first.close()
+            writer.close()
+        assert (server.asked_for, server.refused, server.peak_open) == (2, 1, 1)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
 
 
 # -- the ways --

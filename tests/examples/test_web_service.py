@@ -36,6 +36,7 @@ from examples.web_service.pixels import PixelLimit
 from examples.web_service.refusals import REASONS
 from examples.web_service.service import GONE, ThumbnailService, retry_after
 from examples.web_service.serving import Server
+from tests.loops import LOOPS, command_on
 from tests.markdown import sample, without_figures
 
 ROOT = Path(__file__).parents[2]
@@ -971,9 +972,11 @@ async def test_a_port_that_is_taken_is_told_in_a_sentence() -> None:
 
 
 @pytest.mark.asyncio
-async def test_the_demo_shows_what_the_service_does() -> None:
+@pytest.mark.parametrize("loop", LOOPS)
+async def test_the_demo_shows_what_the_service_does(loop: str) -> None:
+    words = command_on(loop, "examples.web_service", "-W", "error")
     process = await asyncio.create_subprocess_exec(
-        *COMMAND, "--demo", "--lame-duck", "0.1", cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        *words, "--demo", "--lame-duck", "0.1", cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     status, lines = await end_of(process)
 
