@@ -450,6 +450,49 @@ async def test_with_charge_failures_of_an_outage_follow_the_retry() -> None:
     assert len(letters) == 1
 
 
+@pytest.mark.parametrize("by", ["observer", "recycle_on", "on", "a destructor"])
+@virtual
+async def test_a_job_that_is_cancelled_while_its_failure_is_handled_is_not_put_back(by: str) -> None:
+    attempts: list[float] = []
+
+    class CancelsWhenDropped:
+        def __del__(self) -> None:
+            cancel(None)
+
+    def cancel(_: object) -> bool:
+        return handle.cancel()
+
+    async def handler(_job: int, _resource: object = None) -> None:
+        attempts.append(now())
+        if len(attempts) > 3:
+            return
+        if by == "a destructor":
+            value = CancelsWhenDropped()
+            assert value
+            try:
+                await asyncio.sleep(10.0)
+            except asyncio.CancelledError:
+                raise OSError("down") from None
+        raise RetryAfter(1.0, pause=by == "observer") from OSError("down")
+
+    @asynccontextmanager
+    async def nothing() -> AsyncIterator[None]:
+        yield
+
+    options: dict[str, Any] = {
+        "observer": {"observers": [lambda event: isinstance(event, PoolPaused) and cancel(event)]},
+        "recycle_on": {"resource": Resource(nothing, recycle_on=cancel)},
+        "on": {},
+        "a destructor": {"timeout": 1.0},
+    }[by]
+    breaker = Breaker(on=cancel if by == "on" else OSError, window=1, pause=1.0)
+    async with WorkerPool(handler, workers=1, breaker=breaker, **options) as pool:
+        handle = await pool.submit(1)
+        assert isinstance(await handle.outcome(), Failed)
+        assert pool.stats.retries == 0
+    assert attempts == [0.0]
+
+
 @virtual
 async def test_the_seconds_of_a_retry_after_are_kept() -> None:
     calls: list[float] = []

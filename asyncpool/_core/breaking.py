@@ -22,7 +22,7 @@ from asyncpool._guard import describe, is_error
 from asyncpool._logs import is_logged as is_logged_occurrence
 from asyncpool._logs import log
 from asyncpool.breaker import Breaker, BreakerChange, CircuitState, Verdict
-from asyncpool.errors import JobExpired, RetryAdvice
+from asyncpool.errors import RetryAdvice
 from asyncpool.events import BreakerClosed, BreakerHalfOpened, BreakerOpened, Observers
 from asyncpool.outcomes import CancelReason, Failed, Outcome, Succeeded
 
@@ -175,7 +175,7 @@ class Breaking:
         self._attempts.pop(job, None)
         recorded = outcome.error if isinstance(outcome, Failed) else None
         is_outage = self._breaker.end(job, period, verdict, now, self, recorded)
-        if is_outage and job.outcome is None and not self._breaker.charges and not _is_over(job):
+        if is_outage and not self._breaker.charges:
             self._returning[job] = period
 
     def _judge(self, job: Job, outcome: Outcome[Any, Any], error: BaseException | None) -> Verdict:
@@ -196,7 +196,7 @@ class Breaking:
             return Verdict.NOTHING
 
     def takes_back(self, job: Job) -> bool:
-        """Whether a job whose attempt has just failed will be put back."""
+        """Whether a job whose attempt has just failed will be put back, unless it is over by then."""
         return job in self._returning
 
     def forget(self, job: Job) -> None:
@@ -298,11 +298,6 @@ class Breaking:
             _log(name, change)
         if self._observers.any:
             self._observers.emit(event)
-
-
-def _is_over(job: Job) -> bool:
-    """Whether the end of a job was requested, or its time is over."""
-    return isinstance(job.cancel_reason, (CancelReason, JobExpired))
 
 
 def _log(pool: str, change: BreakerChange) -> None:

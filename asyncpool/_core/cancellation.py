@@ -201,8 +201,10 @@ class Cancellation:
     def attempt_ended(self, job: Job) -> None:
         """Note that an attempt that may have been cancelled has ended."""
         if self._cancelling:
-            requests = self._cancelling.pop(job, None)
+            requests = self._cancelling.get(job)
             if requests is not None:
+                requests.awaited.clear()  # destroys values of the user, which can cancel the job once more
+                del self._cancelling[job]
                 requests.end()
                 if requests.is_stuck:
                     self._state.loop.call_soon(self.on_stuck)  # once its worker is free

@@ -369,7 +369,8 @@ class Dispatcher:
             worker.needs_recycle = True
         worker.job = job.task = None
         self._ledger.running -= 1
-        if again is not None and isinstance(outcome, Failed):
+        # Any of the user's functions that were called since the attempt ended can have cancelled the job.
+        if again is not None and isinstance(outcome, Failed) and not job.is_over:
             self._retries.put_off(job, outcome, again, now)
         else:
             self._ledger.settle(job, outcome, now)

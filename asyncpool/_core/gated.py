@@ -138,8 +138,11 @@ class GatedDispatcher(Dispatcher):
         if breaking is not None and is_failed:
             breaking.ended(job, outcome, raised, now)
         super()._ended(job, worker, outcome, now, raised)
-        if breaking is not None and not is_failed:
-            breaking.ended(job, outcome, raised, now)
+        if breaking is not None:
+            if is_failed:
+                breaking.forget(job)  # if it was not put back after all
+            else:
+                breaking.ended(job, outcome, raised, now)
 
 
 class Deadlines:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 from asyncpool._core.state import State
 from asyncpool._guard import describe
-from asyncpool.errors import PoolError
+from asyncpool.errors import JobExpired, PoolError
 from asyncpool.outcomes import CancelReason, Failed, Outcome
 from asyncpool.stats import ReplacementReason
 
@@ -232,6 +232,11 @@ class Job:
     def is_backing_off(self) -> bool:
         """Whether it waits for its next attempt."""
         return self.prior is not None and self.prior.is_backing_off
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its cancellation was requested, or its time is over: then it has no other attempt."""
+        return isinstance(self.cancel_reason, (CancelReason, JobExpired))
 
     @property
     def accepted_at(self) -> float:

@@ -26,7 +26,7 @@ from asyncpool._guard import add_note, describe, is_error, set_cause
 from asyncpool._logs import is_logged, log
 from asyncpool.errors import ErrorFilter, JobExpired, RetryAdvice, matches, pauses_in
 from asyncpool.events import JobRetrying, Observers
-from asyncpool.outcomes import CancelReason, Failed
+from asyncpool.outcomes import Failed
 from asyncpool.retry import Retry, RetryTally, seconds_advised
 
 __all__ = ["Again", "Retries"]
@@ -120,6 +120,7 @@ class Retries:
         """Ask the user's functions what follows from a failure; return whether and when the job runs again.
 
         The job still counts as running meanwhile: they can look at the pool, cancel this very job, or close the pool.
+        So the caller must ask `Job.is_over` after this.
         """
         is_outage = self._breaking is not None and self._breaking.takes_back(job)
         # An outage says nothing about the number of workers.
@@ -146,15 +147,12 @@ class Retries:
                 exc_info=error,
             )
             self._pass_interrupt(error)
-            if self._breaking is not None:
-                self._breaking.forget(job)
             return None
 
     def _backoff(self, policy: Retry, job: Job, failed: Failed[Any], raised: BaseException, now: float) -> float | None:
         advice = raised if is_error(raised, RetryAdvice) else failed.error
         backoff = policy.delay(job.attempt, advice, chance)
-        # Its end was requested, or its time is over (by a timer, and some fire a little early).
-        if backoff is None or isinstance(job.cancel_reason, (CancelReason, JobExpired)):
+        if backoff is None or job.is_over:  # a timer that ends its time can fire a little early
             return None
         if policy.max_elapsed is not None and now + backoff >= job.accepted_at + policy.max_elapsed:
             add_note(
