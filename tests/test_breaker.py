@@ -36,7 +36,7 @@ from asyncpool import (
     current_job,
 )
 from asyncpool._core.dispatch import Dispatcher
-from asyncpool.breaker import Verdict
+from asyncpool.circuit import Verdict
 from asyncpool.events import BreakerClosed, BreakerHalfOpened, BreakerOpened, JobRetrying, PoolPaused, PoolResumed
 from asyncpool.testing import run, settle
 from tests.engines.memory import InMemory, Portable

@@ -1,6 +1,6 @@
 """One pool's use of a `Breaker`: its timer and its pause, and the jobs that are put back because of an outage.
 
-What opens and closes the breaker is decided in `asyncpool/breaker.py`.
+What opens and closes the breaker is decided in `asyncpool/circuit.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from asyncpool._core.wakeups import Wakeups
 from asyncpool._guard import describe, is_error
 from asyncpool._logs import is_logged as is_logged_occurrence
 from asyncpool._logs import log
-from asyncpool.breaker import Breaker, BreakerChange, CircuitState, Verdict
+from asyncpool.breaker import Breaker
+from asyncpool.circuit import BreakerChange, CircuitState, Verdict
 from asyncpool.errors import RetryAdvice
 from asyncpool.events import BreakerClosed, BreakerHalfOpened, BreakerOpened, Observers
 from asyncpool.outcomes import CancelReason, Failed, Outcome, Succeeded
