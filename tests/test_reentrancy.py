@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from asyncpool import Failed, JobHandle, WorkerPool
+from asyncpool import ConcurrencyLimit, Failed, JobHandle, RateLimit, WorkerPool
 from asyncpool.testing import settle
-from tests.helpers import assert_conserved, echo, virtual
+from tests.helpers import assert_conserved, echo, sleeper, virtual
 
 # -- Priorities
 
@@ -63,6 +63,49 @@ async def test_a_key_that_submits_while_it_is_compared_is_refused() -> None:
         assert all(handle.done() for handle in handles)
         assert len({handle.id for handle in handles}) == len(handles)
     assert any("must not submit a job while it is compared" in str(error) for error in refused)
+
+
+LIMITERS: dict[str, Any] = {
+    "none": None,
+    "rate": RateLimit(100),
+    "slots": ConcurrencyLimit(3),
+    "rate and slots": [RateLimit(100), ConcurrencyLimit(3)],
+}
+ACTS: dict[str, Callable[[Any, list[Any]], object]] = {
+    "cancel the first": lambda pool, handles: handles[2].cancel(),
+    "cancel all": lambda pool, handles: pool.cancel_queued(),
+    "let the last idle worker go": lambda pool, handles: pool.resize(2),
+    "resize": lambda pool, handles: pool.resize(4),
+    "pause": lambda pool, handles: pool.pause(),
+}
+
+
+@pytest.mark.parametrize("limiter", LIMITERS)
+@pytest.mark.parametrize("act", ACTS)
+@virtual
+async def test_a_key_does_as_it_likes_while_it_is_compared(act: str, limiter: str) -> None:
+    is_armed = False
+
+    class Key(int):
+        def __lt__(self, other: object) -> bool:
+            nonlocal is_armed
+            if is_armed:
+                is_armed = False
+                ACTS[act](pool, handles)
+            return int(self) < int(other)  # type: ignore[call-overload, no-any-return]
+
+    async with WorkerPool(sleeper(1.0), workers=3, queue_size=20, priority=Key, limiter=LIMITERS[limiter]) as pool:
+        handles = [await pool.submit(job) for job in range(2)]
+        await settle()
+        pool.pause()
+        handles += [await pool.submit(job) for job in range(2, 10)]
+        is_armed = True
+        pool.resume()
+        await settle()
+        pool.resume()
+        await pool.join()
+        assert all(handle.done() for handle in handles)
+        assert_conserved(pool)
 
 
 # -- Sources

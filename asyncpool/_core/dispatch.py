@@ -106,7 +106,7 @@ class Dispatcher:
         self._pauses = pauses
         self._observers = observers
         # Owned by the parts above, and always the same objects: the hot path loads them from here.
-        self._order = queue.order
+        self._order: Any = queue.order  # only one that compares keys must take jobs back
         self._entries = queue.order.entries
         self._idle = workers.idle
         self._waiting = queue.line.waiting
@@ -187,8 +187,11 @@ class Dispatcher:
         """Let idle workers take what is queued."""
         if self._pauses.is_paused:
             return
-        if self._task_start is _AT_ONCE:
+        if self._task_start is _AT_ONCE and not self._order.is_comparing:
             while self._idle and (job := self._order.pop()) is not None:
+                if not self._idle:  # see `_pump`
+                    self._order.put_back(job)
+                    break
                 self._start(job, self._idle.pop())
         elif self._idle and not self._is_pump_scheduled and self._order:  # its length: tombstones alone wake nobody
             self._is_pump_scheduled = True
@@ -211,7 +214,11 @@ class Dispatcher:
                 if job.outcome is not None:
                     self._order.drop_tombstone()
                     continue
-                worker = idle.pop()
+                try:
+                    worker = idle.pop()
+                except IndexError:  # keys of the user were compared, and one has let the last idle worker go
+                    self._order.put_back(job)
+                    break
                 if is_plain:
                     # What `_start` does, without the calls (x1.03 with them on 3.13).
                     ledger.running = running = ledger.running + 1

@@ -60,9 +60,7 @@ class GatedDispatcher(Dispatcher):
                     self._ask_for_first(lanes)
                 elif rate_limit is not None and not self._pauses.take_start(rate_limit, now):
                     break  # all wait in the queue, in its order: nobody could go past
-                else:
-                    job = queue.order.pop()
-                    assert job is not None
+                elif (job := self._take_first()) is not None:
                     self._start(job, idle.pop())
                     del job  # see `_start_on`
                 now = self._time()
@@ -78,6 +76,22 @@ class GatedDispatcher(Dispatcher):
             self._breaking.started(job)  # which pauses the pool, if the job is the probe
         super()._start(job, worker)
         del job  # see `_start_on`
+
+    def _take_first(self) -> Job | None:
+        """Take the first job out of the queue, for an idle worker.
+
+        That compares the keys of a priority, which are the user's. None if they have settled the job, or have let the
+        last idle worker go; then the job is queued again.
+        """
+        order = self._queue.order
+        job = order.popleft()
+        if job.outcome is not None:
+            order.drop_tombstone()
+            return None
+        if not self._idle:
+            self._order.put_back(job)
+            return None
+        return job
 
     def _settle_first_if_expired(self, now: float) -> bool:
         """Settle the first job of the queue if it is too late to start it."""
@@ -104,7 +118,8 @@ class GatedDispatcher(Dispatcher):
             return
         if order.peek() is not job or not self._idle or self._pauses.is_paused:
             return  # they have changed it
-        order.popleft()
+        if self._take_first() is None:
+            return
         # By the clock after the user's functions: if a start counted as earlier than it is, the next came too early.
         if lanes.admit_or_park(job, claims, self._time()):
             try:
@@ -116,6 +131,9 @@ class GatedDispatcher(Dispatcher):
     def _fail_first(self, job: Job, error: BaseException, now: float) -> None:
         """Settle the first job of the queue as failed."""
         self._queue.order.popleft()
+        if job.outcome is not None:  # by a key that was compared: see `_take_first`
+            self._queue.order.drop_tombstone()
+            return
         release_frames(error)
         self._ledger.settle(job, self._ledger.failed_outcome(job, error, now), now)
         if self._lanes is not None:

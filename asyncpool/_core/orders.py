@@ -43,7 +43,7 @@ class Order(ABC):
     the hot path: there a Python call costs as much as its work.
     """
 
-    __slots__ = ("_tombstones", "append", "entries", "popleft")
+    __slots__ = ("_tombstones", "append", "entries", "is_comparing", "popleft")
 
     calls_user: ClassVar[bool] = False
     """Whether `set_key` calls functions of the user."""
@@ -53,7 +53,13 @@ class Order(ABC):
     append: Callable[[Job], None]
     popleft: Callable[[], Job]
 
+    is_comparing: bool
+    """Whether keys are being compared, which is the user's code. A heap that changes meanwhile is broken, so no job is
+    added or taken then (test_a_key_that_submits_while_it_is_compared_is_refused, test_a_key_does_as_it_likes).
+    """
+
     def __init__(self) -> None:
+        self.is_comparing = False
         self._tombstones = 0
 
     def set_key(self, job: Job) -> None:
@@ -391,7 +397,7 @@ class ByPriority(ReentryOrder):
     Strict: while jobs with smaller keys keep coming, the others starve.
     """
 
-    __slots__ = ("_back", "_is_comparing", "_key")
+    __slots__ = ("_back", "_key", "_late")
 
     calls_user: ClassVar[bool] = True
 
@@ -401,9 +407,7 @@ class ByPriority(ReentryOrder):
         super().__init__()
         self._key = key
         self._back = _LONG_AGO  # the place of the last that came back: before every fresh job's, which is its number
-        # Comparing keys is the user's code. A heap that changes meanwhile is broken, so no job is added then
-        # (test_a_key_that_submits_while_it_is_compared_is_refused).
-        self._is_comparing = False
+        self._late: list[_Entry] = []  # that a key which was compared brought back, for instance by a cancellation
         self.entries = []
         self.append = self.put_in
         self.popleft = self._popleft
@@ -413,7 +417,7 @@ class ByPriority(ReentryOrder):
 
         NaN does not: it is neither less than any key nor greater, so the heap would give the others in a wrong order.
         """
-        if self._is_comparing:
+        if self.is_comparing:
             raise RuntimeError("a priority key must not submit a job while it is compared with another key")
         key = self._key(job.input)
         if _has_nan(key):
@@ -423,24 +427,32 @@ class ByPriority(ReentryOrder):
 
     def discard_settled(self) -> None:
         """Note that one queued job was just settled; by a key that is being compared, perhaps."""
-        if self._is_comparing:
+        if self.is_comparing:
             self._tombstones += 1
         else:
             super().discard_settled()
 
     def _push(self, job: Job, place: int) -> None:
-        self._is_comparing = True
+        self._late.append(_Entry(job, place))
+        if not self.is_comparing:
+            self._add_late()
+
+    def _add_late(self) -> None:
+        self.is_comparing = True
         try:
-            heapq.heappush(self.entries, _Entry(job, place))
+            while self._late:
+                heapq.heappush(self.entries, self._late.pop())
         finally:
-            self._is_comparing = False
+            self.is_comparing = False
 
     def _popleft(self) -> Job:
-        self._is_comparing = True
+        self.is_comparing = True
         try:
             return heapq.heappop(self.entries).job
         finally:
-            self._is_comparing = False
+            self.is_comparing = False
+            if self._late:
+                self._add_late()
 
     def put_in(self, job: Job) -> None:
         """Add a job by the key that it has."""
