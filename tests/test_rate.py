@@ -28,8 +28,9 @@ from asyncpool import (
     WorkerPool,
     current_job,
 )
+from asyncpool.events import JobEnded
 from asyncpool.testing import VirtualTimeLoop, run, settle
-from tests.helpers import assert_conserved, fuzzed, now, virtual
+from tests.helpers import assert_conserved, compute, fuzzed, now, virtual
 from tests.laws.witness import FACTORIES
 
 
@@ -841,3 +842,27 @@ async def test_a_function_whose_limits_are_used_again_is_not_suspected(
     async with WorkerPool(Starts(), workers=2, limiter=functions[kind]) as pool:
         await pool.map(range(1100))
     assert warnings_in(caplog) == []
+
+
+@virtual
+async def test_a_start_counts_from_after_those_who_hear_that_other_jobs_were_too_late() -> None:
+    starts: list[float] = []
+
+    async def handler(job: int) -> None:
+        starts.append(now())
+
+    def take_long(event: object) -> None:
+        if isinstance(event, JobEnded) and isinstance(event.outcome, Failed):
+            compute(0.03)
+
+    options: dict[str, Any] = {"retry": Retry(attempts=1, max_elapsed=1.0), "observers": [take_long]}
+    async with WorkerPool(handler, workers=4, queue_size=20, limiter=RateLimit(20), **options) as pool:
+        pool.pause()
+        await pool.submit(0)
+        await asyncio.sleep(0.99)
+        for job in range(1, 4):
+            await pool.submit(job)
+        compute(0.02)  # so that the first is too late, and its timer has not run
+        pool.resume()
+        await pool.join()
+    assert [start - starts[0] for start in starts] == pytest.approx([0.0, 0.05, 0.1])

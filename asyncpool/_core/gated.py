@@ -48,10 +48,11 @@ class GatedDispatcher(Dispatcher):
     def _pump(self) -> None:
         self._is_pump_scheduled = False  # see `Dispatcher._pump`
         idle, queue, lanes, rate_limit = self._idle, self._queue, self._lanes, self._rate_limit
-        now = self._time()
-        stop_at = now + PUMP_SECONDS
+        stop_at = self._time() + PUMP_SECONDS
         try:
             for _ in range(min(PUMP_JOBS * len(self._workers.by_number), MAX_PUMP_JOBS)):
+                # In each round: those who hear that a job was too late can take long, and starts count from after that.
+                now = self._time()
                 if not idle or queue.order.peek() is None or self._pauses.is_paused or now >= stop_at:
                     break
                 if self._settle_first_if_expired(now):  # it must use up no start, no worker and no resource
@@ -63,7 +64,6 @@ class GatedDispatcher(Dispatcher):
                 elif (job := self._take_first()) is not None:
                     self._start(job, idle.pop())
                     del job  # see `_start_on`
-                now = self._time()
         finally:
             if self._breaking is not None:
                 self._breaking.check_held()  # the queue may be empty now
