@@ -261,12 +261,12 @@ class RateLimit(StartSchedule):
         limit. What is given back beyond what was used is lost: it makes no burst larger. Call it on the event loop.
 
         Raises:
-            TypeError, ValueError: `amount` is not a finite number, or larger than a time can express.
+            TypeError, ValueError: `amount` is not a finite number, or makes up for more than a time can express.
             RuntimeError: No event loop is running in this thread.
         """
         number = check_number("amount", amount, least=-math.inf)
         now = asyncio.get_running_loop().time()
-        if not math.isfinite(abs(number) * self._interval + abs(now)):
+        if not math.isfinite(max(now, self._unpaused) + number * self._interval):
             raise ValueError(f"amount must be a number of starts that takes a finite time, got {amount}")
         self._use(number, now)
 

@@ -194,6 +194,16 @@ async def test_keys_have_weights_of_their_own() -> None:
 
 
 @virtual
+async def test_charges_that_add_up_to_no_time_are_refused() -> None:
+    limit = RateLimit(1)
+    limit.charge(1e308)
+    with pytest.raises(ValueError, match="amount must be a number of starts that takes a finite time, got 1e\\+308"):
+        limit.charge(1e308)
+    limit.charge(-1e308)
+    await limit.acquire()
+
+
+@virtual
 async def test_a_charge_delays_what_waits_and_a_negative_one_brings_it_forward() -> None:
     starts = Starts()
     limit = RateLimit(1)
