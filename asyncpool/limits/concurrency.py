@@ -106,11 +106,12 @@ class ConcurrencyLimit(Slots):
         TypeError, ValueError: `count` is not an int of its range.
     """
 
-    __slots__ = ("_is_changed",)
+    __slots__ = ("_acquired", "_is_changed")
 
     def __init__(self, count: int) -> None:
         super().__init__(check_count("count", count, least=1))
         self._is_changed = False
+        self._acquired = 0  # how many of the slots were taken by `acquire`, and not by pools
 
     @staticmethod
     def per_key(key: Callable[[Any], Hashable], count: int) -> KeyedConcurrencyLimit:
@@ -139,15 +140,19 @@ class ConcurrencyLimit(Slots):
             WrongLoop: The limit is used on another event loop, which is running.
         """
         await acquire(self, 1.0)
+        self._acquired += 1
 
     def release(self) -> None:
         """Give back a slot that `acquire()` has taken. The next in the line gets it in a later loop callback.
 
         Raises:
-            RuntimeError: No slot is held.
+            RuntimeError: No slot that `acquire()` has taken is held.
         """
-        if not self._held:
-            raise RuntimeError(f"release() was called, but no slot of {describe(self)} is held")
+        if not self._acquired:
+            raise RuntimeError(
+                f"release() needs a slot that acquire() has taken, and no such slot of {describe(self)} is held"
+            )
+        self._acquired -= 1
         self.release_slot()
 
     async def __aenter__(self) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
 from asyncpool._checks import check_function
+from asyncpool._guard import describe
+from asyncpool._logs import is_logged, log
 from asyncpool.limits.line import Limit
 
 __all__ = ["KeyedLimits"]
@@ -27,7 +29,7 @@ class KeyedLimits(Generic[LimitT]):
     (test_a_limit_that_somebody_holds_is_not_forgotten).
     """
 
-    __slots__ = ("_calls", "_key", "_limits", "_search_at")
+    __slots__ = ("_calls", "_key", "_limits", "_lost", "_search_at")
 
     def __init__(self, key: Callable[[Any], Hashable]) -> None:
         check_function("key", key)
@@ -35,6 +37,7 @@ class KeyedLimits(Generic[LimitT]):
         self._limits: dict[Hashable, LimitT] = {}
         self._calls = 0  # since the last search for idle keys
         self._search_at = _FEW_KEYS
+        self._lost = 0  # how often a key could not be forgotten
 
     def _make(self) -> LimitT:
         """Return the limit of a new key."""
@@ -67,9 +70,19 @@ class KeyedLimits(Generic[LimitT]):
         if loop is not None:  # without a loop there is no time to compare with
             now = loop.time()
             for key in [key for key, limit in self._limits.items() if limit.is_idle(now)]:
-                is_used = weakref.ref(self._limits.pop(key))
-                limit = is_used()
-                if limit is not None:  # somebody refers to it
-                    self._limits.setdefault(key, limit)
-                del limit
+                try:
+                    self._forget(key)
+                except Exception as error:  # of `__hash__` or `__eq__`; or a KeyError, because the key has changed
+                    self._lost += 1
+                    if is_logged(self._lost):
+                        log.warning(
+                            "%r cannot forget an idle key (occurrence %d): %s", self, self._lost, describe(error)
+                        )
         self._search_at = max(_FEW_KEYS, len(self._limits))
+
+    def _forget(self, key: Hashable) -> None:
+        """Drop the limit of a key, unless anything else refers to it."""
+        is_used = weakref.ref(self._limits.pop(key))
+        limit = is_used()
+        if limit is not None:
+            self._limits.setdefault(key, limit)

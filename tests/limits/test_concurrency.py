@@ -51,6 +51,51 @@ def key_of(job: tuple[Any, ...]) -> Any:
     return job[0]
 
 
+@virtual
+async def test_a_release_gives_back_what_acquire_has_taken_and_no_slot_of_a_job() -> None:
+    limit, inside = ConcurrencyLimit(1), Inside()
+    async with WorkerPool(inside, workers=3, limiter=limit) as pool:
+        handle = await pool.submit(1)
+        await settle()
+        with pytest.raises(RuntimeError, match=r"no such slot of ConcurrencyLimit\(1\) is held"):
+            limit.release()
+        await pool.map([2, 3])
+        await handle
+    assert inside.most[None] == 1
+    assert limit.in_use == 0
+
+
+@pytest.mark.parametrize("hostile", ["raises", "changes"])
+@virtual
+async def test_a_key_that_cannot_be_forgotten_fails_no_job_of_another_key(
+    hostile: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    is_hostile = False
+
+    class Key:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def __hash__(self) -> int:
+            if is_hostile and self.number == 3:
+                if hostile == "raises":
+                    raise LookupError("the row is gone")
+                return 1_000_003
+            return hash(self.number)
+
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Key) and self.number == other.number
+
+    limits = ConcurrencyLimit.per_key(Key, 1)
+    async with WorkerPool(echo, workers=2, limiter=limits) as pool:
+        await pool.map(range(10))
+        is_hostile = True
+        for first in range(100, 1000, 100):
+            await pool.map(range(first, first + 100))
+        assert len(limits) < 150
+    assert "cannot forget an idle key (occurrence 1)" in caplog.text
+
+
 # -- In the pool, and in several ---------------------------------------------------------------------------------------
 
 
@@ -354,7 +399,7 @@ def test_a_cancelled_acquire_holds_no_slot(turns: int) -> None:
 
 
 def test_a_slot_that_is_not_held_cannot_be_released() -> None:
-    with pytest.raises(RuntimeError, match=r"no slot of ConcurrencyLimit\(3\) is held"):
+    with pytest.raises(RuntimeError, match=r"no such slot of ConcurrencyLimit\(3\) is held"):
         ConcurrencyLimit(3).release()
 
 
