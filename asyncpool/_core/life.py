@@ -77,10 +77,18 @@ class Life:
         except BaseException:
             supervise.close()
             raise
-        parts.open(loop)
-        state.move(Phase.STARTING)
-        state.supervisor = supervisor
-        supervisor.add_done_callback(self._supervisor_is_done)
+        try:
+            parts.open(loop)
+            state.move(Phase.STARTING)
+            state.supervisor = supervisor
+            supervisor.add_done_callback(self._supervisor_is_done)
+        except BaseException:  # a KeyboardInterrupt: the caller has no pool that they could close
+            supervisor.cancel()
+            if state.phase is Phase.STARTING:
+                supervisor.add_done_callback(self._supervisor_is_done)
+            elif parts.breaking is not None:
+                parts.breaking.close()
+            raise
         if parts.dead_letters is not None:  # the sink can do anything, even close the pool
             parts.dead_letters.opened()
         if parts.workers.resource is not None or parts.fleet is not None:
@@ -225,6 +233,8 @@ class Life:
         """Take the pool through the steps of `WorkerPool.close` and docs/semantics.md. Can be repeated."""
         parts = self._parts
         await self._until_asked_to_stop()
+        if self.report is not None:
+            return
         self._finish_stopping_intake()
         # 1. The intake is stopped and a pause lifted, by the request.
         # 2. Let queued, delayed and running jobs finish.
@@ -297,7 +307,8 @@ class Life:
         self._close_intake()
 
     async def _until_asked_to_stop(self) -> None:
-        while not self._stop_is_requested.is_set():
+        # With a report, the pool has not even started: an interrupt came in `start`.
+        while not self._stop_is_requested.is_set() and self.report is None:
             try:
                 await self._stop_is_requested.wait()
             except asyncio.CancelledError:

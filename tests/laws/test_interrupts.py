@@ -32,6 +32,8 @@ import asyncpool
 import asyncpool.options
 from asyncpool import (
     AutoScale,
+    Breaker,
+    ConcurrencyLimit,
     DeadlineExceeded,
     JobExpired,
     RateLimit,
@@ -40,6 +42,7 @@ from asyncpool import (
     TooManyFailures,
     WorkerPool,
     batches,
+    current_job,
 )
 from asyncpool._core import bounds, cancellation, timers
 from asyncpool._core.tasks import Tasks
@@ -49,7 +52,7 @@ from tests.laws.budget import IS_LONG, IS_SHORT
 
 PACKAGE = str(Path(asyncpool.__file__).parent)
 TESTING = str(Path(asyncpool.__file__).parent / "testing")
-RUNS = 3000 if IS_LONG else 30 if IS_SHORT else 60  # of a program, each with another line
+RUNS = 3000 if IS_LONG else 25 if IS_SHORT else 50  # of a program, each with another line
 GRACE = 5.0 + 2.0  # that of a pool, and what else the program takes
 MAX_ITERATIONS = 20_000  # of the loop; the programs take some hundred
 
@@ -251,6 +254,70 @@ async def resources_that_hang(interrupt: Interrupt, *, ignores: bool) -> None:
         pool.resize(1)
 
 
+async def start_beside_another(interrupt: Interrupt) -> None:
+    """A pool starts while another one is open, which has to close before the interrupt reaches `asyncio.run`."""
+    async with WorkerPool(handler, workers=1) as pool:
+        interrupt.pools.append(pool)
+        interrupt.begin()
+        async with WorkerPool(handler, workers=1, breaker=Breaker()) as other:
+            await other.run(1)
+
+
+async def limits_and_breaker(interrupt: Interrupt) -> None:
+    """Two pools share limits and a breaker, while their backend is down and comes back. Resources are checked, grow
+    old, and are used up; limits are charged, changed, and used beside the pools; some jobs wait too long.
+    """
+    time = asyncio.get_running_loop().time
+    back_at = time() + 0.02
+    rate = RateLimit(2000, burst=5, weight=lambda job: 1 + job % 2)
+    slots, keys = ConcurrencyLimit(3), ConcurrencyLimit.per_key(lambda job: job % 3, 1)
+    breaker = Breaker(window=4, pause=0.004, max_pause=0.008)
+    resource = Resource(
+        connection, check=lambda _: time() < back_at or time() > back_at + 0.01, check_after=0.0,
+        max_age=0.02, max_idle=0.01, max_jobs=3,
+    )  # fmt: skip
+
+    async def work(job: int, _resource: int) -> int:
+        await asyncio.sleep(0.001)
+        rate.charge(job % 3 - 1)
+        if time() < back_at:
+            raise ConnectionError
+        if job == 7:
+            current_job().recycle()
+        return job
+
+    async def use_a_slot() -> None:
+        async with slots:
+            await asyncio.sleep(0.002)
+
+    options: dict[str, Any] = {"resource": resource, "breaker": breaker, "retry": Retry(attempts=3, backoff=0.001)}
+    interrupt.begin()
+    async with (
+        WorkerPool(work, workers=3, limiter=[keys, slots, rate], queue_timeout=0.06, queue_size=20, **options) as pool,
+        WorkerPool(work, workers=2, limiter=[rate, keys], queue_size=20, **options) as other,
+    ):
+        interrupt.pools += [pool, other]
+        handles = [await one.submit(number) for number in range(6) for one in (pool, other)]
+        outside = asyncio.ensure_future(use_a_slot())
+        await asyncio.sleep(0.003)
+        slots.change(1)
+        handles[1].cancel()
+        handles[2].cancel()
+        await asyncio.sleep(0.01)
+        rate.change(500, burst=2)
+        pool.resume(force=True)
+        breaker.open(0.002)
+        await asyncio.sleep(0.02)
+        slots.change(2)
+        rate.pause_for(0.002)
+        await outside
+        async for _ in pool.outcomes(numbers()):
+            pass
+        await other.close(drain_timeout=0.01, grace=1.0)
+        for handle in handles:
+            await handle.outcome()
+
+
 async def engine(interrupt: Interrupt) -> None:
     """Attempts run in simulated processes, of which one dies; the pool grows and shrinks, and jobs are cancelled."""
     processes = InMemory(2)
@@ -308,6 +375,8 @@ PROGRAMS: dict[str, Callable[[Interrupt], Coroutine[Any, Any, None]]] = {
     "many waiting": partial(many_waiting, priority=False),
     "many waiting, priority": partial(many_waiting, priority=True),
     "limited waits": limited_waits,
+    "start beside another": start_beside_another,
+    "limits and breaker": limits_and_breaker,
     "engine": engine,
     "engine, second Ctrl+C": engine_second_ctrl_c,
 }
