@@ -12,7 +12,7 @@ import pytest
 
 from asyncpool import ConcurrencyLimit, Failed, JobHandle, RateLimit, WorkerPool
 from asyncpool.testing import settle
-from tests.helpers import assert_conserved, echo, sleeper, virtual
+from tests.helpers import assert_conserved, echo, virtual
 
 # -- Priorities
 
@@ -76,7 +76,7 @@ ACTS: dict[str, Callable[[Any, list[Any]], object]] = {
     "cancel all": lambda pool, handles: pool.cancel_queued(),
     "let the last idle worker go": lambda pool, handles: pool.resize(2),
     "resize": lambda pool, handles: pool.resize(4),
-    "pause": lambda pool, handles: pool.pause(),
+    "pause": lambda pool, handles: (pool.pause(), asyncio.get_running_loop().call_soon(pool.resume)),
 }
 
 
@@ -94,14 +94,15 @@ async def test_a_key_does_as_it_likes_while_it_is_compared(act: str, limiter: st
                 ACTS[act](pool, handles)
             return int(self) < int(other)  # type: ignore[call-overload, no-any-return]
 
-    async with WorkerPool(sleeper(1.0), workers=3, queue_size=20, priority=Key, limiter=LIMITERS[limiter]) as pool:
+    async def handler(_: int) -> None:
+        await asyncio.sleep(1.0)
+
+    async with WorkerPool(handler, workers=3, queue_size=20, priority=Key, limiter=LIMITERS[limiter]) as pool:
         handles = [await pool.submit(job) for job in range(2)]
         await settle()
         pool.pause()
         handles += [await pool.submit(job) for job in range(2, 10)]
         is_armed = True
-        pool.resume()
-        await settle()
         pool.resume()
         await pool.join()
         assert all(handle.done() for handle in handles)

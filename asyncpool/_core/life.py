@@ -84,7 +84,7 @@ class Life:
             supervisor.add_done_callback(self._supervisor_is_done)
         except BaseException:  # a KeyboardInterrupt: the caller has no pool that they could close
             supervisor.cancel()
-            if state.phase is Phase.STARTING:
+            if state.is_starting:
                 supervisor.add_done_callback(self._supervisor_is_done)
             elif parts.breaking is not None:
                 parts.breaking.close()
