@@ -24,8 +24,9 @@ from asyncpool._core.job import Job, Worker
 from asyncpool._core.lanes import Lanes
 from asyncpool._core.ledger import Ledger, Throughput
 from asyncpool._core.load import Load
-from asyncpool._core.orders import ByAge, ByPriority, ByPriorityAndAge, ComebackFirst, Fifo, OldestComebackFirst, Order
+from asyncpool._core.orders import ByAge, ComebackFirst, Fifo, OldestComebackFirst, Order
 from asyncpool._core.pauses import Pauses
+from asyncpool._core.priorities import ByPriority, ByPriorityAndAge
 from asyncpool._core.progress import Deadlock, Stall
 from asyncpool._core.queue import JobQueue
 from asyncpool._core.queue_timeouts import QueueTimeouts

@@ -17,15 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncpool._core.job import Job
-from asyncpool._core.orders import (
-    ByPriority,
-    ByPriorityAndAge,
-    ComebackFirst,
-    Fifo,
-    OldestComebackFirst,
-    Order,
-    ReentryOrder,
-)
+from asyncpool._core.orders import ComebackFirst, Fifo, OldestComebackFirst, Order, ReentryOrder
+from asyncpool._core.priorities import ByPriority, ByPriorityAndAge
 from tests.core.tools import cancelled, make_job
 
 

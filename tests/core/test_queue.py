@@ -11,8 +11,9 @@ import pytest
 
 from asyncpool import PoolClosed, Retry, WorkerPool
 from asyncpool._core.job import Job
-from asyncpool._core.orders import ByPriority, ComebackFirst, Fifo, Order
+from asyncpool._core.orders import ComebackFirst, Fifo, Order
 from asyncpool._core.pauses import Pauses
+from asyncpool._core.priorities import ByPriority
 from asyncpool._core.queue import JobQueue
 from asyncpool._core.wakeups import Producers, Wakeups
 from asyncpool.events import Observers
