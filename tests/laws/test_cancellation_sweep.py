@@ -24,12 +24,14 @@ import pytest
 import asyncpool
 from asyncpool import (
     AutoScale,
+    Breaker,
     ConcurrencyLimit,
     JobCancelled,
     Journal,
     PoolClosed,
     QueueFull,
     RateLimit,
+    Resource,
     Retry,
     StreamClosed,
     WorkerPool,
@@ -812,6 +814,57 @@ async def acquire_of_a_concurrency_limit(witness: Witness, cancelling: Cancellin
     assert not limit.users
     await still_works(witness)
     await close(witness)
+
+
+async def limited_pool(witness: Witness, slots: ConcurrencyLimit, breaker: Breaker, resources: Resources) -> Any:
+    """Start a pool whose jobs wait for limits, for a breaker that is open, and for resources that are checked."""
+
+    async def check(_: int) -> None:
+        await asyncio.sleep(0.001)
+
+    pool = witness.make_pool(
+        workers=2,
+        limiter=[slots, ConcurrencyLimit.per_key(lambda item: item.n % 2, 1), RateLimit(100)],
+        breaker=breaker,
+        queue_timeout=10.0,
+        resource=Resource(resources, check=check, check_after=0.0, max_jobs=2),
+    )
+    await pool.start()
+    await witness.submit(witness.item("nap"))
+    await settle()
+    breaker.open(0.02)
+    await witness.submit(witness.item("nap"))
+    return pool
+
+
+@case
+async def run_behind_limits_and_a_breaker(witness: Witness, cancelling: Cancelling) -> None:
+    slots, breaker, resources = ConcurrencyLimit(1), Breaker(), Resources()
+    pool = await limited_pool(witness, slots, breaker, resources)
+    item = witness.item("turn")
+    witness.perhaps += 1
+    result = await cancelling(partial(pool.run, item))
+    assert result.cancelled or result.value == item.n
+    async with asyncio.timeout(60.0):
+        await pool.join()
+        assert await pool.run(Item(10_000)) == 10_000
+    witness.others += 1
+    assert breaker.state == "closed"
+    assert not slots.in_use
+    await close(witness)
+    assert resources.held == 0
+
+
+@case
+async def close_behind_limits_and_a_breaker(witness: Witness, cancelling: Cancelling) -> None:
+    slots, breaker, resources = ConcurrencyLimit(1), Breaker(), Resources()
+    pool = await limited_pool(witness, slots, breaker, resources)
+    await cancelling(pool.close)
+    await witness.check_end()
+    assert not slots.in_use
+    assert not slots.users
+    assert not breaker._users
+    assert resources.held == 0
 
 
 # -- Jobs that are delayed -------------------------------------------------------------------------------------------
