@@ -220,8 +220,10 @@ class Health:
         """Give up the resources of those that have been idle for `max_idle` at this time, and wait for the next."""
         assert self._max_idle is not None
         self._timer = None
-        # Not of those that are about to take a queued job, or will when a pause is lifted.
-        most = len(self.stale) + len(self._idle) - max(len(self._queue.order), self.keeps_one)
+        # Not of those that are about to take a queued job. In a pause none is, and that can last longer than a server
+        # keeps a connection.
+        taken = 0 if self._pauses.is_paused else len(self._queue.order)
+        most = len(self.stale) + len(self._idle) - max(taken, self.keeps_one)
         over: list[Worker] = []
         for worker in chain(self.stale, self._idle):
             if len(over) >= most or worker.idle_since + self._max_idle > when:
