@@ -224,6 +224,7 @@ class Witness:
         self.bounds: tuple[int, float] = (0, float("inf"))  # of what is wanted
         self.widest = 1  # the most workers that there ever might have been
         self.has_resource = False
+        self.checks_resources = False  # then a worker that seems to be idle can have its resource checked
         self.engine: Any = None  # that the pool to be made has: then messages take time, and attempts may run again
         self._swaps = 0  # how often the policy was replaced
         self._told: tuple[float, int] | None = None  # when this policy was asked last: the time, and the successes
@@ -296,14 +297,26 @@ class Witness:
         self.has_resource = "resource" in options
         if self.engine is not None:
             self.is_exact = self.has_resource = False
-            options |= portable(options) | {
-                "engine": self.engine,
-                "handler": Portable(options.get("handler", self.handle)),
-            }
-        self.pool = WorkerPool(options.pop("handler", self.handle), workers=self._watched(workers), **options)
+            options |= portable(options) | {"engine": self.engine}
+        handler = self._noted(options.pop("handler", self.handle))
+        if self.engine is not None:
+            handler = Portable(handler)
+        self.pool = WorkerPool(handler, workers=self._watched(workers), **options)
         self.limit = self.wanted = self.pool.stats.target_workers
         self._set_bounds(bounds_of(workers))
         return self.pool
+
+    def _noted(self, handler: Callable[..., Any]) -> Callable[..., Any]:
+        """Note what a handler finds wrong: for the pool, that is the failure of a job."""
+
+        async def noted(*args: Any) -> Any:
+            try:
+                return await handler(*args)
+            except AssertionError as error:
+                self.problems.append(f"in a handler: {error}")
+                raise
+
+        return noted
 
     def _look(self) -> None:
         """Check the first law where a letter is recorded, which is in the middle of settling a job."""
@@ -632,6 +645,8 @@ class Witness:
             idle = 0  # they take nothing
         if (self.engine is not None or self.breaker is not None) and self.pool.is_paused:
             idle = 0  # a pause that a handler asked for begins when that has arrived; the breaker is open
+        if self.checks_resources:
+            idle = 0  # `check_places` looks at the workers
         assert not (idle and stats.queued), f"a worker idles beside a queued job: {stats}"
         if is_open:
             # Whatever a policy says, work that is there gets a worker at once.
