@@ -130,12 +130,23 @@ class Reading:
         self.end: BaseException | None = None
         self.is_cancelled = False
         self.pulls_async = False
+        self.is_limited = False  # by a number of failures, or a deadline
 
 
 class PoolMachine(RuleBasedStateMachine):
     """What may be done to a pool, and what must be true of it after each step."""
 
     mode = "default"
+    errors: tuple[type[BaseException], ...] = (
+        asyncio.QueueFull,
+        ValueError,
+        PoolClosed,
+        JobCancelled,
+        JobCrashed,
+        JobExpired,
+        JobTimeout,
+    )
+    """What a job can fail with."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -303,7 +314,7 @@ class PoolMachine(RuleBasedStateMachine):
         async def use() -> None:
             try:
                 assert await self.pool.run(item, if_full=if_full) == item.n
-            except (asyncio.QueueFull, ValueError, PoolClosed, JobCancelled, JobCrashed, JobExpired, JobTimeout):
+            except self.errors:
                 pass
             except asyncio.CancelledError:
                 self.user_cancelled.add(item.n)

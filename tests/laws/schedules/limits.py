@@ -66,7 +66,11 @@ class Usage(RateLimit):
         super().pause_for(seconds)
 
     def check(self) -> None:
-        """Check each start: the level of the bucket before it left room for it, and no pause was on."""
+        """Check each start: the level of the bucket before it left room for it, and no pause was on.
+
+        The level is how much more was used than the rate allows, in that window before now in which this is the most.
+        So this is a check of all windows.
+        """
         rate, burst, level, at, paused_until = 1.0, 1, 0.0, 0.0, -1.0
         for when, what, amount, extra in self.entries:
             level, at = max(0.0, level - (when - at) * rate), when
@@ -99,7 +103,7 @@ class Limits:
         self.is_heavy = is_heavy
         self.keys: KeyedConcurrencyLimit = ConcurrencyLimit.per_key(lambda item: item.n % 3, 1)
         self.hosts: KeyedRateLimit = RateLimit.per_key(lambda item: item.n % 2, 20.0, burst=2)
-        self.all = ConcurrencyLimit(2)
+        self.all, self.count = ConcurrencyLimit(2), 2
         # Of the slots: how many are inside, by the limit. The limit of a key is looked up: an idle one is forgotten.
         self.held: Counter[object] = Counter()
 
@@ -155,7 +159,7 @@ async def use_from_outside(limits: Limits, random: Random) -> None:
         async with limit:
             limits.held[limit] += 1
             try:
-                assert limits.held[limit] <= 2
+                assert limits.held[limit] <= limit.in_use
                 await turns(random, 3)
             finally:
                 limits.held[limit] -= 1

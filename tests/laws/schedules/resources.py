@@ -150,6 +150,7 @@ class Server:
             if connection.is_dead:
                 connection.failures += 1
                 assert connection.failures == 1, "a dead connection attracts jobs"
+                self.witness.calls[current_job().id] += 1
                 raise ValueError("the connection is dead")
             if self.random.random() < 0.1:
                 current_job().recycle()
