@@ -95,6 +95,7 @@ class ResourceTask:
         places: Places,
         reopening: Reopening,
         log: ResourceLog,
+        context: Context,
         *,
         must_open: bool = False,
         failures: int = 0,
@@ -111,6 +112,8 @@ class ResourceTask:
         self._changed: asyncio.Future[None] | None = None
         # Of the worker that start() waits for: resolved when its resource is open; if that fails, with the error.
         self.opened: asyncio.Future[None] | None = self._loop.create_future() if must_open else None
+        self._context = context
+        self._bound = Bound(self._loop, context, cancel=self._cancel, ignored=self._abandon)
         self._step: _Step | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_abandoned = False
@@ -121,13 +124,11 @@ class ResourceTask:
         self.is_slow = failures > 0
         """Whether the worker has waited some seconds for a resource that was not refused: nobody knows how long yet."""
 
-    def start(self, tasks: Tasks, context: Context) -> None:
+    def start(self, tasks: Tasks) -> None:
         """Begin to open the resource."""
         name = f"{self._state.name} worker {self._worker.number} resource"
         self._tasks = tasks
-        self._context = context
-        self._bound = Bound(self._loop, context, cancel=self._cancel, ignored=self._abandon)
-        self._task = tasks.spawn(self._hold, name=name, context=context)
+        self._task = tasks.spawn(self._hold, name=name, context=self._context.copy())
         self._task.add_done_callback(self._is_done)
 
     @property

@@ -285,12 +285,13 @@ class Workers:
             self._places,
             self._reopening,
             self.log,
+            context,
             must_open=must_open,
             failures=failures,
         )
         worker.resource_task = task
         try:
-            task.start(self._tasks, context)
+            task.start(self._tasks)
         except BaseException:  # the loop's task factory raised, or an interrupt came, perhaps after the task was made
             worker.retiring = True  # so that the task, which nobody knows then, ends
             self.remove(worker)
