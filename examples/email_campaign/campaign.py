@@ -3,6 +3,9 @@
 Each mail is sent over the connection of its worker. Then the delivery is recorded and committed, and only then is the
 job done. So if a campaign is killed at any moment, at most one mail per worker was sent but not recorded. The next run
 sends to all users without a record.
+
+Like a mail queue, a campaign tries a mail again for a long time, and leaves it to the next run after that. `replies.py`
+has the meaning of the errors.
 """
 
 from __future__ import annotations
@@ -10,26 +13,45 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import NoReturn, Self
 
 import asyncpool
 from asyncpool.events import ResourceFailed
-from examples.email_campaign.errors import CampaignError, DatabaseError, JournalError, RelayError
+from asyncpool.progress import track
+from examples.email_campaign.addresses import read_mailbox
+from examples.email_campaign.connection import MailConnection
+from examples.email_campaign.dead_letters import CampaignLetters, letters_in
+from examples.email_campaign.errors import CampaignError, DatabaseError, JournalError, RefusalError, RelayError
 from examples.email_campaign.journal import Journal, Mark, surely
-from examples.email_campaign.mailer import Mail, MailConnection, Refused, Relay, is_transient, spoils_connection
+from examples.email_campaign.mail import TEXT, MailTemplate
+from examples.email_campaign.outage import Outage
+from examples.email_campaign.refusals import Refusals
+from examples.email_campaign.relay import Relay
+from examples.email_campaign.replies import (
+    Ambiguous,
+    Deferred,
+    Disconnected,
+    Refused,
+    is_outage,
+    is_transient,
+    spoils_connection,
+)
 from examples.email_campaign.report import CampaignReport
 from examples.email_campaign.users import User, connect, count_inactive, in_sentences, inactive_users, sole_use
 
-__all__ = ["RETRY", "EmailCampaign", "check_name"]
+__all__ = ["EmailCampaign", "check_name"]
 
-RETRY = asyncpool.Retry(attempts=6, backoff=0.05, factor=3.0, on=is_transient)
-"""Delays of up to 0.05, 0.15, 0.45, 1.35 and 4.05 seconds: short after a dropped connection, then longer each time."""
+_FIRST_DELAY = 0.05
+_MAX_ATTEMPTS = 1_000_000  # retry_for ends the attempts, not their number
+_MAX_IDLE = 60.0  # servers close connections that are idle for some minutes
+
+_failing_since: ContextVar[float] = ContextVar("failing_since")
+"""When the mail was rejected first. All attempts at a job have the same context."""
 
 
 def check_name(name: str) -> str:
@@ -53,21 +75,27 @@ class EmailCampaign:
         database: The file of the users, with a table `users` like that of `make_users`.
         relay: The SMTP server.
         name: The name of the campaign: letters, digits and hyphens.
-        sender: The sender address. The Message-IDs have the same domain.
+        sender: The sender: an address, or a name and an address in angle brackets. The Message-IDs have its domain.
         subject: The subject of the mails.
+        text: The text of the mails: see `MailTemplate`.
+        unsubscribe: The URL of the header List-Unsubscribe: see `MailTemplate`. None: no such header.
         workers: The number of connections, and of mails that are sent at a time.
-        timeout: Time limit in seconds for each attempt at a mail.
-        retry: When to retry a mail.
+        retry_for: How long to try, in seconds. A mail that the server rejects temporarily for longer is left to the
+            next run. If the server itself is out of order for longer, the campaign stops.
+        retry_delay: The longest delay before a retry, in seconds. The delays start at 0.05 s, and grow.
+        max_refusals: This many permanent refusals in a row with the same reply stop the campaign, or call
+            `on_refusals`. Their users are still to be sent.
+        on_refusals: Called with a sentence about the refusals, while the pool is paused. If it returns True, the
+            campaign continues, and mails that are refused with this reply become dead letters.
         rate: The maximum number of mails per second; None for no limit.
         limit: The maximum number of users in one run; None for all.
         dead_letters: The file for mails that failed permanently; None for a file next to the database.
-        patience: Give up after this many seconds without any connection.
         durable: Whether the record of each delivery is synced to disk, so that it survives a power failure. Each mail
             then waits 0.2 to 2 ms for the disk.
         observers: Receive the events of the pool.
 
     Raises:
-        ValueError: A number is out of range, or the name is invalid.
+        ValueError: A number is out of range; or the name, the sender, the subject, the text or the URL is invalid.
         OSError: The folder for the dead letters does not exist.
     """
 
@@ -79,13 +107,16 @@ class EmailCampaign:
         name: str = "we-miss-you",
         sender: str = "news@example.com",
         subject: str = "We miss you",
+        text: str = TEXT,
+        unsubscribe: str | None = None,
         workers: int = 10,
-        timeout: float = 60.0,
-        retry: asyncpool.Retry = RETRY,
+        retry_for: float = 1800.0,
+        retry_delay: float = 120.0,
+        max_refusals: int = 20,
+        on_refusals: Callable[[str], Awaitable[bool]] | None = None,
         rate: float | None = None,
         limit: int | None = None,
         dead_letters: str | os.PathLike[str] | None = None,
-        patience: float = 60.0,
         durable: bool = False,
         observers: Sequence[asyncpool.Observer] = (),
     ) -> None:
@@ -93,24 +124,42 @@ class EmailCampaign:
         self.total = 0
         """The number of mails that this run has to send."""
         self._path = Path(database)
-        self._sender = sender
-        self._subject = subject
+        self._template = MailTemplate(sender=read_mailbox(sender), subject=subject, text=text, unsubscribe=unsubscribe)
+        self._domain = self._template.sender.address.rpartition("@")[2]
         self._limit = limit
-        self._patience = patience
+        self._retry_for = retry_for
+        self._on_refusals = on_refusals
         self._is_durable = durable
+        self._outage = Outage(retry_for)
+        self._refusals = Refusals(max_refusals)
         letters = (
             self._path.with_name(f"{self._path.name}.dead-letters.jsonl") if dead_letters is None else dead_letters
         )
-        self.dead_letters = _DeadLetters(self, Path(letters))
+        self.dead_letters = CampaignLetters(Path(letters), holds=lambda: not self._refusals.are_expected)
+        longest = max(retry_delay, 0.01)
+        # The breaker stops the mails while the server is out of order, and tries one of them from time to time. A
+        # failure of that kind does not count as an attempt at its mail.
+        self._breaker = asyncpool.Breaker(on=is_outage, pause=min(1.0, longest), max_pause=min(60.0, longest))
         self.pool: asyncpool.WorkerPool[User, None] = asyncpool.WorkerPool(
             self._send,
             workers=workers,
             queue_size=0,  # no queue, because a drain would send the mails in it
-            timeout=timeout,
-            retry=retry,
+            retry=asyncpool.Retry(
+                attempts=_MAX_ATTEMPTS,
+                backoff=min(_FIRST_DELAY, retry_delay),
+                factor=3.0,
+                max_backoff=retry_delay,
+                on=is_transient,
+            ),
+            breaker=self._breaker,
             limiter=None if rate is None else asyncpool.RateLimit(rate),
-            resource=relay.connect,
-            recycle_on=spoils_connection,
+            resource=asyncpool.Resource(
+                relay.connect,
+                open_timeout=relay.timeouts.greeting + 30.0,  # it has a time limit of its own
+                max_idle=_MAX_IDLE,
+                check=MailConnection.check,
+                recycle_on=spoils_connection,
+            ),
             dead_letters=self.dead_letters,
             observers=[*observers, self._observe],
             name=name,
@@ -119,7 +168,7 @@ class EmailCampaign:
         self._sent_before = 0
         self._failure: CampaignError | None = None
         self._sent_unwritten: list[User] = []
-        self._last_contact = 0.0
+        self._cut_off: list[User] = []
         self._exit = AsyncExitStack()
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -141,12 +190,12 @@ class EmailCampaign:
                 self.journal = await stack.enter_async_context(
                     Journal(writer, self._path, self.name, durable=self._is_durable)
                 )
+                self.dead_letters.journal = self.journal
                 self.total = await self._count()
             await asyncio.to_thread(self._check_letters)
             if self._limit is not None:
                 self.total = min(self.total, self._limit)
             self._loop = asyncio.get_running_loop()
-            self._last_contact = self._loop.time()
             stack.push_async_callback(self._is_idle.wait)  # a run in progress still reads and writes
             await stack.enter_async_context(self.pool)
             self._exit = stack.pop_all()
@@ -158,24 +207,30 @@ class EmailCampaign:
         """Finish the mails in progress, or cancel them after an exception. Record what was sent in both cases."""
         await self._exit.__aexit__(kind, error, traceback)
 
-    async def run(self) -> CampaignReport:
+    async def run(self, *, progress: bool = False) -> CampaignReport:
         """Send a mail to each inactive user who has not received one. Return early if the pool is drained or cancelled.
+
+        Args:
+            progress: Whether to show the progress on standard error.
 
         Raises:
             CampaignError: The campaign cannot continue. All deliveries are recorded, unless that failed.
         """
         self._is_idle.clear()
         try:
-            return await self._run()
+            return await self._run(progress)
         finally:
             self._is_idle.set()
 
-    async def _run(self) -> CampaignReport:
-        began = self._loop.time()
+    async def _run(self, progress: bool) -> CampaignReport:
         users = inactive_users(self._reader, self.journal.campaign, self.journal.as_of, self._limit)
+        outcomes = self.pool.outcomes(users)
+        if progress:
+            track(outcomes, total=self.total)
+        began = self._loop.time()
         with in_sentences(self._path):
             try:
-                async for _ in self.pool.outcomes(users):
+                async for _ in outcomes:
                     pass  # failures become dead letters, and pool.stats counts the rest
             except asyncpool.PoolClosed:
                 pass  # after a signal or _stop(); the report shows what is left
@@ -222,30 +277,76 @@ class EmailCampaign:
     def _letters_of(self, path: str | os.PathLike[str] | None) -> asyncpool.DeadLetterFile[User]:
         if path is None or os.path.realpath(path) == os.fspath(self.dead_letters.path):
             return self.dead_letters
-        return asyncpool.DeadLetterFile(path, encode=asdict, decode=_user)
+        return letters_in(Path(path))
 
     async def _send(self, user: User, connection: MailConnection) -> None:
         if self._is_replay and await self.journal.is_sent(user):
             self._sent_before += 1
             return  # the mail was sent after this letter was recorded
-        _, _, domain = self._sender.rpartition("@")
-        mail = Mail(sender=self._sender, subject=self._subject, id=f"<{self.name}.{user.id}@{domain}>", user=user)
+        mail = self._template.mail(user, f"<{self.name}.{user.id}@{self._domain}>")
         try:
             await connection.send(mail)
-        except Refused as error:
-            if not is_transient(error):
-                raise asyncpool.Permanent(str(error)) from error
+        except asyncio.CancelledError:
+            self._cut_off.append(user)
             raise
-        except RelayError as error:
-            self._stop(error)
-            await asyncio.Event().wait()  # until _stop() cancels this job: the mail is unfinished, not failed
-        self._last_contact = self._loop.time()
-        # The mail is sent. Ignore timeouts and cancellations now, because they would cause a second delivery.
+        except (Refused, Disconnected, Ambiguous) as error:
+            await self._not_sent(user, error)
+        # The mail is sent. Ignore cancellations now, because they would cause a second delivery.
+        self._outage.end()
+        self._refusals.clear()
+        self.dead_letters.release()
         written = self.journal.write(user, Mark.SENT)
         await surely(written)
         if isinstance(failure := written.exception(), JournalError):
             self._sent_unwritten.append(user)
             self._stop(failure)
+
+    async def _not_sent(self, user: User, error: Refused | Disconnected | Ambiguous) -> NoReturn:
+        """Decide what happens to a mail that was not sent, or perhaps was; raise the error for the pool."""
+        now = self._loop.time()
+        if isinstance(error, Ambiguous):
+            if user.id in self.journal.unclear:
+                raise asyncpool.Permanent(str(error)) from error
+            self.journal.unclear.add(user.id)
+            self.journal.write(user, Mark.UNCLEAR)
+        if not is_outage(error):
+            self._outage.end()
+        elif self._outage.note(now):
+            await self._stop_here(RelayError(f"the mail server has sent no mail for {self._retry_for:g} s: {error}"))
+        if isinstance(error, Refused) and error.is_about_sender:
+            await self._stop_here(
+                RelayError(f"the mail server rejected the sender {self._template.sender.address}: {error}")
+            )
+        if isinstance(error, Refused) and not error.is_temporary:
+            await self._note_refusal(error, user.email)
+            raise asyncpool.Permanent(str(error)) from error
+        if self._breaker.state == "closed" and now - _failing_since.get(now) > self._retry_for:
+            raise Deferred(str(error)) from error
+        _failing_since.set(_failing_since.get(now))
+        raise error
+
+    async def _note_refusal(self, error: Refused, address: str) -> None:
+        """Stop, or ask, if the server refuses one mail after the other with the same reply."""
+        is_suspicious = self._refusals.add(str(error), address)
+        if self._refusals.is_first:
+            self.dead_letters.release()
+        if not is_suspicious:
+            return
+        sentence = f"the mail server refused {self._refusals.count} mails in a row with the same reply: {error}"
+        if self._on_refusals is None or not await self._ask(sentence, self._on_refusals):
+            await self._stop_here(RefusalError(f"{sentence}; their users are still to be sent"))
+        self._refusals.expect()
+        self.dead_letters.release()
+
+    async def _ask(self, sentence: str, on_refusals: Callable[[str], Awaitable[bool]]) -> bool:
+        if self.pool.state != "open":
+            return False
+        self.pool.pause()
+        try:
+            return await on_refusals(sentence)
+        finally:
+            if self.pool.state == "open":
+                self.pool.resume()
 
     def _stop(self, error: CampaignError) -> None:
         """Stop the campaign and cancel the mails in progress, which cannot be sent or recorded."""
@@ -253,12 +354,17 @@ class EmailCampaign:
             self._failure = error
             self.pool.cancel()
 
+    async def _stop_here(self, error: CampaignError) -> NoReturn:
+        """Stop the campaign because of the mail of this job, which is unfinished then, not failed."""
+        self._stop(error)
+        await asyncio.Event().wait()  # until the pool cancels this job
+        raise AssertionError("the pool cancels all jobs")
+
     def _observe(self, event: asyncpool.Event) -> None:
-        if not isinstance(event, ResourceFailed) or not isinstance(event.error, RelayError):
-            return
-        # A worker without a connection keeps trying to reconnect while mails wait. Give up at some point.
-        if self._loop.time() - self._last_contact > self._patience:
-            self._stop(event.error)
+        # A worker without a connection keeps trying to connect while mails wait.
+        match event:
+            case ResourceFailed(error=RelayError() as error) if self._outage.note(self._loop.time()):
+                self._stop(error)
 
     def _check_letters(self) -> None:
         # Check this before the first mail, not when the first one fails.
@@ -271,42 +377,27 @@ class EmailCampaign:
 
     async def _finish(self, began: float) -> CampaignReport:
         seconds = self._loop.time() - began
-        ended = await self.pool.close()
-        cut_off = [mail.job for mail in ended.unfinished if mail.started]
+        await self.pool.close()
+        if isinstance(self._failure, RefusalError):
+            self.dead_letters.drop()
+        self.dead_letters.release()
         if isinstance(self._failure, JournalError):
-            who = ", ".join(user.email for user in self._sent_unwritten + cut_off)
+            who = ", ".join(user.email for user in self._sent_unwritten + self._cut_off)
             raise JournalError(f"{self._failure}; users who may have received a mail without a record: {who}")
         if self._failure is not None:
             raise self._failure
         await self.journal.flush()
         stats = self.pool.stats
+        ambiguous = self.dead_letters.reasons.pop(Ambiguous.__name__, 0)
         return CampaignReport(
             sent=stats.succeeded - self._sent_before,
-            failed=stats.failed,
-            cut_off=len(cut_off),
+            failed=stats.failed - self.dead_letters.deferred - ambiguous,
+            ambiguous=ambiguous,
+            deferred=self.dead_letters.deferred,
+            cut_off=len(self._cut_off),
             left=await self._count(),
             seconds=seconds,
             retries=stats.retries,
             reasons=dict(self.dead_letters.reasons),
             latency=stats.seconds_running,
         )
-
-
-class _DeadLetters(asyncpool.DeadLetterFile[User]):
-    """The file of the dead letters. Each is also marked in the journal, so that the next run does not send it again."""
-
-    def __init__(self, campaign: EmailCampaign, path: Path) -> None:
-        super().__init__(path, encode=asdict, decode=_user)
-        self._campaign = campaign
-        self.reasons: Counter[str] = Counter()
-
-    def record(self, letter: asyncpool.DeadLetter[User]) -> None:
-        # Write the letter first: if the process is killed in between, the mail is sent again, not forgotten.
-        super().record(letter)
-        self._campaign.journal.write(letter.job, Mark.FAILED)
-        kind = letter.error_type.rpartition(".")[2]
-        self.reasons[letter.error.partition(" ")[0] if kind == "Refused" else kind] += 1
-
-
-def _user(fields: dict[str, Any]) -> User:
-    return User(**fields)

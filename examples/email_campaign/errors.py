@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CampaignError", "DatabaseError", "JournalError", "RelayError"]
+__all__ = ["CampaignError", "DatabaseError", "JournalError", "RefusalError", "RelayError"]
 
 
 class CampaignError(Exception):
@@ -19,3 +19,7 @@ class JournalError(CampaignError):
 
 class RelayError(CampaignError):
     """The SMTP server cannot be reached, or rejects all mails of this sender."""
+
+
+class RefusalError(RelayError):
+    """The SMTP server refuses one mail after the other with the same reply."""

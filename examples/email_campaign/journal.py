@@ -28,6 +28,10 @@ class Mark(Enum):
 
     SENT = "sent"
     FAILED = "failed"
+    UNCLEAR = "unclear"
+    """The connection was lost when the server had the mail, so it may be sent. It is tried once more."""
+    AMBIGUOUS = "ambiguous"
+    """The same happened again. It is not tried any more."""
 
 
 _SCHEMA = """
@@ -77,6 +81,8 @@ class Journal:
     as_of: str
     """The day relative to which users count as inactive. The first run sets it to the last day on which any user was
     seen, and all later runs of the campaign keep it."""
+    unclear: set[int]
+    """The ids of the users whose mail has the mark `UNCLEAR`, or had it in this run."""
 
     def __init__(self, database: aiosqlite.Connection, path: Path, name: str, *, durable: bool = False) -> None:
         self._database = database
@@ -102,6 +108,8 @@ class Journal:
             row = await cursor.fetchone()
         assert row is not None
         self.campaign, self.as_of = row
+        sql = "SELECT user FROM mails WHERE campaign = ? AND mark = 'unclear'"
+        self.unclear = {id for (id,) in await self._database.execute_fetchall(sql, (self.campaign,))}
         self._task = asyncio.create_task(self._write_all(), name="journal")
         return self
 
@@ -145,11 +153,13 @@ class Journal:
             return await cursor.fetchone() is not None
 
     async def forget_failures(self, users: Iterable[int]) -> None:
-        """Delete the failure marks of these users, given by their ids, so that their mails are sent again."""
+        """Delete the marks of these users, given by their ids, except `SENT`, so that their mails are sent again."""
+        ids = list(users)
         await self._database.execute_fetchall(
-            "DELETE FROM mails WHERE campaign = ? AND mark = 'failed' AND user IN (SELECT value FROM json_each(?))",
-            (self.campaign, json.dumps(list(users))),
+            "DELETE FROM mails WHERE campaign = ? AND mark <> 'sent' AND user IN (SELECT value FROM json_each(?))",
+            (self.campaign, json.dumps(ids)),
         )
+        self.unclear.difference_update(ids)
 
     async def _write_all(self) -> None:
         """The task that writes all waiting entries, in one transaction after the other."""

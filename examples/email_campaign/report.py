@@ -18,6 +18,11 @@ class CampaignReport:
     """Mails that the server has accepted. All of them are recorded."""
     failed: int
     """Mails that failed permanently. They are dead letters."""
+    ambiguous: int
+    """Mails that the server may have accepted: the connection was lost twice after the mail was transmitted. They are
+    dead letters too."""
+    deferred: int
+    """Mails that the server rejected temporarily until the end. The next run tries them again."""
     cut_off: int
     """Mails that were interrupted. The server may or may not have accepted them."""
     left: int
@@ -32,8 +37,8 @@ class CampaignReport:
 
     @property
     def processed(self) -> int:
-        """Mails that were sent or failed."""
-        return self.sent + self.failed
+        """Mails that were sent or failed, and those that may have been sent."""
+        return self.sent + self.failed + self.ambiguous
 
     @property
     def rate(self) -> float:
@@ -45,7 +50,11 @@ class CampaignReport:
         yield f"Total processed: {self.processed:,}"
         yield f"Sent: {self.sent:,}"
         yield f"Failed: {self.failed:,}{_list(self.reasons)}"
+        if self.ambiguous:
+            yield f"Ambiguous: {self.ambiguous:,} (transmitted twice, but the connection was lost before each reply)"
         yield f"Retries: {self.retries:,}"
+        if self.deferred:
+            yield f"Deferred: {self.deferred:,} (rejected temporarily; the next run tries them again)"
         if self.cut_off:
             yield f"Unfinished: {self.cut_off:,} (the next run sends them again, with the same Message-IDs)"
         yield f"Total time: {self.seconds:.2f}s"

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from aiosmtpd.smtp import SMTP
 
@@ -135,8 +135,8 @@ class _Session(SMTP):
 
     def drop(self) -> None:
         """Abort the connection without a reply."""
-        if isinstance(self.transport, asyncio.WriteTransport):
-            self.transport.abort()
+        if self.transport is not None:
+            cast(asyncio.WriteTransport, self.transport).abort()  # uvloop's transports are not instances of this class
 
     async def smtp_MAIL(self, arg: str | None) -> None:
         self._began = self.loop.time()

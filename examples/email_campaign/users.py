@@ -95,14 +95,16 @@ _PORTION = 1000
 _INACTIVE = """
     FROM users
     WHERE last_seen <= date(:as_of, '-30 days')
-      AND NOT EXISTS (SELECT 1 FROM mails WHERE mails.campaign = :campaign AND mails.user = users.id)
+      AND NOT EXISTS (
+          SELECT 1 FROM mails WHERE mails.campaign = :campaign AND mails.user = users.id AND mails.mark <> 'unclear'
+      )
 """
 
 
 async def inactive_users(
     database: aiosqlite.Connection, campaign: int, as_of: str, limit: int | None = None
 ) -> AsyncGenerator[User]:
-    """Yield the users not seen in the 30 days before `as_of` who have no mark in the campaign yet, ordered by id.
+    """Yield the users not seen in the 30 days before `as_of` whose mail is still to be sent, ordered by id.
 
     Only the rows that the cursor reads ahead are in memory: 64.
     """

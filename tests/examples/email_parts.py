@@ -12,14 +12,11 @@ from typing import Any
 
 from blockbuster import BlockBuster, blockbuster_ctx
 
-import asyncpool
 from examples.email_campaign.campaign import EmailCampaign
+from examples.email_campaign.connection import Timeouts
 from examples.email_campaign.faults import Fault
-from examples.email_campaign.mailer import Relay, is_transient
+from examples.email_campaign.relay import Relay, Tls
 from examples.email_campaign.server import Accepted, DebugServer
-
-# No pauses, and more attempts than any test has faults.
-RETRY = asyncpool.Retry(attempts=5, backoff=0.0, on=is_transient)
 
 
 @contextmanager
@@ -79,10 +76,15 @@ class Office(DebugServer):
         """How often each mail was accepted, by its Message-ID."""
         return Counter(mail.message_id for mail in self.accepted)
 
-    def campaign(self, database: Path, **options: Any) -> EmailCampaign:
-        """A campaign that sends its mails here."""
-        relay = Relay(host="127.0.0.1", port=self.port)
-        return EmailCampaign(database, **{"relay": relay, "workers": 1, "retry": RETRY, "timeout": 30.0, **options})
+    def campaign(self, database: Path, *, timeout: float = 30.0, **options: Any) -> EmailCampaign:
+        """A campaign that sends its mails here, and retries without delay."""
+        relay = relay_at(self.port, timeout)
+        return EmailCampaign(database, **{"relay": relay, "workers": 1, "retry_delay": 0.0, **options})
+
+
+def relay_at(port: int, timeout: float = 0.2, **options: Any) -> Relay:
+    """A relay on loopback, with the same time limit for each reply."""
+    return Relay(host="127.0.0.1", port=port, **{"tls": Tls.NONE, "timeouts": Timeouts.all(timeout), **options})
 
 
 def id_of(user: int) -> str:
@@ -112,7 +114,7 @@ async def scripted_server(heard: list[str] | None = None, **replies: str) -> Asy
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:
-        yield Relay(host="127.0.0.1", port=server.sockets[0].getsockname()[1], timeout=0.2)
+        yield relay_at(server.sockets[0].getsockname()[1])
     finally:
         server.close()
         await server.wait_closed()
