@@ -26,14 +26,20 @@ class PoolTaskGroup(asyncio.TaskGroup):
             # A child that is done, and whose callback an interrupt has dropped: the group would wait for it forever.
             children: set[asyncio.Task[Any]] = getattr(self, "_tasks", set())
             children.difference_update([task for task in children if task.done()])
+            ending = list(children)
+            earlier = getattr(self, "_base_error", None)  # read here: from Python 3.14 on the group forgets it
             try:
                 await super().__aexit__(kind, error, traceback)
             except (KeyboardInterrupt, SystemExit) as raised:
                 # An interrupt of a child, at a line that `_guarded` does not guard. The loop has raised it already.
                 # Raised again, it would stop the cleanup of asyncio.run before other pools are closed
                 # (test_an_interrupt_of_a_task_that_begins_lets_other_pools_close).
-                if raised is not getattr(self, "_base_error", None):
+                if raised is not earlier and not any(_raised(task, raised) for task in ending):
                     raise
+
+
+def _raised(task: asyncio.Task[Any], error: BaseException) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is error
 
 
 class Tasks:
