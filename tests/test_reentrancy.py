@@ -12,7 +12,7 @@ import pytest
 
 from asyncpool import ConcurrencyLimit, Failed, JobHandle, RateLimit, WorkerPool
 from asyncpool.testing import settle
-from tests.helpers import assert_conserved, echo, virtual
+from tests.helpers import assert_conserved, echo, needs_nested_loops, virtual
 
 # -- Priorities
 
@@ -199,6 +199,7 @@ asyncio.run(main())
 """
 
 
+@needs_nested_loops
 @pytest.mark.parametrize(
     "options", ["{}", "{'retry': Retry(max_elapsed=60)}", "{'limiter': RateLimit(1000, burst=10)}"]
 )

@@ -13,7 +13,7 @@ import anyio.to_thread
 import pytest
 
 from asyncpool import PoolClosed, WorkerPool, WrongLoop, offload
-from tests.helpers import echo, virtual
+from tests.helpers import echo, needs_nested_loops, virtual
 
 CALLERS: dict[str, Callable[[WorkerPool[Any, Any]], Any]] = {
     "submit_nowait": lambda pool: pool.submit_nowait(1),
@@ -99,6 +99,7 @@ def in_thread(call: Callable[[], Any]) -> Any:
     return asyncio.run(asyncio.to_thread(call))
 
 
+@needs_nested_loops
 @virtual
 async def test_an_outer_loop_of_the_same_thread_is_not_in_another_thread() -> None:
     async def inner() -> None:
