@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Self, cast
 
 import aiosmtplib
+from aiosmtplib.protocol import SMTPProtocol
 
 from examples.email_campaign.mail import Mail
 from examples.email_campaign.replies import Ambiguous, Disconnected, Phase, Refused
@@ -44,17 +45,16 @@ _POLITE = 2.0  # seconds to wait for the replies to NOOP and QUIT, on which no m
 class MailConnection:
     """A connection that sends mails, one after the other. `close` must be called at the end."""
 
-    def __init__(self, smtp: aiosmtplib.SMTP, timeouts: Timeouts) -> None:
-        assert smtp.protocol is not None
+    def __init__(self, smtp: aiosmtplib.SMTP, protocol: SMTPProtocol, timeouts: Timeouts) -> None:
         # No isinstance(): the transports of uvloop are not subclasses of those of asyncio.
-        transport = cast(asyncio.Transport, smtp.transport)
+        transport = cast(asyncio.Transport, protocol.transport)
         # So that drain() waits until everything is transmitted. Not 0: with TLS, an empty buffer would count as full.
         transport.set_write_buffer_limits(high=1, low=0)
         self._smtp = smtp
         self._timeouts = timeouts
-        self._protocol = smtp.protocol
+        self._protocol = protocol
         self._transport = transport
-        self._writer = asyncio.StreamWriter(transport, smtp.protocol, None, asyncio.get_running_loop())
+        self._writer = asyncio.StreamWriter(transport, protocol, None, asyncio.get_running_loop())
         self._is_between_mails = True
 
     async def send(self, mail: Mail) -> None:
@@ -95,7 +95,7 @@ class MailConnection:
             raise Refused(error.code, text, phase, spoils=not usable) from error
         except TimeoutError as error:
             raise _lost(phase, "did not respond in time") from error
-        except ConnectionError as error:
+        except OSError as error:
             raise _lost(phase, "closed the connection") from error
         self._is_between_mails = True
 

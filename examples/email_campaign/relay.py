@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 import aiosmtplib
+from aiosmtplib.protocol import SMTPProtocol
 
 from examples.email_campaign.connection import MailConnection, Timeouts
 from examples.email_campaign.errors import RelayError
@@ -72,17 +73,17 @@ class Relay:
             timeout=None,  # there are our own: see connection.py
         )
         try:
-            await self._open(smtp)
+            protocol = await self._open(smtp)
         except BaseException:
             smtp.close()
             raise
-        connection = MailConnection(smtp, self.timeouts)
+        connection = MailConnection(smtp, protocol, self.timeouts)
         try:
             yield connection
         finally:
             await connection.close()
 
-    async def _open(self, smtp: aiosmtplib.SMTP) -> None:
+    async def _open(self, smtp: aiosmtplib.SMTP) -> SMTPProtocol:
         where = f"the mail server {self.host}:{self.port}"
         try:
             async with asyncio.timeout(self.timeouts.greeting):
@@ -98,6 +99,9 @@ class Relay:
             raise RelayError(f"{where} cannot be reached: {error}") from error
         except aiosmtplib.SMTPException as error:  # it does not offer STARTTLS, or a login
             raise RelayError(f"{where} cannot be used: {error}") from error
+        if smtp.protocol is None or smtp.protocol.transport is None:
+            raise RelayError(f"{where} closed the connection")
+        return smtp.protocol
 
 
 async def _greet(smtp: aiosmtplib.SMTP) -> None:
