@@ -62,6 +62,8 @@ async def _run(options: Options) -> int:
     if options.replay is not None and not await asyncio.to_thread(options.replay.is_file):
         raise DatabaseError(f"there are no dead letters to replay: {options.replay} is not a file")
     users = 50_000 if options.users is None else options.users
+    if options.relay is not None and options.users is None and not await asyncio.to_thread(options.db.exists):
+        raise DatabaseError(f"there is no database {options.db}; --users N creates one, with N made-up users")
     with in_sentences(options.db):
         if await make_users(options.db, users, options.seed):
             _say(f"Created {options.db} with {users:,} users")

@@ -168,6 +168,14 @@ def test_what_cannot_be_printed_ends_in_a_sentence(tmp_path: Path) -> None:
     assert "No space left on device" in done.stderr
 
 
+def test_a_real_server_gets_no_mails_to_made_up_users_by_accident(tmp_path: Path) -> None:
+    done = run("--db", tmp_path / "users.db", "--smtp", "127.0.0.1:1")
+
+    assert done.returncode == 2
+    assert f"there is no database {tmp_path}/users.db; --users N creates one, with N made-up users" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_there_are_no_more_connections_than_mails(tmp_path: Path) -> None:
     database = make_database(tmp_path / "users.db", inactive=3)
     done = run("--db", database, "--workers", "50", "--limit", "1", "--latency", "0", "--faults", "0")
