@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from blockbuster import BlockBuster
 
+import asyncpool
+from asyncpool.events import JobRetrying
 from examples.email_campaign.campaign import EmailCampaign
 from examples.email_campaign.connection import Timeouts
 from examples.email_campaign.errors import RelayError
@@ -110,14 +112,27 @@ def test_a_password_is_not_sent_in_plain_text_unless_that_is_allowed(database: P
 
 
 def test_the_faults_of_the_debug_server_work_on_uvloop(database: Path) -> None:
+    errors: list[str] = []
+
+    def observe(event: asyncpool.Event) -> None:
+        if isinstance(event, JobRetrying):
+            errors.append(str(event.error))
+
     async def main() -> None:
         plan = {1: [Fault.CLOSING, Fault.BUSY], 2: [Fault.LOST], 3: [Fault.STALL]}
-        async with Office(plan) as office, office.campaign(database, workers=2, timeout=0.5) as campaign:
+        options: dict[str, Any] = {"timeout": 1.0, "observers": [observe]}
+        async with Office(plan) as office, office.campaign(database, **options) as campaign:
             report = await campaign.run()
         assert (report.sent, report.failed, report.left) == (3, 0, 0)
         assert office.mails == {id_of(1): 1, id_of(2): 2, id_of(3): 1}
 
     on_uvloop(main())
+    assert errors == [
+        "421 4.3.2 localhost is closing down",
+        "451 4.3.0 try again later",
+        "the mail server closed the connection after the end of the text",
+        "the mail server did not respond in time after the end of the text",
+    ]
 
 
 def test_a_mail_that_is_cut_off_is_not_sent_to_its_end(database: Path) -> None:
