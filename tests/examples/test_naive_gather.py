@@ -85,24 +85,6 @@ def test_the_pool_is_never_above_its_workers_and_gets_every_page(comparison: Com
     assert server.refused == 0
 
 
-def test_the_server_refuses_connections_on_uvloop_too() -> None:
-    """Its transports are not subclasses of those of asyncio."""
-    uvloop = pytest.importorskip("uvloop")
-
-    async def main() -> None:
-        async with LimitedServer(connections=1, body=b"page", seconds=0.2) as server, aiohttp.ClientSession() as client:
-            first = asyncio.create_task(client.get(server.url))
-            while not server.open:
-                await asyncio.sleep(0.01)
-            with pytest.raises(ConnectionResetError):
-                await client.get(server.url)
-            assert (await first).status == 200
-            assert server.refused >= 1
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main())
-
-
 def test_every_way_has_its_column(comparison: Comparison) -> None:
     rows = {name.strip(): list(cells) for name, cells in comparison.table()}
 
