@@ -1,7 +1,8 @@
 """The examples run on uvloop, too: each with a small load, in its own process.
 
 The three larger ones have tests of their own for it. Those of common_mistakes.py need the loop of `asyncpool.testing`,
-uvicorn chooses uvloop itself (test_asgi_service.py), and cluster.py runs crunch.py.
+uvicorn chooses uvloop itself (test_asgi_service.py), cluster.py runs crunch.py, and private_postgres.py is a part of
+postgres_jobs.py.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.programs import Programs
+from tests.servers.postgres import find_programs
 
 pytest.importorskip("uvloop")
 
@@ -33,9 +35,11 @@ EXAMPLES = {
     "auto_scaling": ["--jobs", "20", "--job-time", "0.01", "--idle-timeout", "0.1"],
     "basic_pool": [],
     "best_practices": [],
+    "command_engine": [],
     "crunch": ["--upto", "4000", "--engine", "none"],
     "llm_batch": ["--prompts", "20", "--speed", "60"],
     "naive_gather": ["--jobs", "50", "--workers", "10"],
+    "postgres_jobs": ["--add", "50"],
     "retries_and_dead_letters": [],
 }
 
@@ -50,6 +54,8 @@ def programs() -> Iterator[Programs]:
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_an_example_runs_on_uvloop(example: str, programs: Programs, tmp_path: Path) -> None:
+    if example == "postgres_jobs" and find_programs() is None:
+        pytest.skip("needs PostgreSQL (Debian: apt install postgresql)")
     (tmp_path / "program.py").write_text(PROGRAM)
     ran = programs.run(["program.py", f"examples.{example}", *EXAMPLES[example]], tmp_path)
     assert ran.status == 0, ran.output
@@ -60,5 +66,5 @@ def test_an_example_runs_on_uvloop(example: str, programs: Programs, tmp_path: P
 def test_all_examples_of_one_file_are_tested() -> None:
     folder = Path(__file__).parents[2] / "examples"
     commands = {file.stem for file in folder.glob("*.py") if '__name__ == "__main__"' in file.read_text()}
-    others = {"asgi_service", "cluster", "common_mistakes", "prometheus_check"}
+    others = {"asgi_service", "cluster", "common_mistakes", "private_postgres", "prometheus_check"}
     assert commands == {*EXAMPLES, *others}
