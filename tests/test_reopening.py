@@ -106,7 +106,8 @@ async def test_a_backend_that_is_back_gets_two_new_connections_for_each_that_it_
         await backend.go_down(pool, 60)
         await asyncio.sleep(1)
         assert backend.open == 60
-    assert 1 <= backend.burst <= 4  # besides those whose own pause was over in the same 10 ms
+    # One that tries when none is open, and those whose own pause is over in the same 10 ms.
+    assert backend.burst <= 4
 
 
 @virtual

@@ -48,7 +48,8 @@ class Order(ABC):
 
     is_comparing: bool
     """Whether keys are being compared, which is the user's code. A heap that changes meanwhile is broken, so no job is
-    added or taken then (test_a_key_that_submits_while_it_is_compared_is_refused, test_a_key_does_as_it_likes).
+    added or taken then (test_a_key_that_submits_while_it_is_compared_is_refused,
+    test_a_key_does_as_it_likes_while_it_is_compared).
     """
 
     def __init__(self) -> None:
