@@ -81,9 +81,10 @@ def calculate(job: Any) -> Any:
 
 
 @pytest.fixture
-def processes(loop_is_never_blocked: BlockBuster) -> Callable[[], ProcessPoolExecutor]:
+def processes(loop_is_never_blocked: BlockBuster) -> Iterator[Callable[[], ProcessPoolExecutor]]:
     loop_is_never_blocked.deactivate()  # ProcessPoolExecutor.submit starts a process and writes to a pipe
-    return lambda: ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    yield lambda: ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    gc.collect()  # here: to drop the semaphores of an executor writes to a pipe, too
 
 
 @pytest.mark.slow

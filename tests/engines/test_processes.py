@@ -491,7 +491,9 @@ async def test_inputs_are_handed_back_when_no_process_comes_for_too_long(notes: 
         async with pool:
             fleet = pool._parts.fleet
             assert fleet is not None
-            fleet._options = replace(fleet._options, patience=0.5)  # now: a busy machine may need more for the first
+            # Now, because a busy machine may need more for the first process.
+            fleet._options = replace(fleet._options, patience=0.5)
+            fleet.presence._patience = 0.5
             handles = [await pool.submit(60.0) for _ in range(5)]
             os.kill(pids(pool)[0], signal.SIGKILL)
             for handle in handles:
