@@ -266,6 +266,36 @@ def test_a_caller_that_was_lost_does_not_hold_the_end_of_asyncio_run_if_the_inte
     assert seen == ["cleaned up"]
 
 
+@pytest.mark.parametrize("has_jobs", [False, True])
+def test_a_task_group_that_was_not_told_of_the_end_of_its_tasks_does_not_hold_asyncio_run(has_jobs: bool) -> None:
+    seen: list[str] = []
+
+    children: list[Any] = []
+
+    async def main() -> None:
+        async with WorkerPool(asyncio.sleep, workers=1, name="shop") as pool:
+            if has_jobs:
+                await pool.submit(60)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    children.append(group.create_task(asyncio.sleep(0)))
+                    children[0].remove_done_callback(group._on_task_done)  # type: ignore[attr-defined]
+            finally:
+                seen.append("left the group")
+
+    async def interrupted() -> None:
+        running = asyncio.create_task(main())
+        while not children or not children[0].done():
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not running.done()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(interrupted())
+    assert seen == ["left the group"]
+
+
 @pytest.mark.parametrize("is_cancelled", [False, True])
 def test_a_caller_that_was_lost_when_the_pool_had_closed_does_not_hold_the_end(
     is_cancelled: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

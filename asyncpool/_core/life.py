@@ -15,7 +15,7 @@ from typing import Any
 
 import anyio
 
-from asyncpool._core.lost_tasks import end_lost, shows_lost_tasks
+from asyncpool._core.lost_tasks import end_lost, shows_lost_tasks, wake_groups
 from asyncpool._core.parts import Parts
 from asyncpool._core.state import Phase
 from asyncpool._core.tasks import PoolTaskGroup
@@ -275,7 +275,9 @@ class Life:
         tasks: list[asyncio.Task[Any]] = [job.task for job in parts.cancellation.running_jobs() if job.task is not None]
         tasks += parts.tasks.all
         if state.is_interrupted or state.is_loop_shutting_down():
-            tasks += [task for task in asyncio.all_tasks(state.loop) if task.cancelling()]
+            cancelled = [task for task in asyncio.all_tasks(state.loop) if task.cancelling()]
+            wake_groups(cancelled, state)
+            tasks += cancelled
         end_lost(tasks, state)
 
     def _watch_supervisor(self) -> None:

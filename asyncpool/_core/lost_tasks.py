@@ -15,7 +15,7 @@ from typing import Any
 from asyncpool._core.state import State
 from asyncpool._logs import log
 
-__all__ = ["end_if_lost", "end_lost", "shows_lost_tasks"]
+__all__ = ["end_if_lost", "end_lost", "shows_lost_tasks", "wake_groups"]
 
 
 def shows_lost_tasks(loop: asyncio.AbstractEventLoop) -> bool:
@@ -50,6 +50,31 @@ def end_if_lost(task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) -> boo
     return True
 
 
+def wake_groups(tasks: Iterable[asyncio.Task[Any]], state: State) -> None:
+    """Let those of these tasks go on that are in a task group whose children are all done, and which was not told."""
+    if not shows_lost_tasks(state.loop):
+        return
+    for task in tasks:
+        awaited: Any = task.get_coro()
+        while (frame := getattr(awaited, "cr_frame", None)) is not None:
+            is_in_group = frame.f_code.co_filename == asyncio.taskgroups.__file__
+            if is_in_group and _wake_group(frame.f_locals["self"], state.loop):
+                log.debug("pool %r: woke %s, whose task group has no tasks left", state.name, task.get_name())
+            awaited = getattr(awaited, "cr_await", None)
+
+
+def _wake_group(group: asyncio.TaskGroup, loop: asyncio.AbstractEventLoop) -> bool:
+    children: set[asyncio.Task[Any]] = getattr(group, "_tasks", set())
+    is_told = _has_next_step(group, loop)  # or will be, in the next turn
+    if not children or is_told or not all(child.done() for child in children):
+        return False
+    children.clear()
+    completed: Any = getattr(group, "_on_completed_fut", None)
+    if completed is not None and not completed.done():  # else its cancellation has woken the task
+        completed.set_result(True)
+    return True
+
+
 def _is_stopped(task: asyncio.Task[Any]) -> bool:
     """Whether a task does not run, and waits for nothing that is still to come."""
     waits_for: Any = getattr(task, "_fut_waiter", None)
@@ -61,5 +86,5 @@ def _is_stopped(task: asyncio.Task[Any]) -> bool:
     )
 
 
-def _has_next_step(task: asyncio.Task[Any], loop: Any) -> bool:
-    return any(getattr(getattr(handle, "_callback", None), "__self__", None) is task for handle in list(loop._ready))
+def _has_next_step(owner: object, loop: Any) -> bool:
+    return any(getattr(getattr(handle, "_callback", None), "__self__", None) is owner for handle in list(loop._ready))
