@@ -50,6 +50,13 @@ async def swallows(job: int) -> None:
             pass
 
 
+async def call(pool: WorkerPool[Any, Any], seen: list[str]) -> None:
+    try:
+        await pool.run(1)
+    finally:
+        seen.append("cleaned up")
+
+
 @pytest.mark.parametrize("handler", [spin, cleans_up])
 def test_a_job_whose_next_step_was_lost_holds_neither_close_nor_asyncio_run(
     handler: Any, caplog: pytest.LogCaptureFixture
@@ -223,16 +230,10 @@ def test_a_supervisor_that_was_lost_is_replaced_by_its_callback(
 def test_a_caller_that_was_lost_does_not_hold_the_end_of_asyncio_run(caplog: pytest.LogCaptureFixture) -> None:
     seen: list[str] = []
 
-    async def call(pool: WorkerPool[Any, Any]) -> None:
-        try:
-            await pool.run(1)
-        finally:
-            seen.append("cleaned up")
-
     async def main() -> None:
         pool = WorkerPool(asyncio.sleep, workers=1, name="shop")
         await pool.start()
-        caller = asyncio.create_task(call(pool), name="caller")
+        caller = asyncio.create_task(call(pool, seen), name="caller")
         await asyncio.sleep(0.001)
         caller.cancel()  # its wait has ended, and its wakeup is due
         lose(caller)
@@ -247,15 +248,9 @@ def test_a_caller_that_was_lost_does_not_hold_the_end_of_asyncio_run(caplog: pyt
 def test_a_caller_that_was_lost_does_not_hold_the_end_of_asyncio_run_if_the_interrupt_came_in_the_block() -> None:
     seen: list[str] = []
 
-    async def call(pool: WorkerPool[Any, Any]) -> None:
-        try:
-            await pool.run(1)
-        finally:
-            seen.append("cleaned up")
-
     async def main() -> None:
         async with WorkerPool(asyncio.sleep, workers=1, name="shop") as pool:
-            caller = asyncio.create_task(call(pool), name="caller")
+            caller = asyncio.create_task(call(pool, seen), name="caller")
             await asyncio.sleep(0.001)
             caller.cancel()
             lose(caller)
@@ -272,16 +267,19 @@ def test_a_task_group_that_was_not_told_of_the_end_of_its_tasks_does_not_hold_as
 
     children: list[Any] = []
 
+    async def fail() -> None:
+        raise ValueError("of a child")
+
     async def main() -> None:
         async with WorkerPool(asyncio.sleep, workers=1, name="shop") as pool:
             if has_jobs:
                 await pool.submit(60)
             try:
                 async with asyncio.TaskGroup() as group:
-                    children.append(group.create_task(asyncio.sleep(0)))
+                    children.append(group.create_task(fail()))
                     children[0].remove_done_callback(group._on_task_done)  # type: ignore[attr-defined]
-            finally:
-                seen.append("left the group")
+            except* ValueError:
+                seen.append("left the group, with the error")
 
     async def interrupted() -> None:
         running = asyncio.create_task(main())
@@ -293,7 +291,7 @@ def test_a_task_group_that_was_not_told_of_the_end_of_its_tasks_does_not_hold_as
 
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(interrupted())
-    assert seen == ["left the group"]
+    assert seen == ["left the group, with the error"]
 
 
 @pytest.mark.parametrize("is_cancelled", [False, True])

@@ -79,3 +79,31 @@ def test_no_two_callbacks_share_a_context(file: Path) -> None:
     # A handler can run the loop itself, in a callback of ours, and another cannot enter the same context meanwhile
     # (test_a_handler_can_run_the_loop_in_its_first_step).
     assert not re.search(r"context=self\._context\b(?!\.copy\(\))", file.read_text(encoding="utf-8"))
+
+
+# Those that only a task calls, or that make a lock, for which anyio needs no task.
+NOT_FOR_TIMERS = {"dask/session.py": {"__init__", "_use"}, "dashboard/reading.py": {"__init__"}}
+
+
+def calls_of_anyio_without_a_task(source: str) -> dict[str, list[str]]:
+    """The functions that are not async, and what they call of anyio."""
+    found: dict[str, list[str]] = {}
+    for function in ast.walk(ast.parse(source)):
+        if isinstance(function, ast.FunctionDef):
+            for node in ast.walk(function):
+                name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+                if name.startswith("anyio.") or name.endswith(".start_soon"):
+                    found.setdefault(function.name, []).append(name)
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_what_a_timer_can_call_uses_no_function_of_anyio(file: Path) -> None:
+    # Where sniffio is installed, they raise outside of a task (test_a_dask_worker_that_hangs_is_restarted).
+    found = calls_of_anyio_without_a_task(file.read_text(encoding="utf-8"))
+    assert {name: calls for name, calls in found.items() if name not in NOT_FOR_TIMERS.get(name_of(file), ())} == {}
+
+
+def test_calls_of_anyio_without_a_task_are_found() -> None:
+    source = "def f(self):\n    self.tasks.start_soon(g)\nasync def g():\n    await anyio.sleep(anyio.current_time())"
+    assert calls_of_anyio_without_a_task(source) == {"f": ["self.tasks.start_soon"]}

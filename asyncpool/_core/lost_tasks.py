@@ -25,9 +25,7 @@ def shows_lost_tasks(loop: asyncio.AbstractEventLoop) -> bool:
 
 def end_lost(tasks: Iterable[asyncio.Task[Any]], state: State) -> None:
     """End those of these tasks that are lost, and log each of them."""
-    if not shows_lost_tasks(state.loop):
-        return
-    for task in [task for task in tasks if _is_stopped(task)]:
+    for task in list(tasks):
         if end_if_lost(task, state.loop):
             log.error("pool %r: ended %s, which was never resumed after an interrupt", state.name, task.get_name())
 
@@ -51,28 +49,22 @@ def end_if_lost(task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) -> boo
 
 
 def wake_groups(tasks: Iterable[asyncio.Task[Any]], state: State) -> None:
-    """Let those of these tasks go on that are in a task group whose children are all done, and which was not told."""
+    """Let those of these tasks go on that leave a task group whose tasks have all ended, without its notice."""
     if not shows_lost_tasks(state.loop):
         return
     for task in tasks:
         awaited: Any = task.get_coro()
         while (frame := getattr(awaited, "cr_frame", None)) is not None:
-            is_in_group = frame.f_code.co_filename == asyncio.taskgroups.__file__
-            if is_in_group and _wake_group(frame.f_locals["self"], state.loop):
-                log.debug("pool %r: woke %s, whose task group has no tasks left", state.name, task.get_name())
+            if frame.f_code.co_filename == asyncio.taskgroups.__file__:
+                _notify_of_ends(frame.f_locals["self"], state.loop)
             awaited = getattr(awaited, "cr_await", None)
 
 
-def _wake_group(group: asyncio.TaskGroup, loop: asyncio.AbstractEventLoop) -> bool:
-    children: set[asyncio.Task[Any]] = getattr(group, "_tasks", set())
-    is_told = _has_next_step(group, loop)  # or will be, in the next turn
-    if not children or is_told or not all(child.done() for child in children):
-        return False
-    children.clear()
-    completed: Any = getattr(group, "_on_completed_fut", None)
-    if completed is not None and not completed.done():  # else its cancellation has woken the task
-        completed.set_result(True)
-    return True
+def _notify_of_ends(group: Any, loop: asyncio.AbstractEventLoop) -> None:
+    children: list[asyncio.Task[Any]] = list(group._tasks)
+    if all(child.done() for child in children) and not _has_next_step(group, loop):
+        for child in children:
+            group._on_task_done(child)  # the callback that was dropped; it keeps the error of the child, too
 
 
 def _is_stopped(task: asyncio.Task[Any]) -> bool:
